@@ -1,0 +1,216 @@
+"""The typed, frozen configuration: every fact of a model and of a training run, as a field with a default and bounds.
+
+Values live in YAML, structure lives here. `mmx.settings` reads files into these classes; nothing here imports torch.
+Alphabet: E decoder width, H heads, D head width, L layers, F feature width of an encoder, V vocabulary, K streams.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+
+class Frozen(BaseModel):
+    """Immutable; a key that is not a field is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TransformerConfig(Frozen):
+    """What a stack of self-attention and feed-forward blocks is made of; the decoder and the text encoder share it."""
+
+    width: PositiveInt = 256
+    layers: PositiveInt = 3
+    heads: PositiveInt = 4
+    head_width: PositiveInt | None = None
+    norm: Literal["layer", "rms"] = "layer"
+    norm_placement: Literal["pre", "post"] = "pre"
+    norm_eps: float = Field(1e-5, gt=0)
+    positions: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
+    max_positions: PositiveInt = 64
+    feed_forward: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    feed_forward_width: PositiveInt | None = None
+    gated: bool = False
+    biases: bool = True
+    embedding_norm: bool = False
+    embedding_scale: float = Field(1.0, gt=0)
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "TransformerConfig":
+        if self.head_width is None and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; or give head_width")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """D: the given head width, or width / heads."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def hidden_size(self) -> int:
+        """Width inside the feed-forward: the given one, or four times the width."""
+        return self.feed_forward_width or 4 * self.width
+
+
+class DecoderConfig(TransformerConfig):
+    """The shared text decoder: a transformer that also looks at a memory."""
+
+    cross_every: PositiveInt = 1
+    gate: Literal["none", "tanh"] = "none"
+    tied_embeddings: bool = True
+    head_transform: bool = False
+    head_bias: bool = False
+
+    @property
+    def looking(self) -> tuple[int, ...]:
+        """Indices of the blocks with cross-attention: the last of every `cross_every` blocks."""
+        return tuple(range(self.cross_every - 1, self.layers, self.cross_every))
+
+    @model_validator(mode="after")
+    def _looks_somewhere(self) -> "DecoderConfig":
+        if not self.looking:
+            raise ValueError(f"cross_every {self.cross_every} is more than layers {self.layers}: no block would look")
+        return self
+
+
+class ProjectionConfig(Frozen):
+    """How the features of one source become keys and values. Positions go on the keys; values stay content."""
+
+    position: Literal["none", "learned", "sinusoidal"] = "learned"
+    max_positions: PositiveInt = 64
+    share_layers: bool = False
+    norm: Literal["none", "layer", "rms"] = "layer"
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    bias: bool = True
+
+
+class SourceConfig(Frozen):
+    """One source: the encoder's name or address, its own options, and its projection."""
+
+    encoder: str
+    options: dict[str, Any] = {}
+    projection: ProjectionConfig = ProjectionConfig()
+
+
+class ModelConfig(Frozen):
+    """A whole model: named sources, one decoder, where the questions go."""
+
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    decoder: DecoderConfig = DecoderConfig()
+    vocabulary: PositiveInt = 4096
+    question_to: str = "prompt"
+
+    @model_validator(mode="after")
+    def _question_goes_somewhere(self) -> "ModelConfig":
+        if self.question_to != "prompt" and self.question_to not in self.sources:
+            raise ValueError(f"question_to is {self.question_to!r}; expected 'prompt' or one of {sorted(self.sources)}")
+        return self
+
+
+class AugmentConfig(Frozen):
+    """What may happen to a training picture: a crop of at least this area, a mirror image, changed light."""
+
+    crop: float = Field(1.0, gt=0.0, le=1.0)
+    flip: bool = False
+    color: float = Field(0.0, ge=0.0, le=1.0)
+
+
+class DataConfig(Frozen):
+    """One data set. `path` is a file or folder in a format mmx reads, or `scenes` for generated ones.
+
+    `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training.
+    """
+
+    path: str
+    format: Literal["auto", "manifest", "karpathy", "coco", "vqa", "folder", "scenes"] = "auto"
+    split: str | None = None
+    annotations: str | None = None
+    part: tuple[float, float] = (0.0, 1.0)
+    weight: float = Field(1.0, gt=0)
+    limit: PositiveInt | None = None
+    augment: AugmentConfig = AugmentConfig()
+    count: PositiveInt = 1000
+    seed: int = 0
+    tasks: tuple[Literal["caption", "ask"], ...] = ("caption", "ask")
+
+    @model_validator(mode="after")
+    def _part_is_a_stretch(self) -> "DataConfig":
+        if not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ValueError(f"part is {list(self.part)}; expected two fractions such as [0, 0.9]")
+        return self
+
+
+class GenerationConfig(Frozen):
+    """How words are chosen. The names are those of transformers' GenerationConfig."""
+
+    max_new_tokens: PositiveInt = 32
+    min_new_tokens: int = Field(0, ge=0)
+    num_beams: PositiveInt = 1
+    do_sample: bool = False
+    temperature: float = Field(1.0, gt=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1.0)
+    num_return_sequences: PositiveInt = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = Field(1.0, gt=0)
+    no_repeat_ngram_size: int = Field(0, ge=0)
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> "GenerationConfig":
+        if self.do_sample and self.num_beams > 1:
+            raise ValueError("do_sample and num_beams > 1 contradict each other; choose sampling or beams")
+        if self.num_return_sequences > 1 and not self.do_sample and self.num_beams < self.num_return_sequences:
+            raise ValueError(
+                f"num_return_sequences {self.num_return_sequences} needs do_sample: true or as many num_beams"
+            )
+        return self
+
+
+class PartConfig(Frozen):
+    """How one part of the model (a prefix of parameter names, such as `sources.image.encoder`) is trained."""
+
+    lr: float = Field(1.0, ge=0)
+    freeze: bool = False
+
+
+class TrainingConfig(Frozen):
+    """One training run. A step is one optimizer update of `batch_size` pictures a process times `accumulation`."""
+
+    steps: PositiveInt = 1000
+    batch_size: PositiveInt = 32
+    accumulation: PositiveInt = 1
+    streams: PositiveInt = 5
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=0)
+    final_lr: float = Field(0.01, ge=0, le=1)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = Field(1.0, gt=0)
+    label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
+    source_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    ema: float = Field(0.0, ge=0.0, lt=1.0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    parts: dict[str, PartConfig] = {}
+    seed: int = 0
+    workers: int = Field(0, ge=0)
+    log_every: PositiveInt = 50
+    validate_every: PositiveInt = 1000
+    save_every: PositiveInt = 500
+    keep: PositiveInt = 2
+    bad_limit: float = Field(0.001, ge=0, le=1)
+    monitor: str = "loss"
+    max_text: PositiveInt = 40
+
+
+class Config(Frozen):
+    """Everything one `mmx train` needs. `init` starts from the weights of a checkpoint folder."""
+
+    model: ModelConfig
+    train: tuple[DataConfig, ...] = Field(min_length=1)
+    validation: dict[str, DataConfig] = {}
+    training: TrainingConfig = TrainingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    init: str | None = None
+    out: str = "runs/model"

@@ -1,0 +1,29 @@
+"""The one shape of data: an example is one set of inputs (a picture, ...) and everything that is said about it.
+
+All captions of a picture, or all questions about it, are turns of one example: the picture is encoded once for them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One thing to say. Without a question it is a caption, with all reference captions as targets; with one, the
+    targets are the answers people gave. `kind` sorts questions in reports; `box` is the region asked about, in 0..1."""
+
+    targets: tuple[str, ...]
+    question: str | None = None
+    kind: str | None = None
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """Raw inputs by source name (a path, a PIL picture, a text, ...), what is said about them, and where it stands."""
+
+    id: str
+    sources: Mapping[str, Any]
+    turns: tuple[Turn, ...]
+    origin: str = ""

@@ -1,0 +1,208 @@
+"""TextDecoder: tokens and Memory in, logits out. It has queries and outputs, and no cross keys or values of its own.
+
+Alphabet: B memories, K streams, N = B*K, T text positions, S source slots, L layers, H heads, D head width, E width,
+V vocabulary. Masks: True = may be attended. The cache and the recorder are arguments; the decoder keeps no state.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmx.attention import attend, fold_streams, unfold_streams
+from mmx.cache import KeyValueCache
+from mmx.config import DecoderConfig
+from mmx.layers import (
+    ACTIVATIONS,
+    Past,
+    SelfAttention,
+    TanhGate,
+    TokenEmbedding,
+    build_feed_forward,
+    build_norm,
+    build_residual,
+    initialise,
+    merge_heads,
+    real_positions,
+    split_heads,
+)
+from mmx.memory import Memory
+
+
+class Recorder(Protocol):
+    """Anything that wants to know what was asked: it is handed every looking layer's queries [B, H, K*T, D]."""
+
+    def note(self, layer: int, queries: Tensor) -> None: ...
+
+
+class CrossAttention(nn.Module):
+    """Ask the memory: queries from the text, keys and values as they stand in the memory."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.heads, self.index, inner = config.heads, index, config.heads * config.head_size
+        self.query = nn.Linear(config.width, inner, bias=config.biases)
+        self.out = nn.Linear(inner, config.width, bias=config.biases)
+
+    def forward(self, x: Tensor, memory: Memory, mask: Tensor, recorder: Recorder | None) -> Tensor:
+        """x: [N, T, E], mask: bool broadcastable to [B, 1, K*T, S] -> [N, T, E]."""
+        queries = fold_streams(split_heads(self.query(x), self.heads), memory.batch)
+        if recorder is not None:
+            recorder.note(self.index, queries)
+        keys, values = memory.layer(self.index)
+        read = attend(queries, keys.to(queries.dtype), values.to(queries.dtype), mask)
+        return self.out(merge_heads(unfold_streams(read, len(x) // memory.batch)))
+
+
+class DecoderBlock(nn.Module):
+    """Speak to yourself, look at the memory (in a looking block), think it over."""
+
+    def __init__(self, config: DecoderConfig, looking: int | None) -> None:
+        super().__init__()
+        self.self_attention, self.self_residual = SelfAttention(config), build_residual(config)
+        self.cross_attention: CrossAttention | None = None
+        if looking is not None:
+            self.cross_attention = CrossAttention(config, looking)
+            self.cross_residual = build_residual(config, TanhGate() if config.gate == "tanh" else None)
+        self.feed_forward, self.feed_residual = build_feed_forward(config), build_residual(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        past: Past | None,
+        memory: Memory,
+        memory_mask: Tensor,
+        recorder: Recorder | None,
+    ) -> Tensor:
+        """[N, T, E] -> [N, T, E]."""
+        x = self.self_residual(x, lambda y: self.self_attention(y, mask, positions, past))
+        look = self.cross_attention
+        if look is not None:
+            x = self.cross_residual(x, lambda y: look(y, memory, memory_mask, recorder))
+        return self.feed_residual(x, self.feed_forward)
+
+
+class Head(nn.Module):
+    """States to scores over the vocabulary; `table` is the embedding when tied, its own matrix otherwise."""
+
+    def __init__(self, config: DecoderConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.table = None if config.tied_embeddings else nn.Parameter(torch.randn(vocabulary, config.width) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.head_bias else None
+        self.transform = HeadTransform(config) if config.head_transform else nn.Identity()
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """[..., E] -> [..., V]."""
+        return F.linear(self.transform(states), embedding if self.table is None else self.table, self.bias)
+
+
+class HeadTransform(nn.Module):
+    """Dense, activation, norm before the scores (Devlin et al. 2019, the masked-language-model head)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.dense, self.activation = nn.Linear(config.width, config.width), ACTIVATIONS[config.feed_forward]
+        self.norm = build_norm(config.norm, config.width, config.norm_eps)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[..., E] -> [..., E]."""
+        return self.norm(self.activation(self.dense(states)))
+
+
+class TextDecoder(nn.Module):
+    """Embedding, blocks, norm, head."""
+
+    def __init__(self, config: DecoderConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.embedding = TokenEmbedding(config, vocabulary)
+        looking = {block: order for order, block in enumerate(config.looking)}
+        self.blocks = nn.ModuleList(DecoderBlock(config, looking.get(i)) for i in range(config.layers))
+        final = config.norm if config.norm_placement == "pre" else "none"
+        self.norm = build_norm(final, config.width, config.norm_eps)
+        self.head = Head(config, vocabulary)
+        initialise(self, config.layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        memory: Memory,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        recorder: Recorder | None = None,
+        visibility: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits [B, K, T, V] of what follows each token.
+
+        tokens: int [B, K, T], K texts over each memory; mask: bool [B, K, T], False where a token is padding;
+        cache: continues what it holds and is extended in place; visibility: bool [T, S], which slots each position may see.
+        """
+        return self.logits(self.states(tokens, memory, mask, cache, recorder, visibility))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., E] -> [..., V]."""
+        return self.head(states, self.embedding.table)
+
+    def states(
+        self,
+        tokens: Tensor,
+        memory: Memory,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        recorder: Recorder | None = None,
+        visibility: Tensor | None = None,
+    ) -> Tensor:
+        """As `forward`, before the head: [B, K, T, E]."""
+        batch, streams, length = tokens.shape
+        tokens = tokens.flatten(0, 1)
+        exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.flatten(0, 1)
+        held = exists if cache is None else cache.extend_mask(exists)
+        positions = real_positions(held)[:, -length:]
+        may_attend = _causal(held, length)
+        memory_mask = _memory_mask(memory, visibility, streams)
+        x = self.embedding(tokens, positions)
+        for index, block in enumerate(self.blocks):
+            past = None if cache is None else cache.layer(index)
+            x = block(x, may_attend, positions, past, memory, memory_mask, recorder)
+        if cache is not None:
+            cache.advance(length)
+        return self.norm(x).unflatten(0, (batch, streams))
+
+    def new_cache(self, streams: int, capacity: int) -> KeyValueCache:
+        """An empty cache for N `streams` of up to `capacity` tokens."""
+        config = self.config
+        like = self.embedding.table
+        return KeyValueCache.allocate(config.layers, streams, config.heads, capacity, config.head_size, like)
+
+    def empty_memory(self, batch: int) -> Memory:
+        """Nothing to see, for `batch` rows: what would be said without looking."""
+        config, like = self.config, self.embedding.table
+        return Memory.empty(
+            len(config.looking), batch, config.heads, config.head_size, dtype=like.dtype, device=like.device
+        )
+
+
+def _causal(held: Tensor, length: int) -> Tensor:
+    """bool [N, 1, T, held]: the last `length` positions see themselves and what came before, padding excepted.
+
+    A padded position keeps itself, so that no row of the kernel is empty; nobody else sees it.
+    """
+    total = held.shape[1]
+    rows = torch.arange(total - length, total, device=held.device)[:, None]
+    columns = torch.arange(total, device=held.device)
+    return (((columns <= rows) & held[:, None]) | (columns == rows)).unsqueeze(1)
+
+
+def _memory_mask(memory: Memory, visibility: Tensor | None, streams: int) -> Tensor:
+    """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` withholds."""
+    mask = memory.mask[:, None, None]
+    owned = memory.visible(streams)
+    if visibility is None and owned is None:
+        return mask
+    seen = torch.ones_like(memory.mask[:1]) if visibility is None else visibility
+    if owned is not None:
+        seen = seen & owned[:, None]
+    return mask & seen.expand(streams, *seen.shape[-2:]).flatten(0, 1)

@@ -1,0 +1,117 @@
+"""Names to encoders, lazily: a name leads to an address `package.module:Class`, imported only when it is asked for.
+
+Built-ins stand in a table and are loaded exactly as a stranger's: through `resolve`. Strangers come by the
+entry-point group `mmx.encoders`, or by an address typed directly. `MMX_PLUGINS` (names, comma separated; empty for
+none) limits which entry points are considered.
+"""
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points, version
+from inspect import isclass
+
+from mmx.encoders.base import Encoder
+from mmx.errors import EncoderError, suggest
+
+GROUP = "mmx.encoders"
+BUILT_IN = {
+    "image": "mmx.encoders.image:ImageEncoder",
+    "text": "mmx.encoders.text:TextEncoder",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name on offer: where it leads, and who put it there."""
+
+    name: str
+    address: str
+    package: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `mmx encoders` shows of an entry; `problem` says in a sentence why a broken one cannot be used."""
+
+    entry: Entry
+    modality: str | None = None
+    options: dict[str, object] | None = None
+    problem: str | None = None
+
+
+def entries() -> list[Entry]:
+    """Every name on offer, built-ins first; nothing is imported."""
+    own = [Entry(name, address, "mmx", _version("mmx")) for name, address in BUILT_IN.items()]
+    allowed = os.environ.get("MMX_PLUGINS")
+    names = None if allowed is None else {name.strip() for name in allowed.split(",")}
+    found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+    theirs = [
+        Entry(p.name, p.value, p.dist.name if p.dist else "?", p.dist.version if p.dist else "?")
+        for p in found
+        if names is None or p.name in names
+    ]
+    return own + theirs
+
+
+def resolve(name: str) -> type[Encoder]:
+    """The encoder class of a name or an address. Raises EncoderError with the reason where there is none."""
+    if ":" in name:
+        return _load(Entry(name, name, "an address", ""))
+    on_offer = entries()
+    matches = [entry for entry in on_offer if entry.name == name]
+    if not matches:
+        raise EncoderError(f"there is no encoder {name!r}; {suggest(name, [entry.name for entry in on_offer])}")
+    if matches[0].package != "mmx" and len(matches) > 1:
+        raise EncoderError(_clash(matches))
+    return _load(matches[0])
+
+
+def describe() -> list[Description]:
+    """Everything on offer, imported one by one; a broken one is described by its problem and stops nothing."""
+    on_offer = entries()
+    return [_describe(entry, [other for other in on_offer if other.name == entry.name]) for entry in on_offer]
+
+
+def _describe(entry: Entry, namesakes: list[Entry]) -> Description:
+    if len(namesakes) > 1 and not (entry is namesakes[0] and entry.package == "mmx"):
+        return Description(entry, problem=_clash(namesakes))
+    try:
+        encoder = _load(entry)
+        options = {key: field.default for key, field in encoder.Options.model_fields.items()}
+        return Description(entry, encoder.modality, options)
+    except EncoderError as error:
+        return Description(entry, problem=str(error))
+
+
+def _load(entry: Entry) -> type[Encoder]:
+    module, _, attribute = entry.address.partition(":")
+    origin = f"encoder {entry.name!r} ({entry.package} {entry.version}".rstrip() + ")"
+    try:
+        found = getattr(import_module(module), attribute)
+    except (Exception, SystemExit) as error:  # a stranger's module may do anything while it is imported
+        raise EncoderError(f"{origin} cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
+    if not (isclass(found) and issubclass(found, Encoder)):
+        raise EncoderError(f"{origin} is {entry.address}, which is no subclass of mmx.Encoder.")
+    for promised in ("modality", "Options"):
+        if not hasattr(found, promised):
+            raise EncoderError(f"{origin} states no {promised}; see the contract in mmx.encoders.base.")
+    return found
+
+
+def _clash(namesakes: list[Entry]) -> str:
+    claimed = ", ".join(f"{entry.package} ({entry.address})" for entry in namesakes)
+    name = namesakes[0].name
+    return f"the encoder name {name!r} is claimed by {claimed}; uninstall one, or type the address instead of the name."
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except Exception:  # run from a checkout that is not installed
+        return "(not installed)"

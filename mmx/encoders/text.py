@@ -1,0 +1,71 @@
+"""The built-in text encoder: a bidirectional transformer over the model's own tokens, from the layers of the decoder.
+
+Alphabet: B texts, S slots (tokens), F feature width.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmx.config import TransformerConfig
+from mmx.encoders.base import Encoder, Features
+from mmx.layers import (
+    SelfAttention,
+    TokenEmbedding,
+    build_feed_forward,
+    build_norm,
+    build_residual,
+    initialise,
+    real_positions,
+)
+from mmx.tokenizer import Tokenizer
+
+
+class TextEncoder(Encoder):
+    """Text -> one slot a token; every token sees the whole text."""
+
+    modality = "text"
+    shares_tokenizer = True
+
+    class Options(TransformerConfig):
+        """A transformer's facts; text past `max_positions` tokens is cut."""
+
+    def __init__(self, options: Options, tokenizer: Tokenizer) -> None:
+        super().__init__(options)
+        self.tokenizer, self.width = tokenizer, options.width
+        self.embedding = TokenEmbedding(options, len(tokenizer))
+        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(options.layers))
+        final = options.norm if options.norm_placement == "pre" else "none"
+        self.norm = build_norm(final, options.width, options.norm_eps)
+        initialise(self, options.layers)
+
+    def prepare(self, raw: Any) -> dict[str, Tensor]:
+        """A text -> {"tokens": int [S], "mask": bool [S]}, closed by the end token, so that no text is empty."""
+        kept = self.tokenizer.encode(str(raw))[: self.options.max_positions - 1]
+        tokens = torch.tensor([*kept, self.tokenizer.eos])
+        return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Features:
+        """{"tokens": [B, S], "mask": [B, S]} -> Features."""
+        mask = batch["mask"]
+        positions, may_attend = real_positions(mask), mask[:, None, None]
+        x = self.embedding(batch["tokens"], positions)
+        for block in self.blocks:
+            x = block(x, may_attend, positions)
+        return Features(self.norm(x), mask)
+
+
+class EncoderBlock(nn.Module):
+    """Look round in your own text, think it over."""
+
+    def __init__(self, options: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attention, self.self_residual = SelfAttention(options), build_residual(options)
+        self.feed_forward, self.feed_residual = build_feed_forward(options), build_residual(options)
+
+    def forward(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """[B, S, F] -> [B, S, F]."""
+        x = self.self_residual(x, lambda y: self.self_attention(y, mask, positions))
+        return self.feed_residual(x, self.feed_forward)

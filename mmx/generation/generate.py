@@ -1,0 +1,152 @@
+"""Generate: prompts over one memory each, to texts with their scores. Greedy and sampling here, beams in `beams`.
+
+Alphabet: B memories, K prompts of each, n texts of each prompt, N streams in all, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmx.config import GenerationConfig
+from mmx.generation.beams import beam_search
+from mmx.generation.outcome import Generated
+from mmx.generation.rules import Rule, build_rules
+from mmx.generation.step import Step
+
+Stop = Callable[[Tensor, Tensor], Tensor]
+
+__all__ = ["Generated", "Stop", "generate", "stream"]
+
+
+def generate(
+    step: Step,
+    tokens: Tensor,
+    mask: Tensor,
+    options: GenerationConfig,
+    eos: int,
+    rules: Sequence[Rule] = (),
+    stops: Sequence[Stop] = (),
+) -> list[list[list[Generated]]]:
+    """Continue the prompts tokens [B, K, T] (mask False: padding at the end); return texts as [B][K][n], best first.
+
+    rules: (generated [N, t], logits [N, V]) -> logits, beside those of the options, as transformers' LogitsProcessor.
+    stops: (generated [N, t], logits [N, V]) -> bool [N], as transformers' StoppingCriteria.
+    """
+    rules = [*build_rules(options, eos), *rules]
+    if options.num_beams > 1:
+        found = beam_search(step, tokens, mask, options, eos, rules)
+    else:
+        choice = _Choice(step, tokens, mask, options, eos, rules, stops)
+        for _ in choice:
+            pass
+        found = choice.texts()
+    streams = tokens.shape[1]
+    return [found[row * streams : (row + 1) * streams] for row in range(tokens.shape[0])]
+
+
+def stream(
+    step: Step,
+    tokens: Tensor,
+    mask: Tensor,
+    options: GenerationConfig,
+    eos: int,
+    rules: Sequence[Rule] = (),
+    stops: Sequence[Stop] = (),
+) -> Iterator[list[int]]:
+    """As `generate` without beams, but yields the tokens of all N streams as each is chosen (eos once one has ended)."""
+    yield from _Choice(step, tokens, mask, options, eos, [*build_rules(options, eos), *rules], stops)
+
+
+@dataclass
+class _Choice:
+    """Greedy or sampled decoding. Memories whose streams have all ended leave the batch once half of it has."""
+
+    step: Step
+    tokens: Tensor
+    mask: Tensor
+    options: GenerationConfig
+    eos: int
+    rules: Sequence[Rule]
+    stops: Sequence[Stop]
+    said: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        logits = self._prefill()
+        count = len(logits)
+        self.said, self.logprobs = [[] for _ in range(count)], [[] for _ in range(count)]
+        streams = torch.arange(count, device=logits.device)
+        ended = torch.zeros(count, dtype=torch.bool, device=logits.device)
+        history = torch.zeros(count, 0, dtype=torch.long, device=logits.device)
+        generator = torch.Generator(logits.device).manual_seed(self.options.seed)
+        for _ in range(self.options.max_new_tokens):
+            chosen, logprobs = self._choose(history, logits, generator)
+            chosen = chosen.masked_fill(ended, self.eos)
+            self._note(streams, ended, chosen, logprobs)
+            history = torch.cat([history, chosen[:, None]], 1)
+            ended = ended | (chosen == self.eos)
+            for stop in self.stops:
+                ended = ended | stop(history, logits)
+            yield self._present(count, streams, chosen)
+            if bool(ended.all()):
+                return
+            streams, ended, history = self._dismiss(streams, ended, history)
+            logits = self.step(history[:, -1])
+
+    def texts(self) -> list[list[Generated]]:
+        """What was said, n texts a prompt, likeliest first."""
+        made = [
+            Generated.of(tokens, logprobs, self.eos, self.options.length_penalty)
+            for tokens, logprobs in zip(self.said, self.logprobs, strict=True)
+        ]
+        n = self.options.num_return_sequences
+        groups = [made[i : i + n] for i in range(0, len(made), n)]
+        return [sorted(group, key=lambda text: -text.score) for group in groups]
+
+    def _prefill(self) -> Tensor:
+        logits = self.step.prefill(self.tokens, self.mask)
+        if self.options.num_return_sequences > 1:
+            index = torch.arange(len(logits), device=logits.device)
+            index = index.repeat_interleave(self.options.num_return_sequences)
+            self.step.reorder(index)
+            logits = logits[index]
+        return logits
+
+    def _choose(self, history: Tensor, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The next token of each stream, and its log-probability under the model before any rule."""
+        scores = logits.float()
+        for rule in self.rules:
+            scores = rule(history, scores)
+        if self.options.do_sample:
+            chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+        else:
+            chosen = scores.argmax(-1)
+        return chosen, logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+
+    def _note(self, streams: Tensor, ended: Tensor, chosen: Tensor, logprobs: Tensor) -> None:
+        facts = zip(streams.tolist(), ended.tolist(), chosen.tolist(), logprobs.tolist(), strict=True)
+        for stream_, over, token, logprob in facts:
+            if not over:
+                self.said[stream_].append(token)
+                self.logprobs[stream_].append(logprob)
+
+    def _present(self, count: int, streams: Tensor, chosen: Tensor) -> list[int]:
+        row = [self.eos] * count
+        for stream_, token in zip(streams.tolist(), chosen.tolist(), strict=True):
+            row[stream_] = token
+        return row
+
+    def _dismiss(self, streams: Tensor, ended: Tensor, history: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Let go of memories that have nothing left to say, when that halves the work."""
+        each = self.tokens.shape[1] * self.options.num_return_sequences
+        active = ~ended.view(-1, each).all(-1)
+        rows = active.nonzero()[:, 0]
+        if self.options.do_sample or 2 * len(rows) > len(active):  # sampling: the draw must not depend on neighbours
+            return streams, ended, history
+        self.step.keep(rows)
+        kept = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()
+        return streams[kept], ended[kept], history[kept]

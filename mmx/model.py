@@ -1,0 +1,125 @@
+"""Model: sources, decoder, tokenizer. Here the two wings meet, and only here.
+
+Alphabet: B rows (examples), K streams, T text positions, S slots, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmx.config import ModelConfig, SourceConfig
+from mmx.decoder import Recorder, TextDecoder
+from mmx.encoders.base import Encoder, check_features
+from mmx.encoders.registry import resolve
+from mmx.errors import MmxError, suggest
+from mmx.memory import Memory, join
+from mmx.projection import KeyValueProjection
+from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
+from mmx.settings import parse_settings
+from mmx.tokenizer import Tokenizer
+
+
+class SourceBatch(NamedTuple):
+    """One source's part of a batch. inputs: what its encoder collated; rows: int [n], which row of B each is of;
+    withheld: bool [n], encoded but not shown; streams: how many inputs, one a stream, each row has (0: one for all).
+    """
+
+    inputs: Mapping[str, Tensor]
+    rows: Tensor
+    withheld: Tensor | None = None
+    streams: int = 0
+
+
+class Source(nn.Module):
+    """An encoder and its projection: raw tensors in, Memory out."""
+
+    def __init__(self, name: str, config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.name = name
+        self.encoder = build_encoder(config, tokenizer, f"model.sources.{name}")
+        dimensions, width = self.encoder.dimensions, self.encoder.width
+        self.projection = KeyValueProjection(config.projection, model.decoder, width, dimensions, name)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Memory:
+        """A batch of inputs to its memory."""
+        return self.projection(check_features(self.encoder(inputs), self.encoder, self.name))
+
+
+class Model(nn.Module):
+    """Mounts any number of sources beside one decoder. Built from a ModelConfig and a tokenizer."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.sources = nn.ModuleDict(
+            {name: Source(name, source, config, tokenizer) for name, source in config.sources.items()}
+        )
+        self.decoder = TextDecoder(config.decoder, len(tokenizer))
+        resolved = {
+            name: source.model_copy(update={"options": self.encoder(name).options.model_dump(mode="json")})
+            for name, source in config.sources.items()
+        }
+        self.config = config.model_copy(update={"sources": resolved})
+
+    def encoder(self, source: str) -> Encoder:
+        """The encoder of a source. Raises MmxError for a name that is not mounted."""
+        if source not in self.sources:
+            raise MmxError(f"the model has no source {source!r}; {suggest(source, list(self.sources))}")
+        return self.sources[source].encoder  # type: ignore[union-attr,return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.embedding.table.device
+
+    def encode(self, sources: Mapping[str, SourceBatch], batch: int) -> Memory:
+        """The memory of `batch` rows: each source encoded once, an absent one not joined."""
+        memories = [self._remember(name, given, batch) for name, given in sources.items() if len(given.rows)]
+        return join(*memories) if memories else self.decoder.empty_memory(batch)
+
+    def forward(
+        self,
+        sources: Mapping[str, SourceBatch],
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, K, T, V] of tokens [B, K, T]; with `wanted` (int [n], places among B*K*T) only those, [n, V]."""
+        states = self.decoder.states(tokens, self.encode(sources, len(tokens)), mask)
+        return self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
+
+    def prompt(self, question: str | None = None) -> Prompt:
+        """What the decoder is told: to caption, or to answer the question."""
+        if question is None:
+            return caption_prompt()
+        return question_prompt(question) if self.config.question_to == "prompt" else answer_prompt()
+
+    def collate(self, source: str, raw: Sequence[Any], rows: Sequence[int] | None = None) -> SourceBatch:
+        """Prepare and collate raw inputs of one source, on the model's device; rows default to 0, 1, 2, ..."""
+        encoder = self.encoder(source)
+        inputs = encoder.collate([encoder.prepare(item) for item in raw])
+        index = torch.tensor(range(len(raw)) if rows is None else rows, device=self.device)
+        return SourceBatch({name: tensor.to(self.device) for name, tensor in inputs.items()}, index)
+
+    def _remember(self, name: str, given: SourceBatch, batch: int) -> Memory:
+        memory = self.sources[name](given.inputs)
+        if given.withheld is not None:
+            memory = memory.hide(given.withheld[:, None])
+        if given.streams:
+            return memory.spread(given.rows, batch * given.streams).by_stream(given.streams)
+        in_order = len(given.rows) == batch and torch.equal(given.rows.cpu(), torch.arange(batch))
+        return memory if in_order else memory.spread(given.rows, batch)
+
+
+def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Encoder:
+    """The encoder that a source names, with its own options checked. Raises EncoderError or ConfigError."""
+    encoder = resolve(config.encoder)
+    options = parse_settings(config.options, encoder.Options, where=f"{where}.options")
+    return encoder(options, tokenizer) if encoder.shares_tokenizer else encoder(options)  # type: ignore[call-arg]
+
+
+__all__ = ["Model", "Recorder", "Source", "SourceBatch", "build_encoder"]

@@ -1,0 +1,223 @@
+"""The verbs people came for: caption, ask, rank. Pictures and texts in, texts out; one encoding for everything asked.
+
+Alphabet: B rows (pictures), K streams (questions about each), n texts for each stream.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmx.checkpoint import load_generation, load_model
+from mmx.config import GenerationConfig
+from mmx.data.batches import pad_texts
+from mmx.errors import MmxError
+from mmx.generation import DecoderStep, generate, rank_texts, stream
+from mmx.generation.generate import Stop
+from mmx.memory import Box, Memory, join
+from mmx.model import Model, SourceBatch
+from mmx.settings import parse_settings
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text the model gave. score: mean log-probability a token in nats; tokens: (text, log-probability) of each."""
+
+    text: str
+    score: float
+    tokens: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A given answer and its probability among those given."""
+
+    answer: str
+    probability: float
+    logprob: float
+
+
+def load(model: str | Path | None = None, device: str | torch.device = "cpu") -> Pipeline:
+    """The bundled model, or that of a checkpoint folder, ready to be asked. Raises CheckpointError."""
+    folder = Path(model) if model is not None else BUNDLED
+    return Pipeline(load_model(folder, device), load_generation(folder))
+
+
+class Pipeline:
+    """A model with its way of choosing words. Options bear the names of transformers' GenerationConfig."""
+
+    def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
+        self.model, self.generation = model.eval(), generation or GenerationConfig()
+
+    def encode(self, **sources: Any) -> Memory:
+        """Inputs by source name, one or a list for each (None: absent) -> Memory. Done once, asked many times."""
+        lists = {name: list(raw) if isinstance(raw, list | tuple) else [raw] for name, raw in sources.items()}
+        sizes = {name: len(raw) for name, raw in lists.items()}
+        if len(set(sizes.values())) != 1:
+            raise MmxError(f"encode was given {sizes or 'nothing'}; expected as many inputs for every source.")
+        batch = next(iter(sizes.values()))
+        with torch.inference_mode():
+            return self.model.encode({name: self._collate(name, raw) for name, raw in lists.items()}, batch)
+
+    def caption(self, image: Any, **options: Any) -> Any:
+        """A picture (path, bytes, PIL) or its memory -> a caption; a list of pictures, or a memory of several -> a list.
+
+        With num_return_sequences, each is a list of captions, best first.
+        """
+        memory = self._memory(image)
+        texts = [row[0] for row in self.say(memory, [[None]] * memory.batch, self.options(options))]
+        captions = [[said.text for said in row] for row in texts]
+        if "num_return_sequences" not in options:
+            captions = [row[0] for row in captions]
+        return captions if isinstance(image, list | tuple) or memory.batch > 1 else captions[0]
+
+    def ask(self, image: Any, question: str | Sequence[str], box: Box | None = None, **options: Any) -> Any:
+        """A picture or its memory and a question -> an answer; several questions -> a list, all over one encoding.
+
+        `box` (x0, y0, x1, y1 in 0..1) points at a part of the picture: only its slots are looked at.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        memory = self._one(image, box)
+        texts = self.say(memory, [questions], self.options(options))[0]
+        answers = [row[0].text for row in texts]
+        return answers[0] if isinstance(question, str) else answers
+
+    def rank(self, image: Any, question: str | None, candidates: Sequence[str], box: Box | None = None) -> list[Ranked]:
+        """Given answers (or captions, where question is None) by their likelihood, most likely first; one pass."""
+        if not candidates:
+            raise MmxError("rank was given no candidates; pass at least one text.")
+        memory, count = self._one(image, box), len(candidates)
+        prompts = [self._prompt(question) for _ in candidates]
+        texts = [[(p, [*self.model.tokenizer.encode(c), self.model.tokenizer.eos]) for p, c in zip(prompts, candidates)]]
+        tokens, mask, targets = (t.to(self.model.device) for t in pad_texts(texts, count, self.model.tokenizer.pad))
+        with torch.inference_mode():
+            memory = self.with_questions(memory, [[question] * count])
+            logprobs = rank_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
+        triples = zip(candidates, logprobs.softmax(0).tolist(), logprobs.tolist(), strict=True)
+        return sorted((Ranked(*triple) for triple in triples), key=lambda ranked: -ranked.logprob)
+
+    def stream(self, image: Any, question: str | None = None, box: Box | None = None, **options: Any) -> Iterator[str]:
+        """The caption or answer as it grows: yields the whole text so far after each token."""
+        memory, chosen = self._one(image, box), self.options({**options, "num_beams": 1})
+        said: list[int] = []
+        with torch.inference_mode():
+            step, tokens, mask = self._start(memory, [[question]], chosen)
+            for row in stream(step, tokens, mask, chosen, self.model.tokenizer.eos, stops=self._stops(chosen)):
+                said.append(row[0])
+                yield self._cut(self.model.tokenizer.decode(said), chosen)
+
+    def captions(
+        self, images: Iterable[Any], batch_size: int = 16, **options: Any
+    ) -> Iterator[tuple[Any, Said | MmxError]]:
+        """Many pictures, in batches: yields (picture as given, what was said or why not), in the order given."""
+        pictures, chosen = iter(images), self.options(options)
+        while batch := list(islice(pictures, batch_size)):
+            prepared = [self._try_prepare(image) for image in batch]
+            good = [item for item in prepared if not isinstance(item, MmxError)]
+            said = iter(self._say_prepared(good, chosen) if good else ())
+            for image, item in zip(batch, prepared, strict=True):
+                yield image, item if isinstance(item, MmxError) else next(said)
+
+    def say(
+        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+    ) -> list[list[list[Said]]]:
+        """questions [B][K] (None: caption) over a memory of B rows -> texts [B][K][n], best first."""
+        with torch.inference_mode():
+            step, tokens, mask = self._start(memory, questions, options)
+            made = generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stops(options))
+        return [
+            [[self._said(text, options) for text in stream_] for stream_ in row[: len(asked)]]
+            for row, asked in zip(made, questions, strict=True)
+        ]
+
+    def options(self, changes: dict[str, Any]) -> GenerationConfig:
+        """The model's own options with some changed. Raises ConfigError for one that does not exist or contradicts."""
+        merged = {**self.generation.model_dump(), **{k: v for k, v in changes.items() if v is not None}}
+        return parse_settings(merged, GenerationConfig, where="generation options")
+
+    def _start(
+        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+    ) -> tuple[DecoderStep, Tensor, Tensor]:
+        """The step over a memory, and the prompts [B, K, T] with their mask; rows with fewer questions are filled up."""
+        most = max(len(row) for row in questions)
+        filled = [[*row, *([None] * (most - len(row)))] for row in questions]
+        texts = [[(self._prompt(question), [self.model.tokenizer.eos]) for question in row] for row in filled]
+        tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
+        memory = self.with_questions(memory, filled)
+        return DecoderStep(self.model.decoder, memory, options.max_new_tokens), tokens, mask
+
+    def _prompt(self, question: str | None) -> list[int]:
+        prompt = self.model.tokenizer.prompt(self.model.prompt(question))
+        longest = self.model.config.decoder.max_positions // 2
+        if len(prompt) > longest:
+            raise MmxError(f"the question has {len(prompt)} tokens; this model reads up to {longest}, ask more shortly.")
+        return prompt
+
+    def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
+        """Where the model's questions go to a text encoder, its memory of them beside that of the picture."""
+        name, streams = self.model.config.question_to, len(questions[0])
+        asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q]
+        if name == "prompt" or not asked:
+            return memory
+        given = self.model.collate(name, [q for _, q in asked], [row for row, _ in asked])
+        return join(memory, self.model.encode({name: given._replace(streams=streams)}, memory.batch))
+
+    def _memory(self, image: Any) -> Memory:
+        return image if isinstance(image, Memory) else self.encode(image=image)
+
+    def _one(self, image: Any, box: Box | None) -> Memory:
+        memory = self._memory(image)
+        if memory.batch != 1:
+            raise MmxError(f"a question is about one picture, {memory.batch} were given; select one: memory.select([0]).")
+        return memory if box is None else memory.focus(box)
+
+    def _collate(self, name: str, raw: list[Any]) -> SourceBatch:
+        rows = [row for row, item in enumerate(raw) if item is not None]
+        if not rows:
+            self.model.encoder(name)
+            return SourceBatch({}, torch.zeros(0, dtype=torch.long))
+        return self.model.collate(name, [raw[row] for row in rows], rows)
+
+    def _try_prepare(self, image: Any) -> Any:
+        try:
+            return self.model.encoder("image").prepare(os.fspath(image) if isinstance(image, os.PathLike) else image)
+        except MmxError as error:
+            return error
+
+    def _say_prepared(self, prepared: list[Any], options: GenerationConfig) -> list[Said]:
+        inputs = self.model.encoder("image").collate(prepared)
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        batch = SourceBatch(inputs, torch.arange(len(prepared)))
+        with torch.inference_mode():
+            memory = self.model.encode({"image": batch}, len(prepared))
+        return [row[0][0] for row in self.say(memory, [[None]] * len(prepared), options)]
+
+    def _said(self, text: Any, options: GenerationConfig) -> Said:
+        tokenizer = self.model.tokenizer
+        pieces = tuple((tokenizer.decode([t]), p) for t, p in zip(text.tokens, text.logprobs, strict=False))
+        return Said(self._cut(tokenizer.decode(text.tokens), options), text.score, pieces)
+
+    def _stops(self, options: GenerationConfig) -> list[Stop]:
+        """End a stream once its text holds one of the stop strings."""
+        if not options.stop_strings:
+            return []
+
+        def stop(said: Tensor, logits: Tensor) -> Tensor:
+            texts = (self.model.tokenizer.decode(row) for row in said.tolist())
+            return torch.tensor([any(s in text for s in options.stop_strings) for text in texts], device=said.device)
+
+        return [stop]
+
+    def _cut(self, text: str, options: GenerationConfig) -> str:
+        for string in options.stop_strings:
+            text = text.split(string)[0]
+        return text.strip()
