@@ -22,6 +22,10 @@ class ImageError(MmxError):
         super().__init__(message)
         self.kind, self.source = kind, source
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Data workers send errors to their parent as pickles, which know nothing of keyword arguments."""
+        return _image_error, (str(self), self.kind, self.source)
+
 
 class DataError(MmxError):
     """A manifest or data set that cannot be read, named by file and line."""
@@ -37,6 +41,10 @@ class CheckpointError(MmxError):
 
 class TrainingError(MmxError):
     """Training that had to stop: a loss that is not finite, too many unreadable samples."""
+
+
+def _image_error(message: str, kind: str, source: str) -> ImageError:
+    return ImageError(message, kind=kind, source=source)
 
 
 def suggest(given: str, known: list[str]) -> str:

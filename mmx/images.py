@@ -115,7 +115,7 @@ class _Ration(BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         piece = super().read(size)
         self.reads, self.bytes = self.reads - 1, self.bytes - len(piece)
-        if self.reads < 0 :
+        if self.reads < 0 or self.bytes < 0:
             raise _Refusal("effort")
         return piece
 

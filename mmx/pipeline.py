@@ -127,6 +127,32 @@ class Pipeline:
             for image, item in zip(batch, prepared, strict=True):
                 yield image, item if isinstance(item, MmxError) else next(said)
 
+    def answers(
+        self, asked: Sequence[tuple[Any, str]], batch_size: int = 16, box: Box | None = None, **options: Any
+    ) -> Iterator[Said | MmxError]:
+        """(picture, question) pairs -> what was said or why not, in the order asked. Questions about the same picture
+        are answered together, `batch_size` pictures at a time, each encoded once."""
+        chosen, places = self.options(options), {}
+        for place, (image, _) in enumerate(asked):
+            places.setdefault(image, []).append(place)
+        found: dict[int, Said | MmxError] = {}
+        groups, due = iter(places.items()), 0
+        while batch := list(islice(groups, batch_size)):
+            prepared = [(self._try_prepare(image), where) for image, where in batch]
+            for error, where in prepared:
+                if isinstance(error, MmxError):
+                    found |= dict.fromkeys(where, error)
+            good = [(item, where) for item, where in prepared if not isinstance(item, MmxError)]
+            if good:
+                memory = self._encode_prepared([item for item, _ in good])
+                memory = memory if box is None else memory.focus(box)
+                texts = self.say(memory, [[asked[place][1] for place in where] for _, where in good], chosen)
+                for (_, where), row in zip(good, texts, strict=True):
+                    found |= {place: said[0] for place, said in zip(where, row, strict=True)}
+            while due in found:
+                yield found.pop(due)
+                due += 1
+
     def say(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
     ) -> list[list[list[Said]]]:
@@ -193,13 +219,15 @@ class Pipeline:
         except MmxError as error:
             return error
 
-    def _say_prepared(self, prepared: list[Any], options: GenerationConfig) -> list[Said]:
+    def _encode_prepared(self, prepared: list[Any]) -> Memory:
         inputs = self.model.encoder("image").collate(prepared)
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        batch = SourceBatch(inputs, torch.arange(len(prepared)))
+        rows = torch.arange(len(prepared), device=self.model.device)
         with torch.inference_mode():
-            memory = self.model.encode({"image": batch}, len(prepared))
-        return [row[0][0] for row in self.say(memory, [[None]] * len(prepared), options)]
+            return self.model.encode({"image": SourceBatch(inputs, rows)}, len(prepared))
+
+    def _say_prepared(self, prepared: list[Any], options: GenerationConfig) -> list[Said]:
+        return [row[0][0] for row in self.say(self._encode_prepared(prepared), [[None]] * len(prepared), options)]
 
     def _said(self, text: Any, options: GenerationConfig) -> Said:
         tokenizer = self.model.tokenizer

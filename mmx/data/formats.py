@@ -59,7 +59,7 @@ def sniff(path: Path) -> str:
 
 def read_manifest(path: Path, config: DataConfig) -> list[Example]:
     """JSONL: one object a line with its sources by name and captions or a question; lines of one input are joined."""
-    return _group((_manifest_line(path, number, line) for number, line in _lines(path)), path.parent)
+    return _group((_manifest_line(path, number, line) for number, line in read_lines(path)), path.parent)
 
 
 def read_folder(path: Path, config: DataConfig) -> list[Example]:
@@ -68,7 +68,7 @@ def read_folder(path: Path, config: DataConfig) -> list[Example]:
     if not table.is_file():
         raise DataError(f"folder {path} has no metadata.jsonl; expected lines such as {{'file_name': …, 'text': …}}.")
     renamed = {"file_name": "image", "text": "caption"}
-    lines = ((n, {renamed.get(key, key): value for key, value in line.items()}) for n, line in _lines(table))
+    lines = ((n, {renamed.get(key, key): value for key, value in line.items()}) for n, line in read_lines(table))
     return _group((_manifest_line(table, number, line) for number, line in lines), path)
 
 
@@ -203,7 +203,10 @@ def _of_tasks(example: Example, tasks: Sequence[str]) -> Example:
     return example if len(wanted) == len(example.turns) else Example(example.id, example.sources, wanted, example.origin)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSONL file. Raises DataError, naming file and line, for one that is no object."""
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; expected JSON lines, one object each.")
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
