@@ -1,7 +1,7 @@
 """Attention as two pure functions: who is looked at (`attention_weights`), and what comes back (`attend`).
 
 Alphabet: B memories, H heads, Q queries, S source slots, D head width, K streams, T text positions, N = B*K.
-Masks are bool and True = may be attended, broadcastable to [B, H, Q, S].
+Masks are bool and True = may be attended, broadcastable to [B, H, Q, S], with two axes at least.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1: softmax(Q K^T / sqrt(D)) V.
 A query that may look at nothing gets zeros, never NaN: "there was nothing to see" is an answer.
@@ -17,11 +17,11 @@ from torch import Tensor
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Return the spotlight [B, H, Q, S]: each row sums to one over the slots its query may attend, or is all zeros.
 
-    queries: [B, H, Q, D]; keys: [B, H, S, D]; mask: bool, bias: added to the scores, both broadcastable to [B, H, Q, S].
+    queries: [B, H, Q, D]; keys: [B, H, S, D]; mask: bool, bias: added to the scores; both broadcast to [B, H, Q, S].
     """
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.to(scores.dtype)
     if mask is None:
         return scores.softmax(-1)
     weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
@@ -41,6 +41,7 @@ def attend(
         # The CPU's fused kernel is written for float32; forward and backward in bfloat16, two plain products take a
         # fourth of its time at the sizes of captions (25 positions, 64 slots).
         return attention_weights(queries, keys, mask, bias) @ values
+    bias = None if bias is None else bias.to(queries.dtype)
     if mask is None:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
     # A row with no slot is opened for the kernel (whose answer would depend on its version) and zeroed afterwards.

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmx.errors import MmxError
+
 
 @dataclass
 class KeyValueCache:
-    """Preallocated keys and values [L, N, H, capacity, D], the mask [N, capacity] of real tokens, and `length` of them."""
+    """Preallocated keys and values [L, N, H, capacity, D], the mask [N, capacity] of real tokens; `length` are held."""
 
     keys: Tensor
     values: Tensor
@@ -33,8 +35,13 @@ class KeyValueCache:
         return LayerCache(self, index)
 
     def extend_mask(self, mask: Tensor) -> Tensor:
-        """Note which of the coming tokens [N, T] exist; return the mask [N, length + T] of all that exist then."""
-        end = self.length + mask.shape[1]
+        """Note which of the coming tokens [N, T] exist; return the mask [N, length + T] of all that exist then.
+
+        Raises MmxError where they do not fit: one column written past the end would be dropped without a word.
+        """
+        end, capacity = self.length + mask.shape[1], self.mask.shape[1]
+        if end > capacity:
+            raise MmxError(f"the cache has room for {capacity} positions, not for {end}; allocate a larger capacity.")
         self.mask[:, self.length : end] = mask
         return self.mask[:, :end]
 

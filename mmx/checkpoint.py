@@ -11,9 +11,12 @@ A folder is written beside its place and renamed, so that what stands there is a
 
 from __future__ import annotations
 
+import ctypes
+import glob
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmx.config import GenerationConfig, ModelConfig
-from mmx.errors import CheckpointError
+from mmx.errors import CheckpointError, MmxError
 from mmx.model import Model
 from mmx.settings import dump_settings, read_settings
 from mmx.tokenizer import Tokenizer
@@ -53,19 +56,26 @@ def write_model(
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the files of a model into an existing folder; `weights` stand in for some of its own (an average)."""
-    tensors = {**model.state_dict(), **(weights or {})}
+    tensors = {**once(model.state_dict()), **(weights or {})}
     (place / CONFIG).write_text(dump_settings(_without_downloads(model.config)), encoding="utf-8")
     (place / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
     (place / PROVENANCE).write_text(json.dumps(provenance, indent=2, default=str) + "\n", encoding="utf-8")
     (place / GENERATION).write_text(dump_settings(generation or GenerationConfig()), encoding="utf-8")
-    save_file({name: _stored(tensor, dtype) for name, tensor in tensors.items()}, place / WEIGHTS)
+    save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, place / WEIGHTS)
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """Rebuild the model of a folder, in float32 and ready to be asked (eval). Raises CheckpointError."""
     folder = _existing(folder)
-    config = read_settings(folder / CONFIG, ModelConfig)
-    model = Model(config, Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER)))
+    config = _without_downloads(read_settings(folder / CONFIG, ModelConfig))
+    tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER))
+    try:
+        model = Model(config, tokenizer)
+    except MmxError:
+        raise
+    except Exception as error:  # an encoder may raise anything about options that fit no model
+        what = f"{folder / CONFIG} describes a model that cannot be built ({type(error).__name__})"
+        raise CheckpointError(f"{what}; copy the folder again, or look with --traceback.") from error
     fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     return model.to(device).eval()
 
@@ -78,22 +88,37 @@ def load_generation(folder: str | Path) -> GenerationConfig:
 
 def load_provenance(folder: str | Path) -> dict[str, Any]:
     """Where the model of a folder comes from."""
-    return dict(json.loads(_read(Path(folder) / PROVENANCE)))
+    path = Path(folder) / PROVENANCE
+    try:
+        return dict(json.loads(_read(path)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged; expected one JSON object, copy it again.") from error
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Give a module its tensors, strictly: names, shapes and kinds must be just those it has."""
-    own = model.state_dict()
+    """Give a module its tensors, strictly: names, shapes and kinds must be just those it has (tied ones once)."""
+    own = once(model.state_dict())
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        raise CheckpointError(f"{where} does not fit its config.yaml: {_named('misses', missing, 'has besides', extra)}")
+        raise CheckpointError(
+            f"{where} does not fit its config.yaml: {_named('misses', missing, 'has besides', extra)}"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape or tensor.is_floating_point() != own[name].is_floating_point():
             raise CheckpointError(
                 f"{where} holds {name} as {tensor.dtype} {list(tensor.shape)}; "
                 f"its config.yaml expects {own[name].dtype} {list(own[name].shape)}."
             )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=False)  # the names were compared above; the other names of tied ones lack
+
+
+def once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by name; one that has several names (tied weights) by its first alone."""
+    names: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        names.setdefault(place if tensor.numel() else name, name)
+    return {name: tensors[name] for name in names.values()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -111,46 +136,96 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary folder beside `folder`, then put it in place; an error leaves nothing behind."""
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    """Let `write` fill a temporary folder beside `folder`, then put it in place; an error leaves nothing behind.
+
+    What stands there is replaced only if it is a checkpoint: nobody's pictures go because of a slip of the hand.
+    """
+    place = Path(folder).resolve()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists() and not (place / WEIGHTS).is_file() and (place.is_file() or any(place.iterdir())):
+            raise CheckpointError(f"{folder} exists and is no checkpoint; give a new name, or that of an empty folder.")
+        _sweep(place)
         temporary.mkdir()
         write(temporary)
         _flush(temporary)
-        _put_in_place(temporary, folder)
+        _put_in_place(temporary, place)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} could not be written: {_reason(error)}; what stood there is untouched.") from error
+        raise CheckpointError(
+            f"{folder} could not be written: {_reason(error)}; what stood there is untouched."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    return Path(folder)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename; an older folder of the name is set aside first and removed once the new one stands."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.rename(folder, aside)
-    os.rename(temporary, folder)
-    _flush_directory(folder.parent)
+def _put_in_place(temporary: Path, place: Path) -> None:
+    """Rename, or swap names with an older folder, so that at every moment the name leads to a whole one.
+
+    Where no swap is to be had, the older one is set aside for the moment between two renames; `_existing` looks there.
+    """
+    aside = _aside(place)
+    if not place.exists():
+        os.rename(temporary, place)
+    elif not _swap(temporary, place):
+        os.rename(place, aside)
+        try:
+            os.rename(temporary, place)
+        except OSError:
+            os.rename(aside, place)
+            raise
+    _flush_directory(place.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _swap(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step; False where the system or the disk cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(rename) and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
+
+
+def _sweep(place: Path) -> None:
+    """Remove what a killed process left half written beside the place; the folder of one that runs stays."""
+    for left in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
+        pid = left.name.split(".")[-2]
+        if pid == str(os.getpid()) or (pid.isdecimal() and not _runs(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere the question itself would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _flush(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _flush_directory(folder)
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            _flush_directory(path)
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _flush_directory(folder: Path) -> None:
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(handle)
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _reason(error: Exception) -> str:
@@ -158,22 +233,32 @@ def _reason(error: Exception) -> str:
     return "no space is left on the disk" if "No space" in text or "os error 28" in text else text.split("(")[0].strip()
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """On the CPU, in the type asked for, in memory of its own. Refused where it could not be loaded again."""
     tensor = tensor.detach().cpu()
-    return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+    tensor = (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{name} holds values that are not finite as {tensor.dtype}; nothing was saved.")
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _without_downloads(config: ModelConfig) -> ModelConfig:
     """The weights are in the folder: a backbone must not be fetched again when it is rebuilt."""
+
+    def offline(options: dict[str, Any]) -> dict[str, Any]:
+        return options | {"pretrained": False} if "pretrained" in options else options
+
     sources = {
-        name: source.model_copy(update={"options": source.options | ({"pretrained": False} if "pretrained" in source.options else {})})
-        for name, source in config.sources.items()
+        name: source.model_copy(update={"options": offline(source.options)}) for name, source in config.sources.items()
     }
     return config.model_copy(update={"sources": sources})
 
 
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
+    aside = _aside(folder.resolve())
+    if not folder.exists() and aside.is_dir():
+        return aside  # the process that was replacing it was killed between two renames
     if not (folder / CONFIG).is_file():
         given = "is no folder" if not folder.is_dir() else f"has no {CONFIG}"
         raise CheckpointError(f"{folder} {given}; expected a checkpoint folder, such as runs/NAME/best from mmx train.")
@@ -184,7 +269,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is missing or unreadable; a checkpoint folder needs it, copy it again.") from error
+        raise CheckpointError(
+            f"{path} is missing or unreadable; a checkpoint folder needs it, copy it again."
+        ) from error
 
 
 def _named(verb: str, missing: list[str], other: str, extra: list[str]) -> str:

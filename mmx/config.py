@@ -39,6 +39,8 @@ class TransformerConfig(Frozen):
     def _heads_fit(self) -> "TransformerConfig":
         if self.head_width is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; or give head_width")
+        if self.positions == "rope" and self.head_size % 2:
+            raise ValueError(f"rope turns pairs, and the head width {self.head_size} is odd; give an even head_width")
         return self
 
     @property
@@ -118,7 +120,9 @@ class AugmentConfig(Frozen):
 class DataConfig(Frozen):
     """One data set. `path` is a file or folder in a format mmx reads, or `scenes` for generated ones.
 
-    `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training.
+    `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training;
+    `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position), and
+    `objects` only scenes of at most so many shapes.
     """
 
     path: str
@@ -132,6 +136,8 @@ class DataConfig(Frozen):
     count: PositiveInt = 1000
     seed: int = 0
     tasks: tuple[Literal["caption", "ask"], ...] = ("caption", "ask")
+    kinds: tuple[str, ...] = ()
+    objects: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _part_is_a_stretch(self) -> "DataConfig":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmx.attention import attend, fold_streams, unfold_streams
 from mmx.cache import KeyValueCache
 from mmx.config import DecoderConfig
+from mmx.errors import MmxError
 from mmx.layers import (
     ACTIVATIONS,
     Past,
@@ -138,7 +139,8 @@ class TextDecoder(nn.Module):
         """Return the logits [B, K, T, V] of what follows each token.
 
         tokens: int [B, K, T], K texts over each memory; mask: bool [B, K, T], False where a token is padding;
-        cache: continues what it holds and is extended in place; visibility: bool [T, S], which slots each position may see.
+        cache: continues what it holds and is extended in place;
+        visibility: bool [T, S], which slots each position may see. Raises MmxError for a memory of another decoder.
         """
         return self.logits(self.states(tokens, memory, mask, cache, recorder, visibility))
 
@@ -157,12 +159,13 @@ class TextDecoder(nn.Module):
     ) -> Tensor:
         """As `forward`, before the head: [B, K, T, E]."""
         batch, streams, length = tokens.shape
+        self._check_fit(memory, batch)
         tokens = tokens.flatten(0, 1)
         exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.flatten(0, 1)
         held = exists if cache is None else cache.extend_mask(exists)
         positions = real_positions(held)[:, -length:]
         may_attend = _causal(held, length)
-        memory_mask = _memory_mask(memory, visibility, streams)
+        memory_mask = _memory_mask(memory, visibility, streams, length)
         x = self.embedding(tokens, positions)
         for index, block in enumerate(self.blocks):
             past = None if cache is None else cache.layer(index)
@@ -170,6 +173,16 @@ class TextDecoder(nn.Module):
         if cache is not None:
             cache.advance(length)
         return self.norm(x).unflatten(0, (batch, streams))
+
+    def _check_fit(self, memory: Memory, batch: int) -> None:
+        """Without this a memory of fewer rows would be shared out as streams, and a foreign one read layer by layer."""
+        layers, rows, heads, _, width = memory.keys.shape
+        config, looking = self.config, len(self.config.looking)
+        if layers not in (1, looking) or (rows, heads, width) != (batch, config.heads, config.head_size):
+            raise MmxError(
+                f"the memory is [L, B, H, D] {[layers, rows, heads, width]}, expected "
+                f"{[looking, batch, config.heads, config.head_size]}; encode with this model, a row for each of tokens."
+            )
 
     def new_cache(self, streams: int, capacity: int) -> KeyValueCache:
         """An empty cache for N `streams` of up to `capacity` tokens."""
@@ -196,7 +209,7 @@ def _causal(held: Tensor, length: int) -> Tensor:
     return (((columns <= rows) & held[:, None]) | (columns == rows)).unsqueeze(1)
 
 
-def _memory_mask(memory: Memory, visibility: Tensor | None, streams: int) -> Tensor:
+def _memory_mask(memory: Memory, visibility: Tensor | None, streams: int, length: int) -> Tensor:
     """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` withholds."""
     mask = memory.mask[:, None, None]
     owned = memory.visible(streams)
@@ -205,4 +218,4 @@ def _memory_mask(memory: Memory, visibility: Tensor | None, streams: int) -> Ten
     seen = torch.ones_like(memory.mask[:1]) if visibility is None else visibility
     if owned is not None:
         seen = seen & owned[:, None]
-    return mask & seen.expand(streams, *seen.shape[-2:]).flatten(0, 1)
+    return mask & seen.expand(streams, length, memory.slots).flatten(0, 1)

@@ -1,23 +1,25 @@
-"""Evaluation: model x examples x metrics -> Report. Over several processes the numbers are those of one.
+"""Evaluation: model x examples x metrics -> Report. Over several processes the numbers are those of one, to the bit.
 
-Alphabet: B examples in a batch, K questions of each.
+Alphabet: B examples in a batch, K questions of each, T text positions, V vocabulary, n tokens with a known truth.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mmx.config import GenerationConfig
-from mmx.data.batches import choose_all, pad_texts
-from mmx.data.examples import Example
+from mmx.data.batches import choose_all, pad_texts, pick_wanted, target_tokens
+from mmx.data.examples import Example, Turn
 from mmx.errors import DataError, MmxError
+from mmx.memory import Memory
 from mmx.metrics.answers import answer_metrics
 from mmx.metrics.captions import caption_metrics
 from mmx.model import SourceBatch
@@ -28,7 +30,7 @@ Gather = Callable[[list[Any]], list[Any]]
 
 @dataclass(frozen=True)
 class Judged:
-    """One text beside what people said. `key` is the place of its turn among all turns; loss in nats over `tokens`."""
+    """One text beside what people said. `key` is the place of its turn among all turns."""
 
     key: tuple[int, int]
     id: str
@@ -48,15 +50,36 @@ class Report:
     bad: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
-        """Write metrics.json and texts.jsonl."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n", encoding="utf-8")
+        """Write metrics.json and texts.jsonl, each whole or not at all. Raises DataError where that is impossible."""
         rows = (
             {"id": t.id, "question": t.question, "said": t.said, "score": t.score, "targets": t.targets}
             for t in self.texts
         )
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(folder / "texts.jsonl", lines)
+            _write_whole(folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{folder} cannot be written: {error.strerror}; choose another folder with --out."
+            ) from error
+
+
+class Pending(NamedTuple):
+    """An example that was read: its place among all, and the inputs of each source."""
+
+    place: int
+    example: Example
+    inputs: dict[str, Any]
+
+
+class Loss(NamedTuple):
+    """The cross-entropy of one batch, in nats over its tokens."""
+
+    batch: int
+    nats: float
+    tokens: int
 
 
 def evaluate(
@@ -69,104 +92,124 @@ def evaluate(
     gather: Gather = lambda items: items,
     progress: Callable[[int], None] = lambda done: None,
     bad_limit: float = 0.001,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Caption and answer all examples; process `rank` of `world` takes every world-th, `gather` brings them together.
+    """Caption and answer all examples; process `rank` of `world` takes every world-th batch, `gather` brings them
+    together: batches hold the same examples for any number of processes, so every number comes out the same.
 
-    Raises DataError when more than `bad_limit` of the examples (and more than ten) cannot be read.
+    Once `stop` says so no further batch is begun. Raises DataError when more than `bad_limit` of the examples (and
+    more than ten) cannot be read.
     """
-    options, pending, found, bad = options or pipeline.generation, [], [], []
-    sums: dict[str, float] = defaultdict(float)
-    mine = range(rank, len(examples), world)
-    for place in mine:
-        example = examples[place]
-        try:
-            pending.append((place, example, _prepare(pipeline, example)))
-        except MmxError as error:
-            bad.append(f"{example.origin or example.id}: {error}")
-        if len(pending) == batch_size or place == mine[-1]:
-            if pending:
-                found += _judge(pipeline, pending, options, sums)
-            progress(len(pending))
-            pending = []
-    judged = sorted((item for part in gather([found]) for item in part), key=lambda item: item.key)
-    bad = [item for part in gather([bad]) for item in part]
+    options, found, losses, bad = options or pipeline.generation, [], [], []
+    for batch in range(rank, math.ceil(len(examples) / batch_size), world):
+        if stop():
+            break
+        pending, places = [], range(len(examples))[batch * batch_size :][:batch_size]
+        for place in places:
+            example = examples[place]
+            try:
+                pending.append(Pending(place, example, _prepare(pipeline, example)))
+            except MmxError as error:
+                bad.append((place, f"{example.origin or example.id}: {error}"))
+        if pending:
+            judged, nats, tokens = _judge(pipeline, pending, options)
+            found += judged
+            losses.append(Loss(batch, nats, tokens))
+        progress(len(places))
+    found = sorted((item for part in gather([found]) for item in part), key=lambda item: item.key)
+    losses = sorted(item for part in gather([losses]) for item in part)
+    bad = [sentence for _, sentence in sorted(item for part in gather([bad]) for item in part)]
     if len(bad) > max(10, bad_limit * len(examples)):
         raise DataError(f"{len(bad)} of {len(examples)} examples cannot be read; the first: {bad[0]}")
-    totals = [part for part in gather([dict(sums)])]
-    return Report(_metrics(judged, totals), judged, bad)
+    return Report(_metrics(found, losses), found, bad)
 
 
 def _prepare(pipeline: Pipeline, example: Example) -> dict[str, Any]:
+    """The inputs of the sources that the model has. Raises MmxError, also for a question longer than it reads."""
     model = pipeline.model
+    for turn in example.turns:
+        pipeline._prompt(turn.question)
     return {n: model.encoder(n).prepare(raw) for n, raw in example.sources.items() if n in model.sources}
 
 
 def _judge(
-    pipeline: Pipeline,
-    pending: list[tuple[int, Example, dict[str, Any]]],
-    options: GenerationConfig,
-    sums: dict[str, float],
-) -> list[Judged]:
-    """One batch: encoded once, every turn said at once, and the loss of every target over the same memory."""
-    model = pipeline.model
-    sources = {}
-    for name in model.sources:
-        rows = [row for row, (_, _, inputs) in enumerate(pending) if name in inputs]
+    pipeline: Pipeline, pending: Sequence[Pending], options: GenerationConfig
+) -> tuple[list[Judged], float, int]:
+    """One batch, encoded once: what is said in every turn, and the loss of every target in nats over its tokens."""
+    memory = _encode(pipeline, pending)
+    found, nats, tokens = [], 0.0, 0
+    for asks in (False, True):  # captions and questions differ much in length: a pass for each wastes less padding
+        turns = [
+            [(i, t) for i, t in enumerate(item.example.turns) if (t.question is not None) == asks] for item in pending
+        ]
+        rows = [row for row, said in enumerate(turns) if said]
         if rows:
-            batch = model.encoder(name).collate([pending[row][2][name] for row in rows])
+            chosen = _selected(memory, rows)
+            texts = pipeline.say(chosen, [[turn.question for _, turn in turns[row]] for row in rows], options)
+            for row, said in zip(rows, texts, strict=True):
+                found += _judged(pending[row], turns[row], said)
+            more_nats, more_tokens = _loss(pipeline, chosen, [[turn for _, turn in turns[row]] for row in rows])
+            nats, tokens = nats + more_nats, tokens + more_tokens
+    return found, nats, tokens
+
+
+def _encode(pipeline: Pipeline, pending: Sequence[Pending]) -> Memory:
+    model, sources = pipeline.model, {}
+    for name in model.sources:
+        rows = [row for row, item in enumerate(pending) if name in item.inputs]
+        if rows:
+            batch = model.encoder(name).collate([pending[row].inputs[name] for row in rows])
             moved = {key: tensor.to(model.device) for key, tensor in batch.items()}
             sources[name] = SourceBatch(moved, torch.tensor(rows, device=model.device))
     with torch.inference_mode():
-        memory = model.encode(sources, len(pending))
-    found = []
-    for asks in (False, True):  # captions and questions differ much in length: a pass for each wastes less padding
-        turns = [[(i, t) for i, t in enumerate(e.turns) if (t.question is not None) == asks] for _, e, _ in pending]
-        rows = [row for row, said in enumerate(turns) if said]
-        if rows:
-            chosen = memory if len(rows) == memory.batch else memory.select(rows)
-            questions = [[turn.question for _, turn in turns[row]] for row in rows]
-            texts = pipeline.say(chosen, questions, options)
-            for row, said in zip(rows, texts, strict=True):
-                place, example, _ = pending[row]
-                for (number, turn), best in zip(turns[row], said, strict=True):
-                    key, text = (place, number), best[0]
-                    found.append(
-                        Judged(key, example.id, turn.question, turn.kind, text.text, text.score, turn.targets)
-                    )
-            _add_loss(pipeline, chosen, [[turn for _, turn in turns[row]] for row in rows], sums)
-    return found
+        return model.encode(sources, len(pending))
 
 
-def _add_loss(pipeline: Pipeline, memory: Any, turns: list[list[Any]], sums: dict[str, float]) -> None:
-    """Add the cross-entropy (nats) of all targets and their number of tokens to the sums."""
-    model = pipeline.model
-    pairs = [choose_all(row) for row in turns]
+def _judged(item: Pending, turns: Sequence[tuple[int, Turn]], said: Sequence[Sequence[Any]]) -> list[Judged]:
+    """What was said in the turns of one example, the best text of each."""
+    return [
+        Judged((item.place, i), item.example.id, t.question, t.kind, texts[0].text, texts[0].score, t.targets)
+        for (i, t), texts in zip(turns, said, strict=True)
+    ]
+
+
+def _loss(pipeline: Pipeline, memory: Memory, turns: Sequence[Sequence[Turn]]) -> tuple[float, int]:
+    """The cross-entropy of all targets in nats, and their number of tokens; the targets are tidied as in training."""
+    model, tokenizer = pipeline.model, pipeline.model.tokenizer
+    rows = [row for row, given in enumerate(turns) if choose_all(given)]  # some questions come without answers
+    if not rows:
+        return 0.0, 0
+    pairs, longest = [choose_all(turns[row]) for row in rows], model.config.decoder.max_positions
+    prompts = [[pipeline._prompt(question) for question, _ in row] for row in pairs]
     texts = [
-        [
-            (model.tokenizer.prompt(model.prompt(q)), [*model.tokenizer.encode(target), model.tokenizer.eos])
-            for q, target in row
-        ]
-        for row in pairs
+        [(p, target_tokens(tokenizer, t, longest - len(p))) for p, (_, t) in zip(told, row, strict=True)]
+        for told, row in zip(prompts, pairs, strict=True)
     ]
     most = max(len(row) for row in texts)
-    tokens, mask, targets = (t.to(model.device) for t in pad_texts(texts, most, model.tokenizer.pad))
+    tokens, mask, targets = (t.to(model.device) for t in pad_texts(texts, most, tokenizer.pad))
+    wanted, labels = pick_wanted(targets, 1)
+    questions = [[q for q, _ in row] + [None] * (most - len(row)) for row in pairs]
     with torch.inference_mode():
-        questions = [[q for q, _ in row] + [None] * (most - len(row)) for row in pairs]
-        logits = model.decoder(tokens, pipeline.with_questions(memory, questions), mask).float()
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="sum")
-    sums["loss"] += loss.item()
-    sums["tokens"] += int((targets >= 0).sum())
+        asked = pipeline.with_questions(_selected(memory, rows), questions)
+        states = model.decoder.states(tokens, asked, mask).flatten(0, 2)
+        logits = model.decoder.logits(states[wanted]).float()  # [n, V]: B*K*T of them would fill the memory
+    nats = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return nats.double().sum().item(), len(labels)
 
 
-def _metrics(judged: list[Judged], sums: list[dict[str, float]]) -> dict[str, float]:
+def _selected(memory: Memory, rows: list[int]) -> Memory:
+    return memory if len(rows) == memory.batch else memory.select(rows)
+
+
+def _metrics(judged: Sequence[Judged], losses: Sequence[Loss]) -> dict[str, float]:
     """Every metric that the texts allow: of captions, of answers, of answers by kind."""
-    captions = {item.key: item for item in judged if item.question is None}
+    captions = {item.key: item for item in judged if item.question is None and item.targets}
     answers = {item.key: item for item in judged if item.question is not None and item.targets}
     metrics: dict[str, float] = {}
-    tokens = sum(part.get("tokens", 0) for part in sums)
+    tokens = sum(loss.tokens for loss in losses)
     if tokens:
-        metrics["loss"] = sum(part["loss"] for part in sums if "loss" in part) / tokens
-    if len(captions) > 1:
+        metrics["loss"] = math.fsum(loss.nats for loss in losses) / tokens
+    if len(captions) > 1:  # CIDEr knows a rare word from a common one by comparing captions
         said = {key: item.said for key, item in captions.items()}
         metrics |= caption_metrics(said, {key: item.targets for key, item in captions.items()})
     if answers:
@@ -182,3 +225,13 @@ def _metrics(judged: list[Judged], sums: list[dict[str, float]]) -> dict[str, fl
 def _answer_metrics(answers: dict[tuple[int, int], Judged]) -> dict[str, float]:
     said = {key: item.said for key, item in answers.items()}
     return answer_metrics(said, {key: item.targets for key, item in answers.items()})
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Put the file in place once it is complete."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

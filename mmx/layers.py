@@ -177,7 +177,7 @@ class Dropout(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.probability, self.bytes = probability, round(probability * 256)
+        self.probability, self.bytes = probability, min(round(probability * 256), 255)
 
     def forward(self, x: Tensor) -> Tensor:
         """In training, zero each number with the probability and scale the others up; else x."""
@@ -231,7 +231,8 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens, positions: int [N, T] -> [N, T, E]."""
-        return self.dropout(self.norm(F.embedding(tokens, self.table) * self.scale + self.positions(positions)))
+        embedded = F.embedding(tokens, self.table) * self.scale + self.positions(positions)
+        return self.dropout(self.norm(embedded.to(self.table.dtype)))  # the waves of sinusoidal positions are float32
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------

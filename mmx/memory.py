@@ -95,18 +95,21 @@ class Memory:
     def visible(self, streams: int) -> Tensor | None:
         """bool [K, S]: which slots each of K `streams` may see; None where all may see all.
 
-        Where there are more streams than owners (beams of each question), they divide evenly, in order.
+        Where there are more streams than owners (beams of each question), they divide evenly, in order. Raises
+        MmxError where they do not: some stream would be blind, or read another's question.
         """
-        owners = [s.stream for s in self.layout if s.stream is not None]
+        owners = max((s.stream for s in self.layout if s.stream is not None), default=-1) + 1
         if not owners:
             return None
-        share = streams // (max(owners) + 1)
-        seen = torch.ones(streams, self.slots, dtype=torch.bool, device=self.mask.device)
-        for segment in self.layout:
-            if segment.stream is not None:
-                seen[:, segment.start : segment.stop] = False
-                seen[segment.stream * share : (segment.stream + 1) * share, segment.start : segment.stop] = True
-        return seen
+        if streams % owners:
+            raise MmxError(
+                f"{streams} streams cannot share a memory of {owners} questions; give a multiple of {owners}."
+            )
+        facts = [(-1 if s.stream is None else s.stream, s.stop - s.start) for s in self.layout]
+        owner, lengths = torch.tensor(facts, device=self.mask.device).unbind(-1)
+        of_slot = owner.repeat_interleave(lengths)
+        of_stream = torch.arange(streams, device=self.mask.device) // (streams // owners)
+        return (of_slot == -1) | (of_slot == of_stream[:, None])
 
     def hide(self, hidden: Tensor) -> Memory:
         """The same memory with the slots where `hidden` (bool, broadcastable to [B, S]) is True masked out."""
@@ -118,7 +121,7 @@ class Memory:
         One box for all memories or one for each. Sources without a grid stay; slots of the whole input (class tokens)
         go, for they have seen what lies outside. Nothing is encoded again.
         """
-        boxes = torch.as_tensor(box, dtype=torch.float32, device=self.mask.device).reshape(-1, 4)
+        boxes = torch.atleast_2d(torch.as_tensor(box, dtype=torch.float32, device=self.mask.device))
         _check_boxes(boxes, self.batch)
         inside = torch.ones(len(boxes), self.slots, dtype=torch.bool, device=self.mask.device)
         for segment in self.layout:
@@ -149,9 +152,9 @@ class Memory:
             with safe_open(str(path), "pt") as file:
                 layout = json.loads((file.metadata() or {})["layout"])
                 keys, values, mask = (file.get_tensor(name) for name in ("keys", "values", "mask"))
-        except (SafetensorError, KeyError, OSError, ValueError) as error:
+            segments = [Segment(n, start, stop, tuple(grid) if grid else None, k) for n, start, stop, grid, k in layout]
+        except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
             raise MmxError(f"{path} is not a saved memory; expected a file written by Memory.save.") from error
-        segments = (Segment(n, start, stop, tuple(grid) if grid else None, k) for n, start, stop, grid, k in layout)
         return Memory(keys, values, mask, tuple(segments))
 
     @staticmethod
@@ -211,9 +214,11 @@ def _without_slots(keys: Tensor) -> list[int]:
 
 
 def _check_boxes(boxes: Tensor, batch: int) -> None:
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    good = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)
-    if len(boxes) not in (1, batch) or not bool(good.all()):
+    good = boxes.shape in ((1, 4), (batch, 4))
+    if good:
+        x0, y0, x1, y1 = boxes.unbind(-1)
+        good = bool(((x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)).all())
+    if not good:
         raise MmxError(
             f"the box {boxes.tolist()} is no region; expected x0,y0,x1,y1 in 0..1 with x0 < x1 and y0 < y1, "
             f"once or for each of {batch} memories."

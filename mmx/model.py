@@ -15,7 +15,7 @@ from mmx.config import ModelConfig, SourceConfig
 from mmx.decoder import Recorder, TextDecoder
 from mmx.encoders.base import Encoder, check_features
 from mmx.encoders.registry import resolve
-from mmx.errors import MmxError, suggest
+from mmx.errors import EncoderError, MmxError, suggest
 from mmx.memory import Memory, join
 from mmx.projection import KeyValueProjection
 from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
@@ -107,6 +107,8 @@ class Model(nn.Module):
 
     def _remember(self, name: str, given: SourceBatch, batch: int) -> Memory:
         memory = self.sources[name](given.inputs)
+        if memory.batch != len(given.rows):  # one row would be shown to all of them in silence
+            raise EncoderError(f"source {name!r} gave {memory.batch} rows of features for {len(given.rows)} inputs.")
         if given.withheld is not None:
             memory = memory.hide(given.withheld[:, None])
         if given.streams:
@@ -117,9 +119,14 @@ class Model(nn.Module):
 
 def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Encoder:
     """The encoder that a source names, with its own options checked. Raises EncoderError or ConfigError."""
-    encoder = resolve(config.encoder)
-    options = parse_settings(config.options, encoder.Options, where=f"{where}.options")
-    return encoder(options, tokenizer) if encoder.shares_tokenizer else encoder(options)  # type: ignore[call-arg]
+    kind = resolve(config.encoder)
+    options = parse_settings(config.options, kind.Options, where=f"{where}.options")
+    encoder = kind(options, tokenizer) if kind.shares_tokenizer else kind(options)  # type: ignore[call-arg]
+    if not isinstance(getattr(encoder, "width", None), int):
+        raise EncoderError(
+            f"encoder {kind.__name__} of {where} sets no self.width; give its feature width in __init__."
+        )
+    return encoder
 
 
 __all__ = ["Model", "Recorder", "Source", "SourceBatch", "build_encoder"]

@@ -26,6 +26,7 @@ from mmx.model import Model, SourceBatch
 from mmx.settings import parse_settings
 
 BUNDLED = Path(__file__).parent / "bundled"
+ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Pipeline:
             return self.model.encode({name: self._collate(name, raw) for name, raw in lists.items()}, batch)
 
     def caption(self, image: Any, **options: Any) -> Any:
-        """A picture (path, bytes, PIL) or its memory -> a caption; a list of pictures, or a memory of several -> a list.
+        """A picture (path, bytes, PIL) or its memory -> a caption; a list, or a memory of several -> a list.
 
         With num_return_sequences, each is a list of captions, best first.
         """
@@ -96,31 +97,32 @@ class Pipeline:
         if not candidates:
             raise MmxError("rank was given no candidates; pass at least one text.")
         memory, count = self._one(image, box), len(candidates)
-        prompts = [self._prompt(question) for _ in candidates]
-        texts = [[(p, [*self.model.tokenizer.encode(c), self.model.tokenizer.eos]) for p, c in zip(prompts, candidates)]]
-        tokens, mask, targets = (t.to(self.model.device) for t in pad_texts(texts, count, self.model.tokenizer.pad))
+        prompt, tokenizer = self._prompt(question), self.model.tokenizer
+        texts = [[(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]]
+        self._check_length(max(len(prompt) + len(target) - 1 for _, target in texts[0]))
+        tokens, mask, targets = (t.to(self.model.device) for t in pad_texts(texts, count, tokenizer.pad))
         with torch.inference_mode():
-            memory = self.with_questions(memory, [[question] * count])
+            memory = self.with_questions(memory, [[question]])  # one owner: all candidates see it
             logprobs = rank_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
         triples = zip(candidates, logprobs.softmax(0).tolist(), logprobs.tolist(), strict=True)
         return sorted((Ranked(*triple) for triple in triples), key=lambda ranked: -ranked.logprob)
 
+    @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
     def stream(self, image: Any, question: str | None = None, box: Box | None = None, **options: Any) -> Iterator[str]:
         """The caption or answer as it grows: yields the whole text so far after each token."""
-        memory, chosen = self._one(image, box), self.options({**options, "num_beams": 1})
+        memory, chosen = self._one(image, box), self.options({**options, **ONE_TEXT})
         said: list[int] = []
-        with torch.inference_mode():
-            step, tokens, mask = self._start(memory, [[question]], chosen)
-            for row in stream(step, tokens, mask, chosen, self.model.tokenizer.eos, stops=self._stops(chosen)):
-                said.append(row[0])
-                yield self._cut(self.model.tokenizer.decode(said), chosen)
+        step, tokens, mask, chosen = self._start(memory, [[question]], chosen)
+        for row in stream(step, tokens, mask, chosen, self.model.tokenizer.eos, stops=self._stops(chosen)):
+            said.append(row[0])
+            yield self._cut(self.model.tokenizer.decode(said), chosen)
 
     def captions(
         self, images: Iterable[Any], batch_size: int = 16, **options: Any
     ) -> Iterator[tuple[Any, Said | MmxError]]:
         """Many pictures, in batches: yields (picture as given, what was said or why not), in the order given."""
         pictures, chosen = iter(images), self.options(options)
-        while batch := list(islice(pictures, batch_size)):
+        while batch := list(islice(pictures, max(1, batch_size))):
             prepared = [self._try_prepare(image) for image in batch]
             good = [item for item in prepared if not isinstance(item, MmxError)]
             said = iter(self._say_prepared(good, chosen) if good else ())
@@ -133,12 +135,16 @@ class Pipeline:
         """(picture, question) pairs -> what was said or why not, in the order asked. Questions about the same picture
         are answered together, `batch_size` pictures at a time, each encoded once."""
         chosen, places = self.options(options), {}
-        for place, (image, _) in enumerate(asked):
-            places.setdefault(image, []).append(place)
         found: dict[int, Said | MmxError] = {}
-        groups, due = iter(places.items()), 0
-        while batch := list(islice(groups, batch_size)):
-            prepared = [(self._try_prepare(image), where) for image, where in batch]
+        for place, (image, question) in enumerate(asked):
+            try:
+                self._prompt(question)
+                places.setdefault(_same(image), []).append(place)
+            except MmxError as error:
+                found[place] = error
+        groups, due = iter(places.values()), 0
+        while due < len(asked):
+            prepared = [(self._try_prepare(asked[where[0]][0]), where) for where in islice(groups, max(1, batch_size))]
             for error, where in prepared:
                 if isinstance(error, MmxError):
                     found |= dict.fromkeys(where, error)
@@ -157,8 +163,10 @@ class Pipeline:
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
     ) -> list[list[list[Said]]]:
         """questions [B][K] (None: caption) over a memory of B rows -> texts [B][K][n], best first."""
+        if not any(questions):
+            return [[] for _ in questions]
         with torch.inference_mode():
-            step, tokens, mask = self._start(memory, questions, options)
+            step, tokens, mask, options = self._start(memory, questions, options)
             made = generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stops(options))
         return [
             [[self._said(text, options) for text in stream_] for stream_ in row[: len(asked)]]
@@ -172,21 +180,45 @@ class Pipeline:
 
     def _start(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
-    ) -> tuple[DecoderStep, Tensor, Tensor]:
-        """The step over a memory, and the prompts [B, K, T] with their mask; rows with fewer questions are filled up."""
+    ) -> tuple[DecoderStep, Tensor, Tensor, GenerationConfig]:
+        """The step over a memory, the prompts [B, K, T] with their mask (rows with fewer questions are filled up), and
+        the options with no more new tokens than the decoder has positions for."""
         most = max(len(row) for row in questions)
         filled = [[*row, *([None] * (most - len(row)))] for row in questions]
         texts = [[(self._prompt(question), [self.model.tokenizer.eos]) for question in row] for row in filled]
         tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
         memory = self.with_questions(memory, filled)
-        return DecoderStep(self.model.decoder, memory, options.max_new_tokens), tokens, mask
+        options = self._fitted(options, asked=any(q is not None for row in questions for q in row))
+        return DecoderStep(self.model.decoder, memory, options.max_new_tokens), tokens, mask, options
 
     def _prompt(self, question: str | None) -> list[int]:
         prompt = self.model.tokenizer.prompt(self.model.prompt(question))
-        longest = self.model.config.decoder.max_positions // 2
-        if len(prompt) > longest:
-            raise MmxError(f"the question has {len(prompt)} tokens; this model reads up to {longest}, ask more shortly.")
+        most = self._longest_prompt
+        if len(prompt) > most:
+            raise MmxError(f"the question has {len(prompt)} tokens; this model reads up to {most}, ask more shortly.")
         return prompt
+
+    @property
+    def _longest_prompt(self) -> int:
+        """Half of the positions are for the question, the rest for the answer."""
+        return self.model.config.decoder.max_positions // 2
+
+    def _fitted(self, options: GenerationConfig, asked: bool) -> GenerationConfig:
+        """Cut max_new_tokens to what learned positions leave after the longest prompt there may be (not that there is:
+        what is said to one picture must not depend on the questions to another)."""
+        decoder = self.model.config.decoder
+        room = decoder.max_positions + 1 - (self._longest_prompt if asked else len(self._prompt(None)))
+        if decoder.positions != "learned" or options.max_new_tokens <= room:
+            return options
+        return options.model_copy(update={"max_new_tokens": room})
+
+    def _check_length(self, length: int) -> None:
+        decoder = self.model.config.decoder
+        if decoder.positions == "learned" and length > decoder.max_positions:
+            raise MmxError(
+                f"prompt and candidate have {length} tokens; this model reads up to {decoder.max_positions}, "
+                "give shorter texts."
+            )
 
     def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
         """Where the model's questions go to a text encoder, its memory of them beside that of the picture."""
@@ -203,7 +235,9 @@ class Pipeline:
     def _one(self, image: Any, box: Box | None) -> Memory:
         memory = self._memory(image)
         if memory.batch != 1:
-            raise MmxError(f"a question is about one picture, {memory.batch} were given; select one: memory.select([0]).")
+            raise MmxError(
+                f"a question is about one picture, {memory.batch} were given; select one: memory.select([0])"
+            )
         return memory if box is None else memory.focus(box)
 
     def _collate(self, name: str, raw: list[Any]) -> SourceBatch:
@@ -249,3 +283,8 @@ class Pipeline:
         for string in options.stop_strings:
             text = text.split(string)[0]
         return text.strip()
+
+
+def _same(image: Any) -> Any:
+    """What two mentions of one picture have in common: equal paths or bytes; an open picture is known by itself."""
+    return image if isinstance(image, str | bytes | os.PathLike) else id(image)

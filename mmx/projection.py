@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mmx.config import DecoderConfig, ProjectionConfig
-from mmx.features import Features
 from mmx.errors import EncoderError
+from mmx.features import Features
 from mmx.layers import Dropout, LearnedPositions, NoPositions, SinusoidalPositions, build_norm
 from mmx.memory import Memory, Segment
 
@@ -71,7 +71,8 @@ class KeyValueProjection(nn.Module):
     def forward(self, features: Features) -> Memory:
         """Return this source's memory."""
         content = self.dropout(self.norm(features.states))
-        keys = self._by_layer(self.key(content + self.positions(features, self.source)))
+        placed = content + self.positions(features, self.source)
+        keys = self._by_layer(self.key(placed.to(content.dtype)))  # the waves of sinusoidal positions are float32
         values = self._by_layer(self.value(content))
         segment = Segment(self.source, 0, features.states.shape[1], features.grid)
         return Memory(keys, values, features.mask, (segment,))

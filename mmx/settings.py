@@ -10,24 +10,22 @@ work; tags (except `!!str`) and `<<` merges are refused.
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails, to_json, to_jsonable_python
+from pydantic_core import to_json, to_jsonable_python
 
+from mmx.complaints import Keys, complaints, dotted, known_fields, one_line, show
 from mmx.errors import ConfigError, suggest
 
-__all__ = ["dump_settings", "parse_settings", "read_settings"]
+__all__ = ["dump_settings", "override_settings", "parse_settings", "read_settings"]
 
 M = TypeVar("M", bound=BaseModel)
-Keys = tuple[str | int, ...]  # the way to a value: ("data", "train", 0, "weight")
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 50_000, 60  # aliases of aliases grow exponentially, so there is an end
 PLAIN = "plain"  # the tag we give to a scalar without quotes
@@ -36,22 +34,6 @@ WORDS = {"": None, "~": None, "null": None, "true": True, "false": False,
          ".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}  # fmt: skip
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,3999})")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-
-# What each of pydantic's error types expected; the braces are filled from the error's own context.
-EXPECTED = {
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type"), "a list"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "keys and values"),
-    "int_parsing_size": "a smaller whole number", "finite_number": "a finite number", "bool_type": "true or false",
-    "string_type": "text", "path_type": "a path", "greater_than": "more than {gt}", "less_than": "less than {lt}",
-    "greater_than_equal": "at least {ge}", "less_than_equal": "at most {le}",
-    "multiple_of": "a multiple of {multiple_of}",
-    "literal_error": "{expected}", "enum": "{expected}", "union_tag_invalid": "one of {expected_tags}",
-    "too_short": "a length of at least {min_length}", "too_long": "a length of at most {max_length}",
-    "string_too_short": "at least {min_length} characters", "string_too_long": "at most {max_length} characters",
-    "string_pattern_mismatch": "text that matches {pattern}",
-}  # fmt: skip
 
 # What the YAML parser stumbled over; what a person is told; whether the fault is where the construct begins.
 SYNTAX = (
@@ -73,7 +55,7 @@ class Place(NamedTuple):
     text: str
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818 - no error yet: whoever catches it makes one
     """Reading cannot go on; its two arguments are the place and the message."""
 
 
@@ -109,9 +91,15 @@ def read_settings(path: str | PathLike[str], schema: type[M], overrides: Sequenc
     except _Stop as stop:
         sheet.problems.append((stop.args[0], stop.args[1]))
         raise sheet.error() from None
-    for number, text in enumerate(overrides):
-        _override(sheet, text, Place(10**9 + number, f"command line: {_one_line(text)}"))
+    _override_all(sheet, overrides)
     return _validate(sheet, schema)
+
+
+def override_settings(settings: M, overrides: Sequence[str]) -> M:
+    """Settings already in hand with `key.key=value` from a command line applied; the messages name the text there."""
+    sheet = _Sheet("command line", _plain_values(settings), {(): Place(0, "command line")})
+    _override_all(sheet, overrides)
+    return _validate(sheet, type(settings))
 
 
 def parse_settings(data: Mapping[str, Any], schema: type[M], *, where: str) -> M:
@@ -122,8 +110,12 @@ def parse_settings(data: Mapping[str, Any], schema: type[M], *, where: str) -> M
 
 def dump_settings(settings: BaseModel) -> str:
     """YAML text, in the order of declaration, that `read_settings` reads back to equal settings."""
-    data = to_jsonable_python(settings.model_dump(by_alias=True, round_trip=True), inf_nan_mode="constants")
-    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+    return str(yaml.dump(_plain_values(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _plain_values(settings: BaseModel) -> Any:
+    """Mappings, lists and scalars, as a file would hold them."""
+    return to_jsonable_python(settings.model_dump(by_alias=True, round_trip=True), inf_nan_mode="constants")
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
@@ -177,7 +169,7 @@ def _fill(sheet: _Sheet, text: str, schema: type[BaseModel]) -> None:
     node = _compose(text, builder.at)
     if not isinstance(node, yaml.MappingNode):
         found = "the file is empty" if node is None else "this is not a mapping"
-        known = ", ".join(_fields(schema))
+        known = ", ".join(known_fields(schema))
         raise _Stop(builder.at(1), f"{found}, expected keys and values; known: {known}.")
     sheet.data = builder.build(node, ()) or {}
 
@@ -213,7 +205,7 @@ class _Builder:
             raise _Stop(self.place(node), "too many values, or nested too deeply; write it more simply")
         if node.tag not in TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            return self.refuse(node, keys, f"the tag {_one_line(tag)} is not allowed; write the plain value")
+            return self.refuse(node, keys, f"the tag {one_line(tag)} is not allowed; write the plain value")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
@@ -234,7 +226,7 @@ class _Builder:
             elif key.tag == PLAIN and key.value == "<<":
                 self.refuse(key, keys, "'<<' merges are not supported; write the keys out, or alias single values")
             elif key.value in values:
-                twice = f"{_dotted(name)} is given twice, first at {self.sheet.places[name].text}; keep one"
+                twice = f"{dotted(name)} is given twice, first at {self.sheet.places[name].text}; keep one"
                 self.sheet.problems.append((self.place(key), twice))
             else:
                 values[key.value] = self.child(value, name, key)
@@ -244,7 +236,7 @@ class _Builder:
         return self.at(node.start_mark.line + 1)
 
     def refuse(self, node: Any, keys: Keys, message: str) -> None:
-        self.sheet.problems.append((self.place(node), f"{_dotted(keys)}: {message}"))
+        self.sheet.problems.append((self.place(node), f"{dotted(keys)}: {message}"))
         self.sheet.refused.add(keys)
 
 
@@ -257,6 +249,11 @@ def _scalar(text: str) -> str | float | bool | None:
     if NUMBER.fullmatch(text) and math.isfinite(float(text)):  # 1e999 is no number we could keep
         return float(text)
     return text
+
+
+def _override_all(sheet: _Sheet, overrides: Sequence[str]) -> None:
+    for number, text in enumerate(overrides):
+        _override(sheet, text, Place(10**9 + number, f"command line: {one_line(text)}"))
 
 
 def _override(sheet: _Sheet, text: str, place: Place) -> None:
@@ -295,10 +292,10 @@ def _key(here: Any, part: str, keys: Keys, place: Place) -> str | int:
     if isinstance(here, dict):
         return part
     if not isinstance(here, list):
-        raise _Stop(place, f"{_dotted(keys)} is {_show(here)}, expected keys and values")
+        raise _Stop(place, f"{dotted(keys)} is {show(here)}, expected keys and values")
     if part.isdecimal() and len(part) < 9 and int(part) < len(here):
         return int(part)
-    raise _Stop(place, f"{_dotted(keys)} has length {len(here)}, counted from 0; there is no item {part!r}")
+    raise _Stop(place, f"{dotted(keys)} has length {len(here)}, counted from 0; there is no item {part!r}")
 
 
 def _validate(sheet: _Sheet, schema: type[M]) -> M:
@@ -308,140 +305,8 @@ def _validate(sheet: _Sheet, schema: type[M]) -> M:
         if not sheet.problems:
             return settings
     except ValidationError as error:
-        found = [_follow(one, schema) for one in error.errors(include_url=False)]
-        sheet.problems += _complaints(sheet, _settled(found))
+        found = complaints(error, schema, sheet.refused)
+        sheet.problems += [(sheet.place(keys), sentence) for keys, sentence in found]
     except (ValueError, RecursionError):
         sheet.problems.append((sheet.place(()), "a value is neither text, number, true, false, list nor mapping"))
     raise sheet.error() from None
-
-
-class _Found(NamedTuple):
-    """One of pydantic's errors, its keys in the file, the type that holds the last key, and the unions on the way."""
-
-    error: ErrorDetails
-    keys: Keys
-    holder: Any
-    unions: tuple[tuple[Keys, str], ...]  # (where the union stands, the label of the alternative)
-
-
-def _follow(error: ErrorDetails, schema: type[BaseModel]) -> _Found:
-    """Walk pydantic's location through the types: it mixes keys of the file with labels of a union's alternatives."""
-    kind: Any = schema
-    holder, keys, unions = None, (), ()  # type: Any, Keys, tuple[tuple[Keys, str], ...]
-    for part in error["loc"]:
-        members = _members(kind)
-        if len(members) > 1:
-            unions += ((keys, str(part)),)
-            kind = _chosen(members, str(part))
-        elif part != "[key]":  # the mark of an error about a key itself
-            holder, keys = members[0], (*keys, part)
-            kind = _child(holder, part)
-    if error["type"].startswith("union_tag") and "'" in error["ctx"]["discriminator"]:
-        keys = (*keys, error["ctx"]["discriminator"].strip("'"))
-    return _Found(error, keys, holder, unions)
-
-
-def _members(kind: Any) -> list[Any]:
-    """The alternatives of a type, apart from None."""
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) not in (Union, UnionType):
-        return [kind]
-    members = [member for member in get_args(kind) if member is not type(None)]
-    return _members(members[0]) if len(members) == 1 else members
-
-
-def _chosen(members: list[Any], label: str) -> Any:
-    """The alternative that pydantic's label means: a discriminator's value, or more or less the type's name."""
-    for member in members:
-        literals = [f.annotation for f in _fields(member).values() if get_origin(f.annotation) is Literal]
-        if label in {str(value) for literal in literals for value in get_args(literal)}:
-            return member
-    names = [getattr(member, "__name__", "Annotated") for member in members]
-    tests = (label.__eq__, lambda name: label.startswith(name + "["), lambda name: name in label)
-    return next((member for test in tests for member, name in zip(members, names, strict=True) if test(name)), None)
-
-
-def _child(kind: Any, part: str | int) -> Any:
-    """The type of what stands in `kind` under the key or number `part`; None where that is not known."""
-    if fields := _fields(kind):
-        return fields[part].annotation if part in fields else None
-    args = get_args(kind)
-    if get_origin(kind) is tuple and Ellipsis not in args:
-        return args[part] if isinstance(part, int) and part < len(args) else None
-    return next((arg for arg in reversed(args) if arg is not Ellipsis), None)
-
-
-def _fields(kind: Any) -> dict[Any, Any]:
-    """A model's fields by the key a file uses."""
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-        return {}
-    fields = kind.model_fields.items()
-    return {f.validation_alias if isinstance(f.validation_alias, str) else name: f for name, f in fields}
-
-
-def _settled(found: list[_Found]) -> list[_Found]:
-    """Where all alternatives of a union failed, keep the one that got inside, and there with the fewest errors."""
-    for spot in sorted({spot for one in found for spot, _ in one.unions}, key=len):
-        inside = Counter(label for one in found for at, label in one.unions if at == spot and len(one.keys) > len(spot))
-        if inside:
-            best = (spot, min(inside, key=lambda label: inside[label]))
-            found = [one for one in found if best in one.unions or all(at != spot for at, _ in one.unions)]
-    return found
-
-
-def _complaints(sheet: _Sheet, found: list[_Found]) -> list[tuple[Place, str]]:
-    """Our sentences; what several alternatives expected of one value becomes one sentence."""
-    said: dict[tuple[Place, str], list[str]] = {}
-    for one in found:
-        if not any(one.keys[:n] in sheet.refused for n in range(len(one.keys) + 1)):
-            start, expected = _sentence(one)
-            said.setdefault((sheet.place(one.keys), start), []).extend(expected)
-    joined = {key: " or ".join(dict.fromkeys(expected)) for key, expected in said.items()}
-    return [(at, f"{start}, expected {end}" if end else start) for (at, start), end in joined.items()]
-
-
-def _sentence(found: _Found) -> tuple[str, list[str]]:
-    """The sentence about an error, and what was expected where that is said at its end."""
-    error, name = found.error, _dotted(found.keys)
-    kind, context = error["type"], {key: _plain(value) for key, value in error.get("ctx", {}).items()}
-    given = context.get("tag", error["input"])
-    if kind == "extra_forbidden":
-        return f"{name} is not a known key; {suggest(str(found.keys[-1]), list(_fields(found.holder)))}", []
-    if kind in ("missing", "union_tag_not_found"):
-        return f"{name} is missing; add it", []
-    if error["loc"][-1:] == ("[key]",):
-        name = f"the key of {name}"
-    if kind in EXPECTED:
-        return f"{name} is {_show(given)}", [EXPECTED[kind].format(**context) + _hint(kind, given, context)]
-    message = _one_line(str(context.get("error", error["msg"])))
-    if message.startswith("Input should be "):
-        return f"{name} is {_show(given)}", [message.removeprefix("Input should be ")]
-    return f"{name}: {message}", []
-
-
-def _hint(kind: str, given: Any, context: dict[str, Any]) -> str:
-    if kind == "string_type":
-        return " (put it in quotes)" if isinstance(given, int | float) else ""
-    choices = re.findall(r"'([^']*)'", context.get("expected", context.get("expected_tags", "")))
-    near = suggest(given, choices) if isinstance(given, str) else ""
-    return f"; {near}" if near.startswith("did you mean") else ""
-
-
-def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _show(value: Any) -> str:
-    """A value as a person typed it, more or less, and not too long."""
-    text = "empty" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _dotted(keys: Keys) -> str:
-    return ".".join(_one_line(str(key)) or "''" for key in keys) or "the configuration"
-
-
-def _one_line(text: str) -> str:
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -22,10 +22,12 @@ def augment(picture: Image, config: AugmentConfig, rng: Random) -> Image:
 
 
 def _crop(picture: Image, smallest: float, rng: Random) -> Image:
-    """A stretch of at least `smallest` of the area, with sides between 3:4 and 4:3 (Szegedy et al. 2015, section 6)."""
+    """A stretch of at least `smallest` of the area, with sides between 3:4 and 4:3 (Szegedy et al. 2015, section 6)
+    where the picture is not too narrow for that."""
     width, height = picture.size
     area = rng.uniform(smallest, 1.0) * width * height
     ratio = math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
-    w, h = min(width, round(math.sqrt(area * ratio))), min(height, round(math.sqrt(area / ratio)))
+    w = min(width, max(math.sqrt(area * ratio), area / height))  # area / height: as wide as it must be to fit
+    w, h = max(1, round(w)), max(1, round(min(height, area / w)))
     left, top = rng.randint(0, width - w), rng.randint(0, height - h)
     return picture.crop((left, top, left + w, top + h))

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset, Sampler
 from mmx.config import DataConfig
 from mmx.data.augment import augment
 from mmx.data.examples import Example, Turn
-from mmx.errors import MmxError
+from mmx.errors import DataError, MmxError
 from mmx.images import load_image
 from mmx.model import Model, SourceBatch
 from mmx.prompts import tidy_caption
+from mmx.tokenizer import Tokenizer
 
 IGNORED = -100
 ATTEMPTS = 10
@@ -70,18 +71,21 @@ class Schedule:
 
 
 class Positions(Sampler[list[int]]):
-    """The positions of each of this rank's batches, from `start` (a number of batches) to `stop`."""
+    """The positions of each of this rank's `count` batches, from position `first` of the stream on.
 
-    def __init__(self, batch: int, start: int, stop: int, rank: int = 0, world: int = 1) -> None:
-        self.batch, self.start, self.stop, self.rank, self.world = batch, start, stop, rank, world
+    `first` is a number of samples, so that a run may go on with other processes or another batch size.
+    """
+
+    def __init__(self, batch: int, first: int, count: int, rank: int = 0, world: int = 1) -> None:
+        self.batch, self.first, self.count, self.rank, self.world = batch, first, count, rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
-        for number in range(self.start, self.stop):
-            first = (number * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
+        for number in range(self.count):
+            start = self.first + (number * self.world + self.rank) * self.batch
+            yield list(range(start, start + self.batch))
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return self.count
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ class Prepared:
 
 @dataclass
 class Batch:
-    """What the model is trained on. tokens, mask: [B, K, T]; wanted: int [n], the places among B*K*T where something is
-    to be learned, and labels: int [n], the token that should follow there; bad: a sentence for each example passed over.
+    """What the model is trained on. tokens, mask: [B, K, T]; wanted: int [n], the places among B*K*T where something
+    is to be learned, and labels: int [n], the token that should follow there; bad: what was passed over, and why.
     """
 
     ids: list[str]
@@ -131,7 +135,9 @@ class TrainingSet(Dataset[Prepared]):
     ) -> None:
         self.encoders = {name: model.encoder(name) for name in model.sources}
         self.tokenizer, self.prompt, self.question_to = model.tokenizer, model.prompt, model.config.question_to
-        self.sets, self.seed, self.streams, self.max_text = sets, seed, streams, max_text
+        self.sets, self.seed, self.streams = sets, seed, streams
+        self.longest = model.config.decoder.max_positions
+        self.max_text = min(max_text, self.longest)
         self.source_dropout = source_dropout
         self.schedule = Schedule([len(e) for _, e in sets], [c.weight for c, _ in sets], seed)
 
@@ -145,10 +151,12 @@ class TrainingSet(Dataset[Prepared]):
                 return self._prepare(examples[(index + attempt) % len(examples)], config, rng, tuple(bad))
             except MmxError as error:
                 bad.append(str(error))
-        raise MmxError(f"{ATTEMPTS} examples in a row cannot be read; the last: {bad[-1]}")
+        raise DataError(f"{ATTEMPTS} examples in a row cannot be read; the last: {bad[-1]}")
 
     def _prepare(self, example: Example, config: DataConfig, rng: Random, bad: tuple[str, ...]) -> Prepared:
         chosen = choose_texts(example.turns, self.streams, rng)
+        if not chosen:
+            raise DataError(f"{example.origin or example.id} has nothing to learn: no caption, and no answer.")
         inputs = {
             name: self.encoders[name].prepare(self._opened(raw, self.encoders[name].modality, config, rng))
             for name, raw in example.sources.items()
@@ -166,8 +174,11 @@ class TrainingSet(Dataset[Prepared]):
 
     def _tokens(self, question: str | None, target: str) -> tuple[list[int], list[int]]:
         prompt = self.tokenizer.prompt(self.prompt(question))
-        said = self.tokenizer.encode(tidy_caption(target))[: max(1, self.max_text - len(prompt))]
-        return prompt, [*said, self.tokenizer.eos]
+        if len(prompt) >= self.longest:
+            raise DataError(
+                f"the question {str(question)[:40]!r}… has {len(prompt)} tokens; the model reads {self.longest}."
+            )
+        return prompt, target_tokens(self.tokenizer, target, self.max_text - len(prompt))
 
     def collate(self, prepared: Sequence[Prepared]) -> Batch:
         """Prepared examples to one batch; a source that no example has is left out."""
@@ -187,6 +198,11 @@ class TrainingSet(Dataset[Prepared]):
         wanted, labels = pick_wanted(targets, WANTED_MULTIPLE)
         bad = [sentence for item in prepared for sentence in item.bad]
         return Batch([item.id for item in prepared], sources, tokens, mask, wanted, labels, bad)
+
+
+def target_tokens(tokenizer: Tokenizer, target: str, most: int) -> list[int]:
+    """What is to be said: up to `most` tokens of the tidied text (at least one), and the end."""
+    return [*tokenizer.encode(tidy_caption(target))[: max(1, most)], tokenizer.eos]
 
 
 def choose_texts(turns: Sequence[Turn], streams: int, rng: Random) -> list[tuple[str | None, str]]:

@@ -7,34 +7,46 @@ Formats: `manifest` (JSONL), `karpathy` (dataset_*.json), `coco` (captions JSON)
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mmx.config import DataConfig
 from mmx.data.examples import Example, Turn
-from mmx.data.scene_texts import captions, questions
-from mmx.data.scenes import draw_scene, picture
-from mmx.errors import DataError
+from mmx.data.scene_texts import Kind, captions, questions
+from mmx.data.scenes import MOST_OBJECTS, draw_scene, picture
+from mmx.errors import DataError, suggest
 
 TURN_FIELDS = {"captions", "caption", "question", "answer", "answers", "kind", "box", "id", "question_id"}
 PICTURE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
+SCENE_KINDS = tuple(kind for kind in get_args(Kind) if kind != "pointed")
+KINDS = {str: "a text", list: "a list", (int, str): "a number or a text"}
 
 
 def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
     """The examples of one data set: its `part`, up to its `limit`. Raises DataError, naming file and line."""
     if config.path == "scenes" or config.format == "scenes":
+        _refuse_split(config, "scenes")
         return SceneExamples(config)
     path = (base / config.path).expanduser()
     if not path.exists():
         raise DataError(f"there is no data at {path}; expected a file or folder, set its path in the configuration.")
     name = sniff(path) if config.format == "auto" else config.format
+    if name != "karpathy":
+        _refuse_split(config, name)
     examples = [example for example in READERS[name](path, config) if example.turns]
     start, stop = (round(edge * len(examples)) for edge in config.part)
-    kept = [_of_tasks(example, config.tasks) for example in examples[start:stop]]
+    kept = [_only_wanted(example, config) for example in examples[start:stop]]
     kept = [example for example in kept if example.turns][: config.limit]
     if not kept:
-        raise DataError(f"{path} holds no examples of split {config.split!r} and tasks {', '.join(config.tasks)}.")
+        kinds = f" of kinds {', '.join(config.kinds)}" if config.kinds else ""
+        raise DataError(
+            f"{path} holds no examples for the tasks {', '.join(config.tasks)}{kinds} in its part {list(config.part)}; "
+            "change tasks, kinds or part."
+        )
     return kept
 
 
@@ -59,7 +71,7 @@ def sniff(path: Path) -> str:
 
 def read_manifest(path: Path, config: DataConfig) -> list[Example]:
     """JSONL: one object a line with its sources by name and captions or a question; lines of one input are joined."""
-    return _group((_manifest_line(path, number, line) for number, line in read_lines(path)), path.parent)
+    return _group((_manifest_line(f"{path}:{number}", line) for number, line in read_lines(path)), path.parent)
 
 
 def read_folder(path: Path, config: DataConfig) -> list[Example]:
@@ -67,56 +79,55 @@ def read_folder(path: Path, config: DataConfig) -> list[Example]:
     table = path / "metadata.jsonl"
     if not table.is_file():
         raise DataError(f"folder {path} has no metadata.jsonl; expected lines such as {{'file_name': …, 'text': …}}.")
-    renamed = {"file_name": "image", "text": "caption"}
-    lines = ((n, {renamed.get(key, key): value for key, value in line.items()}) for n, line in read_lines(table))
-    return _group((_manifest_line(table, number, line) for number, line in lines), path)
+    return _group((_folder_line(f"{table}:{number}", line) for number, line in read_lines(table)), path)
 
 
 def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
     """The Karpathy-split JSON; `restval` counts as train, as everybody has it."""
-    wanted = {"train", "restval"} if config.split == "train" else {config.split}
-    examples = []
-    for number, image in enumerate(_field(_load_json(path), "images", path)):
-        if config.split is None or image.get("split") in wanted:
-            where = _find_picture(path.parent, Path(image.get("filepath", "")) / _field(image, "filename", path))
-            said = tuple(" ".join(s["raw"].split()) for s in _field(image, "sentences", path))
-            examples.append(Example(image["filename"], {"image": where}, (Turn(said),), f"{path}, image {number}"))
+    examples, splits = [], set()
+    for number, image in enumerate(_field(_load_json(path), "images", list, str(path))):
+        where = f"{path}, image {number}"
+        name, split = _field(image, "filename", str, where), image.get("split")
+        splits.add(str(split))
+        if config.split in (None, split, "train" if split == "restval" else None):
+            found = _find_picture(path.parent, Path(_optional(image, "filepath", str, where) or "") / name)
+            sentences = _field(image, "sentences", list, where)
+            said = tuple(_one_line(_field(sentence, "raw", str, where)) for sentence in sentences)
+            examples.append(Example(name, {"image": found}, (Turn(said),) if said else (), where))
+    if config.split is not None and not examples:
+        raise DataError(f"{path} has no split {config.split!r}; {suggest(config.split, sorted(splits))}")
     return examples
 
 
 def read_coco(path: Path, config: DataConfig) -> list[Example]:
     """COCO captions JSON: images and annotations joined by image id."""
-    document, said = _load_json(path), {}
-    for note in _field(document, "annotations", path):
-        said.setdefault(_field(note, "image_id", path), []).append(" ".join(_field(note, "caption", path).split()))
-    return [
-        Example(
-            str(image["id"]),
-            {"image": _find_picture(path.parent, Path(_field(image, "file_name", path)))},
-            (Turn(tuple(said[image["id"]])),),
-            f"{path}, image {image['id']}",
-        )
-        for image in _field(document, "images", path)
-        if image["id"] in said
-    ]
+    document, said, examples = _load_json(path), {}, []
+    for number, note in enumerate(_field(document, "annotations", list, str(path))):
+        where = f"{path}, annotation {number}"
+        key = _field(note, "image_id", (int, str), where)
+        said.setdefault(key, []).append(_one_line(_field(note, "caption", str, where)))
+    for number, image in enumerate(_field(document, "images", list, str(path))):
+        where = f"{path}, image {number}"
+        key, name = _field(image, "id", (int, str), where), _field(image, "file_name", str, where)
+        if key in said:
+            found = _find_picture(path.parent, Path(name))
+            examples.append(Example(str(key), {"image": found}, (Turn(tuple(said[key])),), where))
+    return examples
 
 
 def read_vqa(path: Path, config: DataConfig) -> list[Example]:
     """VQAv2: a questions JSON, and the annotations JSON that `annotations` names (absent: no answers are known)."""
-    document, answers, kinds = _load_json(path), {}, {}
-    if config.annotations:
-        for note in _field(_load_json(path.parent / config.annotations), "annotations", path):
-            answers[note["question_id"]] = tuple(a["answer"] for a in _field(note, "answers", path))
-            kinds[note["question_id"]] = note.get("answer_type")
-    turns: dict[Any, list[Turn]] = {}
-    for asked in _field(document, "questions", path):
-        key = asked["question_id"]
-        turn = Turn(answers.get(key, ()), _field(asked, "question", path), kinds.get(key))
-        turns.setdefault(_field(asked, "image_id", path), []).append(turn)
-    prefix = f"COCO_{document.get('data_subtype', '')}_" if document.get("data_subtype") else ""
+    document, turns = _load_json(path), {}
+    answers = _vqa_answers(path.parent / config.annotations) if config.annotations else {}
+    for number, asked in enumerate(_field(document, "questions", list, str(path))):
+        where = f"{path}, question {number}"
+        said, kind = answers.get(_field(asked, "question_id", (int, str), where), ((), None))
+        turn = Turn(said, _field(asked, "question", str, where), kind)
+        turns.setdefault(_field(asked, "image_id", (int, str), where), []).append(turn)
+    subtype = _optional(document, "data_subtype", str, str(path))
     return [
-        Example(str(image), {"image": _find_vqa_picture(path.parent, prefix, image)}, tuple(said), str(path))
-        for image, said in turns.items()
+        Example(str(image), {"image": _find_vqa_picture(path.parent, subtype, image)}, tuple(asked), str(path))
+        for image, asked in turns.items()
     ]
 
 
@@ -133,6 +144,11 @@ class SceneExamples(Sequence[Example]):
     """Generated scenes as examples, drawn when they are asked for: example i is a pure function of (seed, i)."""
 
     def __init__(self, config: DataConfig) -> None:
+        for kind in config.kinds:
+            if kind not in SCENE_KINDS:
+                raise DataError(f"scenes have no questions of kind {kind!r}; {suggest(kind, list(SCENE_KINDS))}")
+        if config.objects == 1 and set(config.kinds) == {"relation"} and "caption" not in config.tasks:
+            raise DataError("scenes of one object have no questions of kind 'relation'; set objects to 2 or more.")
         self.config, self.size = config, 128
         first, last = (round(edge * config.count) for edge in config.part)
         self.indices = range(first, last)[: config.limit]
@@ -143,38 +159,55 @@ class SceneExamples(Sequence[Example]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        number = self.indices[index]
-        scene = draw_scene(self.config.seed, number, self.size)
-        turns = []
-        if "caption" in self.config.tasks:
-            turns.append(Turn(captions(scene)))
-        if "ask" in self.config.tasks:
-            turns += [Turn((q.answer,), q.question, q.kind, q.box) for q in questions(scene)]
-        name = f"scene-{self.config.seed}-{number}"
-        return Example(name, {"image": picture(scene, self.size)}, tuple(turns), name)
+        # A scene without anything that is wanted is replaced by one that stands for no other index.
+        candidates = (self._example(number) for number in count(self.indices[index], self.config.count))
+        return next(example for example in candidates if example is not None)
+
+    def _example(self, number: int) -> Example | None:
+        config = self.config
+        scene = draw_scene(config.seed, number, self.size)
+        if len(scene.objects) > (config.objects or MOST_OBJECTS):
+            return None
+        said = [Turn(captions(scene)), *(Turn((q.answer,), q.question, q.kind, q.box) for q in questions(scene))]
+        turns = tuple(turn for turn in said if _is_wanted(turn, config))
+        name = f"scene-{config.seed}-{number}"
+        return Example(name, {"image": picture(scene, self.size)}, turns, name) if turns else None
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 
-def _manifest_line(path: Path, number: int, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
+def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
     """One manifest line -> where it stands, its sources, its turn."""
-    origin = f"{path}:{number}"
-    sources = {key: value for key, value in line.items() if key not in TURN_FIELDS}
+    sources = {key: value for key, value in line.items() if key not in TURN_FIELDS and value is not None}
     if not sources:
-        raise DataError(f"{origin} names no input; expected a field such as 'image' with a path.")
+        raise DataError(f"{where} names no input; expected a field such as 'image' with a path.")
+    for name in ("image", "text"):
+        _optional(sources, name, str, where)
     if "question" in line:
-        given = line.get("answers", line.get("answer", ()))
-        said = (given,) if isinstance(given, str) else tuple(given)
-        box = tuple(line["box"]) if line.get("box") else None
-        return origin, sources, Turn(said, line["question"], line.get("kind"), box)
-    given = line.get("captions", line.get("caption"))
-    if given is None:
-        raise DataError(f"{origin} has neither 'captions' nor 'question'; add one of them.")
-    said = (given,) if isinstance(given, str) else tuple(given)
-    if not said or not all(isinstance(text, str) and text.strip() for text in said):
-        raise DataError(f"{origin} has captions {json.dumps(given)[:60]}; expected one or more texts.")
-    return origin, sources, Turn(said)
+        asked, kind = _field(line, "question", str, where), _optional(line, "kind", str, where)
+        return where, sources, Turn(_texts(line, ("answers", "answer"), where), asked, kind, _box(line, where))
+    said = _texts(line, ("captions", "caption"), where)
+    if not said:
+        raise DataError(f"{where} has neither 'captions' nor 'question'; add one of them.")
+    return where, sources, Turn(said)
+
+
+def _folder_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
+    """One line of HF's metadata.jsonl, as a manifest line."""
+    _field(line, "file_name", str, where)
+    renamed = {"file_name": "image", "text": "caption"}
+    return _manifest_line(where, {renamed.get(key, key): value for key, value in line.items()})
+
+
+def _vqa_answers(path: Path) -> dict[Any, tuple[tuple[str, ...], str | None]]:
+    """Question id -> (answers, kind)."""
+    found = {}
+    for number, note in enumerate(_field(_load_json(path), "annotations", list, str(path))):
+        where = f"{path}, annotation {number}"
+        said = tuple(_field(given, "answer", str, where) for given in _field(note, "answers", list, where))
+        found[_field(note, "question_id", (int, str), where)] = (said, _optional(note, "answer_type", str, where))
+    return found
 
 
 def _group(lines: Iterator[tuple[str, dict[str, Any], Turn]], base: Path) -> list[Example]:
@@ -198,9 +231,24 @@ def _located(source: str, value: Any, base: Path) -> Any:
     return value if source == "text" or not isinstance(value, str) else str(base / value)
 
 
-def _of_tasks(example: Example, tasks: Sequence[str]) -> Example:
-    wanted = tuple(t for t in example.turns if ("caption" if t.question is None else "ask") in tasks)
-    return example if len(wanted) == len(example.turns) else Example(example.id, example.sources, wanted, example.origin)
+def _only_wanted(example: Example, config: DataConfig) -> Example:
+    """The example with the turns of the configured tasks and kinds."""
+    return replace(example, turns=tuple(turn for turn in example.turns if _is_wanted(turn, config)))
+
+
+def _is_wanted(turn: Turn, config: DataConfig) -> bool:
+    if turn.question is None:
+        return "caption" in config.tasks
+    return "ask" in config.tasks and (not config.kinds or turn.kind in config.kinds)
+
+
+def _refuse_split(config: DataConfig, name: str) -> None:
+    """A split that would be passed over in silence would train on what is to be measured."""
+    if config.split is not None:
+        raise DataError(
+            f"{config.path} was asked for its split {config.split!r}, and {name} data has none; leave split out, or "
+            "take a stretch of it, such as part: [0.9, 1.0]."
+        )
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -212,27 +260,76 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if text.strip():
                 try:
                     line = json.loads(text)
-                except ValueError:
+                except (ValueError, RecursionError):
                     line = None
                 if not isinstance(line, dict):
-                    raise DataError(f"{path}:{number} is no JSON object; expected a line such as {{\"image\": …}}.")
+                    raise DataError(f'{path}:{number} is no JSON object; expected a line such as {{"image": …}}.')
                 yield number, line
 
 
 def _load_json(path: Path) -> dict[str, Any]:
+    expected = f"expected one of the formats {', '.join(READERS)}."
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON; expected one of the formats {', '.join(READERS)}.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno} is no JSON; {expected}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON; {expected}") from error
     if not isinstance(document, dict):
-        raise DataError(f"{path} holds no JSON object; expected one of the formats {', '.join(READERS)}.")
+        raise DataError(f"{path} holds no JSON object; {expected}")
     return document
 
 
-def _field(record: Mapping[str, Any], name: str, path: Path) -> Any:
+def _field(record: Any, name: str, kind: Any, where: str) -> Any:
+    """A field that must be there and be of a kind. Raises DataError with what stands there instead."""
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where} is or holds {_shown(record)}; expected an object with a field {name!r}.")
     if name not in record:
-        raise DataError(f"{path} has a record without {name!r}; it has {', '.join(sorted(record)) or 'nothing'}.")
-    return record[name]
+        raise DataError(f"{where} has no {name!r}; it has {', '.join(sorted(record)) or 'nothing'}.")
+    value = record[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"{where} has {name!r}: {_shown(value)}; expected {KINDS[kind]}.")
+    return _utf8(value, where) if isinstance(value, str) else value
+
+
+def _optional(record: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+    return None if record.get(name) is None else _field(record, name, kind, where)
+
+
+def _texts(line: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[str, ...]:
+    """The text or texts under the first of `names` that the line has; () where it has none of them."""
+    name = next((name for name in names if line.get(name) is not None), None)
+    if name is None:
+        return ()
+    given = [line[name]] if isinstance(line[name], str) else line[name]
+    if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
+        raise DataError(f"{where} has {name!r}: {_shown(line[name])}; expected one or more texts.")
+    return tuple(_utf8(text, where) for text in given)
+
+
+def _box(line: Mapping[str, Any], where: str) -> tuple[float, float, float, float] | None:
+    box = line.get("box")
+    if box is None:
+        return None
+    numbers = isinstance(box, list) and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
+    if not numbers or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise DataError(f"{where} has 'box': {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike.")
+    return tuple(map(float, box))  # type: ignore[return-value]
+
+
+def _utf8(text: str, where: str) -> str:
+    """JSON can spell half a character ("\\ud800"), which no tokenizer takes."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise DataError(f"{where} has a text with half a character, {_shown(text)}; write it as UTF-8.")
+    return text
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:60]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _find_picture(base: Path, name: Path) -> str:
@@ -243,8 +340,9 @@ def _find_picture(base: Path, name: Path) -> str:
     return str(base / PICTURE_FOLDERS[0] / name)
 
 
-def _find_vqa_picture(base: Path, prefix: str, image: Any) -> str:
+def _find_vqa_picture(base: Path, subtype: str | None, image: int | str) -> str:
+    """VQAv2 names pictures by number: val2014/COCO_val2014_000000000042.jpg."""
     if isinstance(image, str):
         return _find_picture(base, Path(image))
-    subtype = prefix.removeprefix("COCO_").rstrip("_")
-    return _find_picture(base, Path(subtype) / f"{prefix}{image:012d}.jpg")
+    name = f"COCO_{subtype}_{image:012d}.jpg" if subtype else f"{image:012d}.jpg"
+    return _find_picture(base, Path(subtype or "") / name)

@@ -42,7 +42,7 @@ class Encoder(nn.Module):
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Prepared inputs to one batch: stacked; where first axes differ, padded at the end with zeros (False)."""
-        return {name: _stack([item[name] for item in prepared]) for name in prepared[0]}
+        return {name: _stack([item[name] for item in prepared], name) for name in prepared[0]}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """A batch as `collate` made it -> Features of its rows."""
@@ -54,9 +54,12 @@ class Encoder(nn.Module):
         return False
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
-    if all(t.shape == tensors[0].shape for t in tensors):
+def _stack(tensors: list[Tensor], name: str) -> Tensor:
+    shapes = {tuple(t.shape) for t in tensors}
+    if len(shapes) == 1:
         return torch.stack(tensors)
+    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+        raise EncoderError(f"{name!r} of {sorted(shapes)[:4]} cannot be padded to one; only first axes may differ.")
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
 
 
@@ -66,15 +69,30 @@ def check_features(features: Any, encoder: Encoder, source: str) -> Features:
     def refuse(given: str, expected: str) -> EncoderError:
         return EncoderError(f"encoder {type(encoder).__name__} of source {source!r} gave {given}; expected {expected}.")
 
-    if not isinstance(features, tuple) or len(features) != 3:
-        raise refuse(type(features).__name__, "Features(states, mask, grid)")
-    states, mask, grid = features
+    if not isinstance(features, tuple) or [isinstance(part, Tensor) for part in features[:2]] != [True, True]:
+        raise refuse(_kinds(features), "Features(states, mask, grid)")
+    states, mask, grid = Features(*features[:3])
     if states.ndim != 3 or states.shape[-1] != encoder.width:
         raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.width}")
+    if not states.is_floating_point():
+        raise refuse(f"states of {states.dtype}", "floating-point ones")
     if mask.dtype != torch.bool or mask.shape != states.shape[:2]:
-        raise refuse(f"a mask {mask.dtype} {list(mask.shape)}", f"bool {list(states.shape[:2])}, True = may be attended")
+        raise refuse(
+            f"a mask {mask.dtype} {list(mask.shape)}", f"bool {list(states.shape[:2])}, True = may be attended"
+        )
     if mask.device != states.device:
         raise refuse(f"a mask on {mask.device}", f"one on {states.device}, where its states are")
-    if encoder.dimensions == 2 and (grid is None or grid[0] * grid[1] > states.shape[1]):
+    if (encoder.dimensions == 2 or grid is not None) and not _lies_on(grid, states.shape[1]):
         raise refuse(f"grid {grid} for {states.shape[1]} slots", "(rows, columns) covering its last rows*columns slots")
-    return Features(states, mask, grid)
+    return Features(states, mask, grid and tuple(grid))
+
+
+def _kinds(given: Any) -> str:
+    kind = type(given).__name__
+    return f"{kind} of ({', '.join(type(part).__name__ for part in given)})" if isinstance(given, tuple) else kind
+
+
+def _lies_on(grid: Any, slots: int) -> bool:
+    """Whether a grid is two whole numbers whose cells are some of the slots."""
+    whole = isinstance(grid, Sequence) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)
+    return whole and grid[0] * grid[1] <= slots

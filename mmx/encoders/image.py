@@ -4,18 +4,21 @@ Alphabet: B pictures, S slots, F feature width, C channels. Plain ViTs, hierarch
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL.Image import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from mmx.config import Frozen
 from mmx.encoders.base import Encoder, Features
-from mmx.errors import EncoderError, suggest
+from mmx.errors import EncoderError
 from mmx.images import SUFFIXES, load_image
+
+# Arguments of timm's create_model that other options decide, or that would read a file which does not travel along.
+DECIDED = {"pretrained", "img_size", "num_classes", "in_chans", "features_only", "out_indices", "checkpoint_path"}
 
 
 class ImageEncoder(Encoder):
@@ -40,6 +43,13 @@ class ImageEncoder(Encoder):
         interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
         arguments: dict[str, Any] = {}
 
+        @field_validator("arguments")
+        @classmethod
+        def _decided_elsewhere(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+            if taken := sorted(DECIDED & arguments.keys()):
+                raise ValueError(f"arguments cannot hold {', '.join(taken)}; use the options size, stage, pretrained")
+            return arguments
+
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         import timm
@@ -52,8 +62,7 @@ class ImageEncoder(Encoder):
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         """A path, bytes or PIL picture -> {"pixels": float [3, size, size]}."""
-        picture = raw if isinstance(raw, Image) and raw.mode == "RGB" else load_image(raw)
-        return {"pixels": self._transform(picture)}
+        return {"pixels": self._transform(load_image(raw))}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """{"pixels": [B, 3, size, size]} -> Features with the backbone's grid."""
@@ -67,55 +76,62 @@ class ImageEncoder(Encoder):
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, size, size] -> states [B, S, F] and the grid of their last cells."""
-        if self.options.stage is None:
-            features = self.backbone.forward_features(pixels)
-        else:
-            features = self.backbone(pixels)[-1]
+        whole = self.options.stage is None
+        features = self.backbone.forward_features(pixels) if whole else self.backbone(pixels)[-1]
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            raise EncoderError(
+                f"backbone {self.options.backbone!r} does not end in one map; give a stage, or another one."
+            )
         if features.ndim == 3:
-            cells = features.shape[1] - getattr(self.backbone, "num_prefix_tokens", 0)
-            return features, _sequence_grid(self.backbone, cells)
+            return features, _sequence_grid(self.backbone, features.shape[1])
         if _channels_stand_last(self.backbone, features):
             features = features.permute(0, 3, 1, 2)
         return features.flatten(2).transpose(1, 2), (features.shape[2], features.shape[3])
 
     def _probe(self) -> int:
-        """F, by looking: backbones report their widths in different ways, a tiny forward does not."""
-        training, size = self.backbone.training, self.options.size
-        state = torch.random.get_rng_state()
-        with torch.no_grad():
-            width = self._tokens_eval(torch.zeros(1, 3, size, size))
-        torch.random.set_rng_state(state)
-        self.backbone.train(training)
-        return width
-
-    def _tokens_eval(self, pixels: Tensor) -> int:
-        self.backbone.eval()
-        return self._tokens(pixels)[0].shape[-1]
+        """F, by looking: backbones report their widths in different ways, the forward of one picture does not."""
+        size, training = self.options.size, self.backbone.training
+        try:
+            # Eval, so that no running mean moves; a fork, because some backbones throw dice all the same.
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self.backbone.eval()
+                return self._tokens(torch.zeros(1, 3, size, size))[0].shape[-1]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            usual = self.backbone.pretrained_cfg["input_size"][-1]
+            raise EncoderError(
+                f"backbone {self.options.backbone!r} cannot read pictures of size {size}; its usual size is {usual}."
+            ) from error
+        finally:
+            self.backbone.train(training)
 
 
 def _create(timm: Any, options: ImageEncoder.Options) -> nn.Module:
     """The backbone without its classifier, cut at `stage` where one is given."""
-    name = options.backbone
+    name, stage = options.backbone, options.stage
     if not timm.is_model(name.split(".")[0]):
-        near = suggest(name, timm.list_models(f"*{name[:6]}*") or ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
-        raise EncoderError(f"timm has no backbone {name!r}; {near[:300]}")
-    arguments = dict(options.arguments, pretrained=options.pretrained)
-    if options.size and _takes_image_size(name):
-        arguments["img_size"] = options.size
-    if options.stage is None:
-        return timm.create_model(name, num_classes=0, **arguments)
+        near = get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "known: what timm.list_models() lists."
+        raise EncoderError(f"timm has no backbone {name!r}; {hint}")
+    cut = {"num_classes": 0} if stage is None else {"features_only": True, "out_indices": (stage,)}
     try:
-        return timm.create_model(name, features_only=True, out_indices=(options.stage,), **arguments)
-    except (IndexError, AssertionError, ValueError) as error:
-        raise EncoderError(f"backbone {name!r} has no stage {options.stage}; use a smaller stage, or none.") from error
+        return _create_sized(timm, options, {**options.arguments, **cut, "pretrained": options.pretrained})
+    except Exception as error:  # its 1,300 backbones raise whatever they like
+        if stage is not None and isinstance(error, (IndexError, AssertionError, ValueError)):
+            raise EncoderError(f"backbone {name!r} has no stage {stage}; use a smaller stage, or none.") from error
+        raise EncoderError(
+            f"timm cannot build backbone {name!r} ({type(error).__name__}) with stage={stage}, size={options.size}, "
+            f"pretrained={options.pretrained}, arguments={options.arguments}; change or leave out one of them."
+        ) from error
 
 
-def _takes_image_size(name: str) -> bool:
-    """Whether the backbone is built for one input size (its position table depends on it)."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    return bool(config and config.fixed_input_size) or name.startswith(("vit", "deit", "swin"))
+def _create_sized(timm: Any, options: ImageEncoder.Options, arguments: dict[str, Any]) -> nn.Module:
+    """Built for the size where that matters (a table of positions, windows); most CNNs refuse to be told."""
+    if options.size:
+        try:
+            return timm.create_model(options.backbone, img_size=options.size, **arguments)
+        except TypeError:
+            pass
+    return timm.create_model(options.backbone, **arguments)
 
 
 def _resolve(timm: Any, options: ImageEncoder.Options, backbone: nn.Module) -> ImageEncoder.Options:
@@ -143,21 +159,18 @@ def _transform(options: ImageEncoder.Options) -> Any:
     )
 
 
-def _sequence_grid(backbone: nn.Module, cells: int) -> tuple[int, int]:
-    """The grid of a backbone that hands over a plain sequence: its own word for it where it has one, else square."""
-    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
-    if grid and grid[0] * grid[1] == cells:
-        return tuple(grid)
+def _sequence_grid(backbone: nn.Module, slots: int) -> tuple[int, int]:
+    """The grid of a backbone that hands over a sequence, prefix tokens first. The input is square, so the grid is."""
+    cells = slots - getattr(backbone, "num_prefix_tokens", 0)
     side = int(cells**0.5)
     if side * side != cells:
-        raise EncoderError(f"backbone {type(backbone).__name__} gave {cells} cells, which form no square grid.")
+        raise EncoderError(
+            f"backbone {type(backbone).__name__} gave {cells} cells, which form no square; give a stage."
+        )
     return side, side
 
 
 def _channels_stand_last(backbone: nn.Module, features: Tensor) -> bool:
-    """Whether a map is [B, rows, columns, C] rather than [B, C, rows, columns]."""
+    """Whether a map is [B, rows, columns, C] rather than [B, C, rows, columns], by its word, or as a map is square."""
     told = getattr(backbone, "output_fmt", None)
-    if told is not None:
-        return str(told).endswith("NHWC")
-    width = getattr(backbone, "num_features", None)
-    return features.shape[-1] == width and features.shape[1] != width
+    return str(told).endswith("NHWC") if told else features.shape[2] != features.shape[3]

@@ -8,8 +8,11 @@ none) limits which entry points are considered.
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, distributions, version
 from inspect import isclass
+from operator import attrgetter
+
+from pydantic import BaseModel
 
 from mmx.encoders.base import Encoder
 from mmx.errors import EncoderError, suggest
@@ -46,13 +49,25 @@ def entries() -> list[Entry]:
     own = [Entry(name, address, "mmx", _version("mmx")) for name, address in BUILT_IN.items()]
     allowed = os.environ.get("MMX_PLUGINS")
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
     theirs = [
-        Entry(p.name, p.value, p.dist.name if p.dist else "?", p.dist.version if p.dist else "?")
-        for p in found
-        if names is None or p.name in names
+        Entry(point.name, point.value, package, release)
+        for (package, release), points in _claims().items()
+        for point in points
+        if names is None or point.name in names
     ]
-    return own + theirs
+    return own + sorted(theirs, key=lambda entry: (entry.name, entry.address))
+
+
+def _claims() -> dict[tuple[str, str], list[EntryPoint]]:
+    """(package, version) -> its entry points. Read one by one, so that a damaged package stops no other."""
+    claims: dict[tuple[str, str], list[EntryPoint]] = {}
+    for package in distributions():
+        try:
+            if points := [point for point in package.entry_points if point.group == GROUP]:
+                claims.setdefault((package.name or "?", package.version or "?"), points)
+        except Exception:  # its papers cannot be read, so it claims nothing
+            continue
+    return claims
 
 
 def resolve(name: str) -> type[Encoder]:
@@ -79,7 +94,10 @@ def _describe(entry: Entry, namesakes: list[Entry]) -> Description:
         return Description(entry, problem=_clash(namesakes))
     try:
         encoder = _load(entry)
-        options = {key: field.default for key, field in encoder.Options.model_fields.items()}
+        options = {
+            key: "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+            for key, field in encoder.Options.model_fields.items()
+        }
         return Description(entry, encoder.modality, options)
     except EncoderError as error:
         return Description(entry, problem=str(error))
@@ -89,15 +107,24 @@ def _load(entry: Entry) -> type[Encoder]:
     module, _, attribute = entry.address.partition(":")
     origin = f"encoder {entry.name!r} ({entry.package} {entry.version}".rstrip() + ")"
     try:
-        found = getattr(import_module(module), attribute)
+        found = attrgetter(attribute)(import_module(module))
     except (Exception, SystemExit) as error:  # a stranger's module may do anything while it is imported
         raise EncoderError(f"{origin} cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
     if not (isclass(found) and issubclass(found, Encoder)):
         raise EncoderError(f"{origin} is {entry.address}, which is no subclass of mmx.Encoder.")
-    for promised in ("modality", "Options"):
-        if not hasattr(found, promised):
-            raise EncoderError(f"{origin} states no {promised}; see the contract in mmx.encoders.base.")
+    if broken := _broken_promise(found):
+        raise EncoderError(f"{origin} {broken}; see the contract in mmx.encoders.base.")
     return found
+
+
+def _broken_promise(encoder: type[Encoder]) -> str | None:
+    """What a class lacks of the contract, as far as one can tell without building it."""
+    if not isinstance(getattr(encoder, "modality", None), str):
+        return "states no modality"
+    if not (isclass(encoder.Options) and issubclass(encoder.Options, BaseModel)):
+        return "has Options that are no pydantic model"
+    absent = [name for name in ("prepare", "forward") if getattr(encoder, name) is getattr(Encoder, name)]
+    return f"defines no {' and no '.join(absent)}" if absent else None
 
 
 def _clash(namesakes: list[Entry]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmx.config import GenerationConfig
 from mmx.generation.outcome import Generated
-from mmx.generation.rules import Rule
+from mmx.generation.rules import Rule, Stop
 from mmx.generation.step import Step
 
 
@@ -34,10 +34,16 @@ class _Pool:
 
 
 def beam_search(
-    step: Step, tokens: Tensor, mask: Tensor, options: GenerationConfig, eos: int, rules: Sequence[Rule]
+    step: Step,
+    tokens: Tensor,
+    mask: Tensor,
+    options: GenerationConfig,
+    eos: int,
+    rules: Sequence[Rule] = (),
+    stops: Sequence[Stop] = (),
 ) -> list[list[Generated]]:
     """Return the best texts [G][num_return_sequences] for the prompts tokens [B, K, T]."""
-    beams = _Beams(step, options, eos, rules)
+    beams = _Beams(step, options, eos, rules, stops)
     logits = beams.start(tokens, mask)
     for length in range(1, options.max_new_tokens + 1):
         beams.extend(logits, length)
@@ -51,8 +57,10 @@ def beam_search(
 class _Beams:
     """What every beam has said, its log-probabilities, and the pools of finished texts."""
 
-    def __init__(self, step: Step, options: GenerationConfig, eos: int, rules: Sequence[Rule]) -> None:
-        self.step, self.options, self.eos, self.rules = step, options, eos, rules
+    def __init__(
+        self, step: Step, options: GenerationConfig, eos: int, rules: Sequence[Rule], stops: Sequence[Stop]
+    ) -> None:
+        self.step, self.options, self.eos, self.rules, self.stops = step, options, eos, rules, stops
         self.n = options.num_beams
 
     def start(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -76,20 +84,17 @@ class _Beams:
         best, place = candidates.topk(min(2 * self.n, candidates.shape[1]))
         origin, token = place // vocabulary, place % vocabulary
         logprob = raw.flatten(1).gather(1, place)
-        ends = token == self.eos
-        self._collect(best, origin, logprob, ends, length)
+        ends = (token == self.eos) | self._stopped(logits, origin, token)
+        self._collect(best, origin, token, logprob, ends, length)
         alive, order = best.masked_fill(ends, float("-inf")).topk(self.n)
+        self._close(alive[:, 0], length)
         self._continue(alive, *(t.gather(1, order) for t in (origin, token, logprob)))
-        self._close(best[:, 0], length)
 
     def finish(self) -> list[list[Generated]]:
         """Beams that did not end compete with those that did."""
         for group, pool in enumerate(self.pools):
             if not pool.done:
-                for beam, total in enumerate(self.totals[group].tolist()):
-                    if total > float("-inf"):
-                        said, logprobs = self.said[group, beam].tolist(), self.logprobs[group, beam].tolist()
-                        pool.add(self._text(said, logprobs, total, len(said), finished=False))
+                self._release(group)
         return [pool.texts[: self.options.num_return_sequences] for pool in self.pools]
 
     def _scores(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,14 +105,25 @@ class _Beams:
             ruled = rule(self.said.flatten(0, 1), ruled)
         return raw.unflatten(0, (-1, self.n)), ruled.unflatten(0, (-1, self.n))
 
-    def _collect(self, best: Tensor, origin: Tensor, logprob: Tensor, ends: Tensor, length: int) -> None:
+    def _stopped(self, logits: Tensor, origin: Tensor, token: Tensor) -> Tensor:
+        """bool [G, 2n]: which candidates a stop ends."""
+        stopped = torch.zeros_like(token, dtype=torch.bool)
+        rows = torch.arange(len(origin), device=origin.device)[:, None]
+        for stop in self.stops:
+            heard = torch.cat([self.said[rows, origin], token[:, :, None]], -1).flatten(0, 1)
+            stopped |= stop(heard, logits[(rows * self.n + origin).flatten()]).view_as(token)
+        return stopped
+
+    def _collect(self, best: Tensor, origin: Tensor, token: Tensor, logprob: Tensor, ends: Tensor, length: int) -> None:
         """Ended candidates among the first n go to their prompt's pool."""
         for group, rank in ends[:, : self.n].nonzero().tolist():
             pool, total = self.pools[group], best[group, rank].item()
             if not pool.done and total > float("-inf"):
                 beam = origin[group, rank]
+                said, last = self.said[group, beam].tolist(), int(token[group, rank])
                 logprobs = [*self.logprobs[group, beam].tolist(), logprob[group, rank].item()]
-                pool.add(self._text(self.said[group, beam].tolist(), logprobs, total, length, finished=True))
+                finished = last == self.eos
+                pool.add(self._text(said if finished else [*said, last], logprobs, total, length, finished))
 
     def _continue(self, totals: Tensor, origin: Tensor, token: Tensor, logprob: Tensor) -> None:
         rows = torch.arange(len(origin), device=origin.device)[:, None]
@@ -116,10 +132,21 @@ class _Beams:
         self.said = torch.cat([self.said[rows, origin], token[:, :, None]], -1)
         self.logprobs = torch.cat([self.logprobs[rows, origin], logprob[:, :, None]], -1)
 
-    def _close(self, best: Tensor, length: int) -> None:
-        """A prompt is done when its pool is full and the best candidate, at its present length, cannot enter it."""
-        for pool, total in zip(self.pools, best.tolist(), strict=True):
-            pool.done = pool.done or pool.cannot_improve(total / length**self.options.length_penalty)
+    def _close(self, alive: Tensor, length: int) -> None:
+        """A prompt is done when its pool is full and its best live beam, at its present length, cannot enter it; or
+        when the rules refuse every way on: where nothing has ended by then, the beams end as they stand."""
+        for group, (pool, total) in enumerate(zip(self.pools, alive.tolist(), strict=True)):
+            if total == float("-inf") and not pool.texts:
+                self._release(group)
+            over = total == float("-inf") or pool.cannot_improve(total / length**self.options.length_penalty)
+            pool.done = pool.done or over
+
+    def _release(self, group: int) -> None:
+        """The live beams of a prompt go to its pool."""
+        for beam, total in enumerate(self.totals[group].tolist()):
+            if total > float("-inf"):
+                said, logprobs = self.said[group, beam].tolist(), self.logprobs[group, beam].tolist()
+                self.pools[group].add(self._text(said, logprobs, total, len(said), finished=False))
 
     def _text(self, said: list[int], logprobs: list[float], total: float, length: int, finished: bool) -> Generated:
         score = total / max(1, length) ** self.options.length_penalty

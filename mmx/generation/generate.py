@@ -5,7 +5,7 @@ Alphabet: B memories, K prompts of each, n texts of each prompt, N streams in al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +14,8 @@ from torch import Tensor
 from mmx.config import GenerationConfig
 from mmx.generation.beams import beam_search
 from mmx.generation.outcome import Generated
-from mmx.generation.rules import Rule, build_rules
+from mmx.generation.rules import Rule, Stop, build_rules, end_at_dead_ends
 from mmx.generation.step import Step
-
-Stop = Callable[[Tensor, Tensor], Tensor]
 
 __all__ = ["Generated", "Stop", "generate", "stream"]
 
@@ -38,7 +36,7 @@ def generate(
     """
     rules = [*build_rules(options, eos), *rules]
     if options.num_beams > 1:
-        found = beam_search(step, tokens, mask, options, eos, rules)
+        found = beam_search(step, tokens, mask, options, eos, rules, stops)
     else:
         choice = _Choice(step, tokens, mask, options, eos, rules, stops)
         for _ in choice:
@@ -57,7 +55,7 @@ def stream(
     rules: Sequence[Rule] = (),
     stops: Sequence[Stop] = (),
 ) -> Iterator[list[int]]:
-    """As `generate` without beams, but yields the tokens of all N streams as each is chosen (eos once one has ended)."""
+    """As `generate` without beams, but yields the tokens of all N streams as they come; eos once one has ended."""
     yield from _Choice(step, tokens, mask, options, eos, [*build_rules(options, eos), *rules], stops)
 
 
@@ -82,9 +80,9 @@ class _Choice:
         streams = torch.arange(count, device=logits.device)
         ended = torch.zeros(count, dtype=torch.bool, device=logits.device)
         history = torch.zeros(count, 0, dtype=torch.long, device=logits.device)
-        generator = torch.Generator(logits.device).manual_seed(self.options.seed)
-        for _ in range(self.options.max_new_tokens):
-            chosen, logprobs = self._choose(history, logits, generator)
+        chances = self._chances(count).to(logits.device)
+        for place in range(self.options.max_new_tokens):
+            chosen, logprobs = self._choose(history, logits, chances[streams, place])
             chosen = chosen.masked_fill(ended, self.eos)
             self._note(streams, ended, chosen, logprobs)
             history = torch.cat([history, chosen[:, None]], 1)
@@ -92,7 +90,7 @@ class _Choice:
             for stop in self.stops:
                 ended = ended | stop(history, logits)
             yield self._present(count, streams, chosen)
-            if bool(ended.all()):
+            if bool(ended.all()) or place == self.options.max_new_tokens - 1:
                 return
             streams, ended, history = self._dismiss(streams, ended, history)
             logits = self.step(history[:, -1])
@@ -116,13 +114,23 @@ class _Choice:
             logits = logits[index]
         return logits
 
-    def _choose(self, history: Tensor, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _chances(self, count: int) -> Tensor:
+        """Every stream's draws, uniform in [0, 1), [count, max_new_tokens]: the same on any device, and those of one
+        stream the same however many follow it and whoever has left."""
+        generator = torch.Generator().manual_seed(self.options.seed)
+        return torch.rand(count, self.options.max_new_tokens, generator=generator)
+
+    def _choose(self, history: Tensor, logits: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each stream, and its log-probability under the model before any rule."""
         scores = logits.float()
-        for rule in self.rules:
+        for rule in [*self.rules, end_at_dead_ends(self.eos)]:
             scores = rule(history, scores)
         if self.options.do_sample:
-            chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+            # The first token whose share reaches beyond the draw; one that is refused reaches no further than the one
+            # before it (in float64 also where a GPU adds up in another order).
+            reached = scores.softmax(-1).double().cumsum(-1)
+            chosen = torch.searchsorted(reached, chances[:, None] * reached[:, -1:], right=True)[:, 0]
+            chosen = chosen.clamp(max=scores.shape[-1] - 1)
         else:
             chosen = scores.argmax(-1)
         return chosen, logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
@@ -145,7 +153,7 @@ class _Choice:
         each = self.tokens.shape[1] * self.options.num_return_sequences
         active = ~ended.view(-1, each).all(-1)
         rows = active.nonzero()[:, 0]
-        if self.options.do_sample or 2 * len(rows) > len(active):  # sampling: the draw must not depend on neighbours
+        if 2 * len(rows) > len(active):
             return streams, ended, history
         self.step.keep(rows)
         kept = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmx.config import GenerationConfig
 
 Rule = Callable[[Tensor, Tensor], Tensor]
+Stop = Callable[[Tensor, Tensor], Tensor]  # (generated [N, t], logits [N, V]) -> bool [N]: this text is over
 REFUSED = float("-inf")
 
 
@@ -40,7 +41,18 @@ def ban(tokens: Sequence[int]) -> Rule:
 
 def at_least(length: int, eos: int) -> Rule:
     """No end before `length` tokens."""
-    return lambda said, logits: ban([eos])(said, logits) if said.shape[1] < length else logits
+    endless = ban([eos])
+    return lambda said, logits: endless(said, logits) if said.shape[1] < length else logits
+
+
+def end_at_dead_ends(eos: int) -> Rule:
+    """Where everything is refused, end: a text that may not go on is over."""
+
+    def rule(said: Tensor, logits: Tensor) -> Tensor:
+        dead = (logits == REFUSED).all(-1, keepdim=True)
+        return logits.masked_fill(dead & (torch.arange(logits.shape[-1], device=logits.device) == eos), 0.0)
+
+    return rule
 
 
 def penalise_repetition(penalty: float) -> Rule:

@@ -27,7 +27,7 @@ class Step(Protocol):
         ...
 
     def reorder(self, index: Tensor) -> None:
-        """Let stream i continue from stream index[i]. Streams stay with their memory; each memory keeps equally many."""
+        """Let stream i continue from stream index[i]. Each stays with its memory; each memory keeps equally many."""
         ...
 
     def keep(self, rows: Tensor) -> None:
@@ -38,9 +38,7 @@ class Step(Protocol):
 class DecoderStep:
     """The real step: a decoder over a memory, with a cache for what was said."""
 
-    def __init__(
-        self, decoder: TextDecoder, memory: Memory, capacity: int, recorder: Recorder | None = None
-    ) -> None:
+    def __init__(self, decoder: TextDecoder, memory: Memory, capacity: int, recorder: Recorder | None = None) -> None:
         self.decoder, self.memory, self.capacity, self.recorder = decoder, memory, capacity, recorder
         self.cache: KeyValueCache | None = None
 

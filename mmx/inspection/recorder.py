@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Recorder:
-    """Hand it to the decoder (or to a DecoderStep); afterwards `queries(layer, streams)` is all that was asked there."""
+    """Hand it to the decoder (or a DecoderStep); afterwards `queries(layer, streams)` is all that was asked there."""
 
     def __init__(self) -> None:
         self._noted: dict[int, list[Tensor]] = defaultdict(list)

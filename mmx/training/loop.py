@@ -4,13 +4,17 @@ Alphabet: B pictures in a batch, K texts of each, T text positions, V vocabulary
 
 One step: `accumulation` micro-batches a process, their losses summed over tokens and divided by the number of tokens
 of all of them on all ranks; a loss or gradient that is not finite stops every rank before the weights are touched.
+Whatever one rank may find out alone (not finite, asked to stop) is agreed on by all, or the others would wait for ever.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,16 +22,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmx.checkpoint import load_model
+from mmx.checkpoint import TOKENIZER, load_model
 from mmx.config import Config, DataConfig
 from mmx.data.batches import IGNORED, Batch, Positions, TrainingSet
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
-from mmx.errors import MmxError, TrainingError
+from mmx.errors import ConfigError, MmxError, TrainingError, suggest
 from mmx.evaluation import evaluate
 from mmx.model import Model
 from mmx.pipeline import Pipeline
@@ -36,14 +40,17 @@ from mmx.settings import dump_settings
 from mmx.tokenizer import Tokenizer
 from mmx.training.optim import MovingAverage, build_optimizer, learning_rate, set_mode, token_loss
 from mmx.training.state import Progress, load_state, newest, save_state
+from mmx.training.stop import StopSign
 
 TOKENIZER_SAMPLE = 20_000
+REPORT = "metrics.jsonl"
 
 
 def train(config: Config, resume: bool = False, quiet: bool = False) -> Path:
     """Train as configured and return the folder of the best checkpoint. With `resume`, go on where the run stopped.
 
-    Raises TrainingError where it must stop, ConfigError and DataError before it starts.
+    Raises ConfigError and DataError before it starts, and TrainingError where it must stop: for a loss that is not
+    finite, for too many bad samples, or for SIGTERM, after the step in progress has been finished and saved.
     """
     return Trainer(config, resume, quiet).run()
 
@@ -53,40 +60,47 @@ class Trainer:
 
     def __init__(self, config: Config, resume: bool, quiet: bool) -> None:
         self.config, self.options, self.run_folder = config, config.training, Path(config.out)
-        unused = DistributedDataParallelKwargs(find_unused_parameters=len(config.model.sources) > 1)
-        self.accelerator = Accelerator(mixed_precision=self.options.mixed_precision, kwargs_handlers=[unused])
-        self.quiet = quiet or not self.accelerator.is_main_process
+        _check_monitor(config)
+        self.accelerator = _accelerator(self.options.mixed_precision)
+        self.quiet, self.stop = quiet or not self.accelerator.is_main_process, StopSign()
+        found = self._stopped_at(resume)
         sets = [(data, read_examples(data)) for data in config.train]
         self.validation = {name: read_examples(data) for name, data in config.validation.items()}
-        torch.manual_seed(self.options.seed)
-        self.model = build_model(config, sets)
+        options = self.options
+        torch.manual_seed(options.seed)
+        self.model = build_model(config, sets, found)
         self.data = TrainingSet(
-            self.model, sets, self.options.seed, self.options.streams, self.options.max_text, self.options.source_dropout
+            self.model, sets, options.seed, options.streams, options.max_text, options.source_dropout
         )
         self.model.to(self.accelerator.device)
-        self.optimizer = build_optimizer(self.model, self.options)
-        self.average = MovingAverage(self.model, self.options.ema)
-        self.progress = self._restore(resume)
+        self.optimizer = build_optimizer(self.model, options)
+        self.average = MovingAverage(self.model, options.ema)
+        self.progress = load_state(found, self.model, self.optimizer, self.average) if found else Progress()
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler or self.accelerator.scaler.state_dict())
+        if self.accelerator.is_main_process:
+            self._open_run(new=found is None)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def run(self) -> Path:
         """The loop."""
-        started, options = time.monotonic() - self.progress.seconds, self.options
+        started, options, progress = time.monotonic() - self.progress.seconds, self.options, self.progress
         bar = tqdm(
-            total=options.steps, initial=self.progress.step, unit="step", disable=self.quiet or not sys.stderr.isatty()
+            total=options.steps, initial=progress.step, unit="step", disable=self.quiet or not sys.stderr.isatty()
         )
-        window: list[float] = []
-        for batches in self._groups():
-            loss = self._step(batches)
-            window.append(loss)
-            self.progress.seconds = time.monotonic() - started
-            bar.set_postfix_str(f"loss {loss:.3f}, rate {self._rate():.1e}")
-            bar.update()
-            if self.progress.step % options.log_every == 0 or self.progress.step == options.steps:
-                self._report({"loss": sum(window) / len(window), "rate": self._rate()})
-                window = []
-            self._validate_and_save()
-        bar.close()
+        with self.stop, bar:
+            if progress.owed:
+                self._end_step(stopping=False)
+            for batches in self._groups():
+                loss, stopping = self._step(batches)
+                progress.window.append(loss)
+                progress.seconds = time.monotonic() - started
+                bar.set_postfix_str(f"loss {loss:.3f}, rate {self._rate():.1e}")
+                bar.update()
+                if progress.step % options.log_every == 0 or progress.step == options.steps:
+                    self._report({"loss": sum(progress.window) / len(progress.window), "rate": self._rate()})
+                    progress.window = []
+                self._end_step(stopping)
         best = self.run_folder / "best"
         return best if best.exists() else self.run_folder / "last"
 
@@ -95,8 +109,8 @@ class Trainer:
         options, accelerator = self.options, self.accelerator
         positions = Positions(
             options.batch_size,
-            self.progress.step * options.accumulation,
-            options.steps * options.accumulation,
+            self.progress.seen,
+            (options.steps - self.progress.step) * options.accumulation,
             accelerator.process_index,
             accelerator.num_processes,
         )
@@ -114,8 +128,9 @@ class Trainer:
                 yield group
                 group = []
 
-    def _step(self, batches: Sequence[Batch]) -> float:
-        """One optimizer update; returns the loss in nats a token, over all ranks and micro-batches."""
+    def _step(self, batches: Sequence[Batch]) -> tuple[float, bool]:
+        """One optimizer update; returns the loss in nats a token over all ranks and micro-batches, and whether any
+        rank was asked to stop."""
         accelerator, options, step = self.accelerator, self.options, self.progress.step
         set_mode(self.model, options.parts)
         for group in self.optimizer.param_groups:
@@ -141,18 +156,28 @@ class Trainer:
         self.progress.step += 1
         self.average.update(self.model, self.progress.step)
         self._count(batches)
-        return float(accelerator.reduce(total, "sum"))
+        asked = torch.full_like(total, self.stop.raised)
+        loss, stopping = accelerator.reduce(torch.stack([total, asked]), "sum").tolist()
+        return loss, stopping > 0
 
     def _stop_unless_finite(self, loss: torch.Tensor, norm: Any, batches: Sequence[Batch]) -> None:
         """All ranks agree, before any weight is touched."""
-        bad = not (torch.isfinite(loss) and torch.isfinite(torch.as_tensor(norm)))
-        anywhere = self.accelerator.reduce(torch.tensor(float(bad), device=loss.device), "sum")
-        if anywhere > 0:
+        bad = not torch.isfinite(loss)
+        if self.accelerator.scaler is None:  # fp16 gradients overflow now and then: its scaler skips such a step
+            bad = bad or not torch.isfinite(torch.as_tensor(norm))
+        if self._any(bad):
             ids = ", ".join(gather_object([i for b in batches for i in b.ids[:2]])[:6])
+            state = newest(self.run_folder)
+            way_back = f"the last good state is {state}: use --resume and" if state else "nothing was saved yet:"
             raise TrainingError(
-                f"the loss or its gradient is not finite at step {self.progress.step + 1} (samples {ids}, …); the "
-                f"last good state is in {self.run_folder / 'last'}: lower training.lr or training.clip and use --resume."
+                f"the loss or its gradient is not finite at step {self.progress.step + 1} (samples {ids}, …); "
+                f"{way_back} lower training.lr or training.clip."
             )
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        flag = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
 
     def _count(self, batches: Sequence[Batch]) -> None:
         """Count what could not be read, name it, and stop when it is too much."""
@@ -172,32 +197,53 @@ class Trainer:
                 f"allows; the first: {progress.bad[0]}"
             )
 
-    def _validate_and_save(self) -> None:
-        step, options = self.progress.step, self.options
+    def _end_step(self, stopping: bool) -> None:
+        """Validate and save where they are due. When asked to stop: save, leave a validation for later, and raise."""
+        progress, options = self.progress, self.options
+        step, owed = progress.step, progress.owed
         final = step == options.steps
-        if self.validation and (step % options.validate_every == 0 or final):
-            self.average.swap(self.model)
-            metrics = {n: self._evaluate(examples) for n, examples in self.validation.items()}
-            self.average.swap(self.model)
-            self._report({f"{name}.{key}": v for name, found in metrics.items() for key, v in found.items()})
-            self._note_best(metrics)
-        if step % options.save_every == 0 or final or self.progress.best_step == step:
+        progress.owed = bool(self.validation) and (step % options.validate_every == 0 or final)
+        if progress.owed and not stopping:
+            progress.owed = stopping = not self._validate()
+        if step % options.save_every == 0 or final or stopping or owed or progress.best_step == step:
             if self.accelerator.is_main_process:
                 self._save()
             self.accelerator.wait_for_everyone()
+        if stopping and (progress.owed or not final):
+            raise TrainingError(
+                f"training was asked to stop (SIGTERM) and did so after step {step}; all of it is saved in "
+                f"{self.run_folder / 'last'}: use --resume to go on."
+            )
+
+    def _validate(self) -> bool:
+        """Measure the averaged weights; False if it was broken off because some rank was asked to stop."""
+        if self.accelerator.num_processes > 1:
+            # Each rank's batch norms have seen pictures of their own; those of rank 0 are saved, so they are measured.
+            for buffer in self.model.buffers():
+                broadcast(buffer)
+        self.average.swap(self.model)
+        metrics = {name: self._evaluate(examples) for name, examples in self.validation.items()}
+        self.average.swap(self.model)
+        if self._any(self.stop.raised):
+            return False
+        self._report({f"{name}.{key}": v for name, found in metrics.items() for key, v in found.items()})
+        self._note_best(metrics)
+        return True
 
     def _evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         accelerator = self.accelerator
         pipeline = Pipeline(self.model, self.config.generation)
         gather = gather_object if accelerator.num_processes > 1 else list
         rank, world = accelerator.process_index, accelerator.num_processes
-        return evaluate(pipeline, examples, rank=rank, world=world, gather=gather).metrics
+        stop = lambda: self.stop.raised  # noqa: E731
+        return evaluate(pipeline, examples, rank=rank, world=world, gather=gather, stop=stop).metrics
 
     def _note_best(self, metrics: dict[str, dict[str, float]]) -> None:
         """Compare by `monitor`: "loss" (mean over the validation sets, lower is better) or "SET.METRIC" (higher is)."""
         monitor = self.options.monitor
         if monitor == "loss":
-            value = -sum(found["loss"] for found in metrics.values()) / len(metrics)
+            losses = [found["loss"] for found in metrics.values() if "loss" in found]
+            value = -sum(losses) / len(losses) if losses else -math.inf
         else:
             name, _, key = monitor.partition(".")
             if key not in metrics.get(name, {}):
@@ -217,31 +263,44 @@ class Trainer:
             "bad samples": len(self.progress.bad),
             self.options.monitor: self.progress.best,
         }
-        save_state(
-            self.run_folder, self.config, self.model, self.optimizer, self.average, self.progress, provenance
-        )
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
+        save_state(self.run_folder, self.config, self.model, self.optimizer, self.average, self.progress, provenance)
 
-    def _restore(self, resume: bool) -> Progress:
-        """Step 0, or where the run stopped; the resolved configuration is written beside a new run."""
-        folder = newest(self.run_folder)
-        if resume and folder is None:
+    def _stopped_at(self, resume: bool) -> Path | None:
+        """The state to go on from; None for a new run. Raises TrainingError where `resume` and the folder disagree."""
+        found = newest(self.run_folder)
+        if resume and found is None:
             raise TrainingError(f"there is nothing to resume in {self.run_folder}; leave --resume out to start.")
-        if not resume and folder is not None:
+        if not resume and found is not None:
             raise TrainingError(f"{self.run_folder} holds a run already; add --resume to go on, or out=ANOTHER_FOLDER.")
-        if folder is not None:
-            return load_state(folder, self.model, self.optimizer, self.average)
-        if self.accelerator.is_main_process:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            (self.run_folder / "config.yaml").write_text(dump_settings(self.config), encoding="utf-8")
+        # Or a slow rank would find what a fast one has saved meanwhile.
         self.accelerator.wait_for_everyone()
-        return Progress()
+        return found
+
+    def _open_run(self, new: bool) -> None:
+        """Write the resolved configuration beside a new run; forget reports of steps that will be taken again."""
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            if new:
+                (self.run_folder / "config.yaml").write_text(dump_settings(self.config), encoding="utf-8")
+            _cut_report(self.run_folder / REPORT, self.progress.step)
+        except OSError as error:
+            raise TrainingError(
+                f"{self.run_folder} cannot be written: {error.strerror}; set out to another."
+            ) from error
 
     def _report(self, values: dict[str, float]) -> None:
         if not self.accelerator.is_main_process:
             return
         line = {"step": self.progress.step, "seconds": round(self.progress.seconds, 1), **values}
-        with (self.run_folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with (self.run_folder / REPORT).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self.run_folder / REPORT} cannot be written: {error.strerror}; make room and use --resume."
+            ) from error
         if not self.quiet:
             numbers = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
             tqdm.write(f"step {self.progress.step}: {numbers}", file=sys.stderr)
@@ -250,11 +309,59 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
 
-def build_model(config: Config, sets: Sequence[tuple[DataConfig, Sequence[Example]]]) -> Model:
-    """A new model with a tokenizer learned from the training texts, or the checkpoint that `init` names."""
+def build_model(
+    config: Config, sets: Sequence[tuple[DataConfig, Sequence[Example]]], stopped_at: Path | None = None
+) -> Model:
+    """A new model with a tokenizer learned from the training texts, or the checkpoint that `init` names.
+
+    A run that goes on keeps its tokenizer, whatever has become of the data.
+    """
     if config.init is not None:
         return load_model(config.init)
+    if stopped_at is not None:
+        return Model(
+            config.model, Tokenizer.from_json((stopped_at / TOKENIZER).read_text(encoding="utf-8"), str(stopped_at))
+        )
     return Model(config.model, Tokenizer.train(_texts(sets), config.model.vocabulary))
+
+
+def _accelerator(mixed_precision: str) -> Accelerator:
+    # Which parameters a batch uses depends on the sources it has and on the backbone (some keep unused layers).
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+    try:
+        # Without a GPU, accelerate sees several processes only when it is told that the CPU is meant.
+        cpu = not torch.accelerator.is_available()
+        return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[unused])
+    except ValueError as error:
+        raise TrainingError(
+            f"training.mixed_precision {mixed_precision!r} cannot be had here: this device lacks it, or this process "
+            "has trained with another one; use 'no' or 'bf16', or a new process."
+        ) from error
+
+
+def _check_monitor(config: Config) -> None:
+    """Now, not at the first validation hours later; which metrics a set has is only known then."""
+    name, monitor = config.training.monitor.partition(".")[0], config.training.monitor
+    if monitor != "loss" and name not in config.validation:
+        near = suggest(name, ["loss", *config.validation])
+        raise ConfigError(f"training.monitor is {monitor!r}; expected 'loss' or VALIDATION_SET.METRIC; {near}")
+
+
+def _cut_report(path: Path, step: int) -> None:
+    """Keep the whole lines up to a step."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _texts(sets: Sequence[tuple[DataConfig, Sequence[Example]]]) -> Iterator[str]:

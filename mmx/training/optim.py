@@ -55,8 +55,8 @@ def set_mode(model: nn.Module, parts: Mapping[str, PartConfig]) -> None:
     """Training mode, frozen parts excepted: their running statistics and dropout must stand still as well."""
     model.train()
     for name, module in model.named_modules():
-        if name and part_of(name, parts).freeze:
-            module.eval()
+        # One by one: eval() of a frozen part would also still a part inside it that is trained.
+        module.training = not part_of(name, parts).freeze
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

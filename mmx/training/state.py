@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from mmx.checkpoint import WEIGHTS, fill, read_tensors, write_folder, write_model
+from mmx.checkpoint import WEIGHTS, fill, once, read_tensors, write_folder, write_model
 from mmx.config import Config
 from mmx.errors import CheckpointError
 from mmx.model import Model
@@ -32,7 +33,11 @@ from mmx.training.optim import MovingAverage
 
 @dataclass
 class Progress:
-    """Steps done, the best value of the monitored metric and its step, samples passed over, seconds spent."""
+    """Steps done, the best value of the monitored metric and its step, samples taken and passed over, seconds spent.
+
+    window: the losses since the last report; owed: whether this step's validation is still to be done;
+    scaler: what the gradient scaler of fp16 has found out. A file of an older copy may lack fields.
+    """
 
     step: int = 0
     best: float | None = None
@@ -40,6 +45,9 @@ class Progress:
     seen: int = 0
     bad: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    window: list[float] = field(default_factory=list)
+    owed: bool = False
+    scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(
@@ -51,42 +59,50 @@ def save_state(
     progress: Progress,
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write steps/NNNNNN and point `last` at it; point `best` too if this step is the best. Old steps are removed
-    only once the new one is complete."""
+    """Write steps/NNNNNN, point `last` at it and `best` at the best step. Old steps are removed only once the new one
+    is complete. Raises CheckpointError when it cannot be written; what stood there is untouched."""
 
     def write(place: Path) -> None:
         write_model(place, model, provenance, config.generation, weights=average.weights)
         inner = place / "training"
         inner.mkdir()
-        raw = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+        raw = {name: tensor.detach().contiguous() for name, tensor in once(model.state_dict()).items()}
         save_file(raw, inner / WEIGHTS)
-        save_file(_flatten(optimizer), inner / "optimizer.safetensors")
+        names = {"parameters": json.dumps(_trained_names(model, optimizer))}
+        save_file(_flatten(optimizer), inner / "optimizer.safetensors", names)
         (inner / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
-    folder = write_folder(run / "steps" / f"{progress.step:06d}", write)
-    point(run / "last", folder)
-    if progress.best_step == progress.step:
-        point(run / "best", folder)
+    steps = run / "steps"
+    folder = write_folder(steps / f"{progress.step:06d}", write)
+    best = None if progress.best_step is None else steps / f"{progress.best_step:06d}"
+    try:
+        point(run / "last", folder)
+        if best is not None and best.is_dir():  # again each time: a kill may have come between its folder and its link
+            point(run / "best", best)
+    except OSError as error:
+        raise CheckpointError(f"{run} takes no links ({error.strerror}); the state itself is in {folder}.") from error
     _prune(run, config.training.keep)
     return folder
 
 
-def load_state(
-    folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: MovingAverage
-) -> Progress:
+def load_state(folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: MovingAverage) -> Progress:
     """Restore everything from a step's folder and return its progress. Raises CheckpointError."""
     inner = folder / "training"
     fill(model, read_tensors(inner / WEIGHTS), str(inner / WEIGHTS))
-    _unflatten(optimizer, load_file(inner / "optimizer.safetensors"), folder)
+    _check_names(inner / "optimizer.safetensors", _trained_names(model, optimizer))
+    _unflatten(optimizer, read_tensors(inner / "optimizer.safetensors"), folder)
     averaged = read_tensors(folder / WEIGHTS)
     for name, tensor in average.weights.items():
         tensor.copy_(averaged[name])
-    return Progress(**json.loads((inner / "progress.json").read_text(encoding="utf-8")))
+    try:
+        return Progress(**json.loads((inner / "progress.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{inner / 'progress.json'} is damaged or of a newer mmx; copy it again.") from error
 
 
 def newest(run: Path) -> Path | None:
     """The newest complete step of a run, or None."""
-    steps = sorted(path for path in (run / "steps").glob("[0-9]*") if (path / "training" / "progress.json").is_file())
+    steps = [path for path in _steps(run) if (path / "training" / "progress.json").is_file()]
     return steps[-1] if steps else None
 
 
@@ -98,12 +114,33 @@ def point(link: Path, folder: Path) -> None:
     os.replace(temporary, link)
 
 
+def _steps(run: Path) -> list[Path]:
+    return sorted((path for path in (run / "steps").glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
 def _prune(run: Path, keep: int) -> None:
     pointed = {(run / name).resolve() for name in ("last", "best")}
-    steps = sorted((run / "steps").glob("[0-9]*"))
-    for old in steps[:-keep]:
+    unfinished = [*(run / "steps").glob(".*.tmp"), *(run / "steps").glob(".*.old")]  # of processes that were killed
+    for old in [*_steps(run)[:-keep], *unfinished]:
         if old.resolve() not in pointed:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _trained_names(model: Model, optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimizer's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Momentum must meet the parameter it belongs to. A file of an older copy names none, and is believed."""
+    try:
+        with safe_open(path, "pt") as file:
+            kept = (file.metadata() or {}).get("parameters")
+    except (SafetensorError, OSError):
+        return  # the reader of the tensors says what is wrong
+    if kept is not None and json.loads(kept) != names:
+        raise _other_parts(path)
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -117,11 +154,19 @@ def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Give the optimizer its state; a parameter that never had a gradient has none."""
     document = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    if tensors and len(state) != sum(len(group["params"]) for group in document["param_groups"]):
-        raise CheckpointError(f"{folder} was trained with other parts frozen; resume with the configuration it had.")
+        place = int(index)
+        if place >= len(parameters) or tensor.ndim and tensor.shape != parameters[place].shape:
+            raise _other_parts(folder)
+        # Fused kernels pair momentum and weight by place in memory, and the weights of convolutions lie channels last.
+        state.setdefault(place, {})[key] = torch.empty_like(parameters[place]).copy_(tensor) if tensor.ndim else tensor
     optimizer.load_state_dict({"state": state, "param_groups": document["param_groups"]})
+
+
+def _other_parts(place: Path) -> CheckpointError:
+    return CheckpointError(f"{place} was trained with other parts frozen; resume with the configuration it had.")
