@@ -205,6 +205,25 @@ def scenes(
     print(write_scenes(out, count, seed, size))
 
 
+@app.command()
+def bench(
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 9,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what questions and captions cost here.
+
+    Medians, ranges and ratios of alternating runs in one process.
+    """
+    pipeline = _load(model, device, "image")
+    from mmx.bench import run
+
+    for figure in run(pipeline, repeats):
+        line = f"{figure.name:<36} {figure.median:9.2f} {figure.unit} ({figure.low:.2f} to {figure.high:.2f})"
+        print(json.dumps(asdict(figure)) if as_json else line)
+
+
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 

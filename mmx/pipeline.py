@@ -134,7 +134,8 @@ class Pipeline:
     ) -> Iterator[Said | MmxError]:
         """(picture, question) pairs -> what was said or why not, in the order asked. Questions about the same picture
         are answered together, `batch_size` pictures at a time, each encoded once."""
-        chosen, places = self.options(options), {}
+        chosen = self.options(options)
+        places: dict[Any, list[int]] = {}
         found: dict[int, Said | MmxError] = {}
         for place, (image, question) in enumerate(asked):
             try:
@@ -145,9 +146,9 @@ class Pipeline:
         groups, due = iter(places.values()), 0
         while due < len(asked):
             prepared = [(self._try_prepare(asked[where[0]][0]), where) for where in islice(groups, max(1, batch_size))]
-            for error, where in prepared:
-                if isinstance(error, MmxError):
-                    found |= dict.fromkeys(where, error)
+            for item, where in prepared:
+                if isinstance(item, MmxError):
+                    found |= dict.fromkeys(where, item)
             good = [(item, where) for item, where in prepared if not isinstance(item, MmxError)]
             if good:
                 memory = self._encode_prepared([item for item, _ in good])

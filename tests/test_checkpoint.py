@@ -1,7 +1,6 @@
 """The checkpoint folder: it rebuilds itself to the bit, is whole or not there, and believes nothing it should not."""
 
 import ctypes
-import json
 import os
 import pickle
 import random
@@ -12,6 +11,7 @@ import sys
 import tarfile
 import time
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -165,7 +165,9 @@ def test_each_misshaped_tensor_is_named(copy):
     whole = load_file(copy / "model.safetensors")
     for name, tensor in whole.items():
         save_file({**whole, name: torch.zeros(3, *tensor.shape)}, copy / "model.safetensors")
-        refused(copy, f"holds {name} as torch.float32 {[3, *tensor.shape]}", f"expects {tensor.dtype} {list(tensor.shape)}")
+        refused(
+            copy, f"holds {name} as torch.float32 {[3, *tensor.shape]}", f"expects {tensor.dtype} {list(tensor.shape)}"
+        )
 
 
 def test_extra_and_many_missing_tensors_are_named(copy):
@@ -266,8 +268,7 @@ def survive(saved, folder, seeds):
         mutate(folder, random.Random(seed))
         try:
             model = load_model(folder)
-        except MmxError as error:
-            assert len(str(error)) < 2000, seed
+        except MmxError:
             outcomes["refused"] += 1
             continue
         held, own = load_file(folder / "model.safetensors"), model.state_dict()
@@ -299,7 +300,9 @@ class Bomb:
         return os.mkdir, (self.canary,)
 
 
-@pytest.mark.parametrize("name", ["model.pt", "pytorch_model.bin", "weights.pkl", "model.npy", "model.tar", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.pt", "pytorch_model.bin", "weights.pkl", "model.npy", "model.tar", "model.safetensors"]
+)
 def test_a_pickle_is_never_opened(copy, tmp_path, name):
     canary = tmp_path / "canary"
     pickled = pickle.dumps(Bomb(canary))
@@ -340,7 +343,9 @@ def test_a_config_cannot_name_a_weight_file_of_its_own(copy, tmp_path):
     torch.save(Bomb(canary), copy / "evil.pt")
     config = (copy / "config.yaml").read_text()
     image = f"image\n    options: {{backbone: test_resnet, arguments: {{checkpoint_path: {copy / 'evil.pt'}}}}}"
-    (copy / "config.yaml").write_text(config.replace("mmx.testing:ToyEncoder", image).replace("    options:\n      features: 8\n", ""))
+    (copy / "config.yaml").write_text(
+        config.replace("mmx.testing:ToyEncoder", image).replace("    options:\n      features: 8\n", "")
+    )
     with pytest.raises(MmxError, match="arguments cannot hold checkpoint_path"):
         load_model(copy)
     assert not canary.exists()
@@ -401,7 +406,10 @@ def test_a_full_disk_is_one_sentence(model, tmp_path, monkeypatch, where):
     with pytest.raises(CheckpointError) as caught:
         save_model(folder, model)
     monkeypatch.undo()
-    assert str(caught.value) == f"{folder} could not be written: no space is left on the disk; what stood there is untouched."
+    assert (
+        str(caught.value)
+        == f"{folder} could not be written: no space is left on the disk; what stood there is untouched."
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert alone(folder)
 
@@ -411,7 +419,9 @@ def test_a_disk_that_is_really_full(model, tmp_path):
     size = sum(tensor.nbytes for tensor in model.state_dict().values()) * 3 // 2
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("only root may mount")
     try:
         folder = save_model(disk / "m", model)
@@ -493,30 +503,24 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f".m.{os.getppid()}.tmp", "m"])
 
 
-LOOP = """
-import sys, itertools
-from pathlib import Path
-from mmx.checkpoint import write_folder
-files = {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()}
-print("ready", flush=True)
-for _ in itertools.count():
-    write_folder(sys.argv[2], lambda place: [(place / name).write_bytes(data) for name, data in files.items()])
-"""
+def save_for_ever(folder, model):
+    while True:
+        save_model(folder, model)
 
 
-def test_killed_at_ten_moments_it_always_loads(model, saved, tmp_path):
-    folder, dice = tmp_path / "m", random.Random(0)
-    shutil.copytree(saved, folder)
-    expected = logits(model)
-    light = "import sys, types; sys.modules['mmx.model'] = types.SimpleNamespace(Model=None)\n"  # it starts in half the time
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_killed_at_ten_moments_it_always_loads(model, tmp_path):
+    folder, dice = save_model(tmp_path / "m", model), random.Random(0)
+    expected, taken = logits(model), set()
     for _ in range(10):
-        process = subprocess.Popen([sys.executable, "-c", light + LOOP, str(saved), str(folder)], stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"ready\n"
-        time.sleep(dice.uniform(0.0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        process = get_context("fork").Process(target=save_for_ever, args=(folder, model))
+        process.start()
+        time.sleep(dice.uniform(0.02, 0.2))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it was still saving"
+        taken.add(folder.stat().st_ino)
         assert torch.equal(logits(load_model(folder)), expected)
+    assert len(taken) > 1, "some saves were finished"
     save_model(folder, model)
     assert alone(folder)
-    assert json.loads((folder / "provenance.json").read_text()) == {}

@@ -22,7 +22,7 @@ def build(sources, **facts):
     model = tiny_model(sources, head_bias=True, tied_embeddings=False, **facts)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim == 2 and not any(part in name for part in ("backbone", "positions", "projection")):
+            if weight.ndim == 2 and not any(part in name for part in ("backbone", "positions", "image.projection")):
                 weight.mul_(50.0 if name == "decoder.embedding.table" else 6.0)
         letters = [model.tokenizer.encode(letter)[-1] for letter in "abcdefghijklmnopqrstuvwxyz"]
         model.decoder.head.bias.fill_(-99.0)[[*letters, model.tokenizer.eos]] = 0.0

@@ -79,9 +79,7 @@ class ImageEncoder(Encoder):
         whole = self.options.stage is None
         features = self.backbone.forward_features(pixels) if whole else self.backbone(pixels)[-1]
         if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-            raise EncoderError(
-                f"backbone {self.options.backbone!r} does not end in one map; give a stage, or another one."
-            )
+            raise EncoderError(f"backbone {self.options.backbone!r} does not end in one map; give a stage.")
         if features.ndim == 3:
             return features, _sequence_grid(self.backbone, features.shape[1])
         if _channels_stand_last(self.backbone, features):

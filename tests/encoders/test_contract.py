@@ -102,9 +102,10 @@ def test_good_features_pass_untouched():
 
 
 def test_the_door_stands_in_the_model():
-    with pytest.raises(EncoderError, match="OneRowEncoder|1 rows of features for 2 inputs"):
-        model = tiny_model({"numbers": f"{__name__}:OneRowEncoder"})
-        model.encode({"numbers": model.collate("numbers", [[1.0], [2.0]])}, 2)
+    model = tiny_model({"numbers": f"{__name__}:OneRowEncoder"})
+    batch = model.collate("numbers", [[1.0], [2.0]])
+    with pytest.raises(EncoderError, match="source 'numbers' gave 1 rows of features for 2 inputs"):
+        model.encode({"numbers": batch}, 2)
 
 
 def test_an_encoder_without_a_width_is_named():

@@ -16,6 +16,7 @@ from mmx.testing import ToyEncoder
 class Ear(ToyEncoder):
     modality = "audio"
 """
+BARE = "from mmx.encoders.base import Encoder\nclass Ear(Encoder): "
 BROKEN = {  # what the module holds: what is said of it
     "import nowhere_to_be_found": "cannot be imported: ModuleNotFoundError: No module named 'nowhere_to_be_found'",
     "def f(:": "cannot be imported: SyntaxError",
@@ -25,9 +26,9 @@ BROKEN = {  # what the module holds: what is said of it
     "pass": "cannot be imported: AttributeError",
     "Ear = 3": "no subclass of mmx.Encoder",
     "class Ear: modality = 'audio'": "no subclass of mmx.Encoder",
-    "from mmx.encoders.base import Encoder\nclass Ear(Encoder): pass": "states no modality",
-    "from mmx.encoders.base import Encoder\nclass Ear(Encoder): modality = 7": "states no modality",
-    "from mmx.encoders.base import Encoder\nclass Ear(Encoder): modality = 'audio'": "defines no prepare and no forward",
+    BARE + "pass": "states no modality",
+    BARE + "modality = 7": "states no modality",
+    BARE + "modality = 'audio'": "defines no prepare and no forward",
     GOOD + "    forward = __import__('mmx').encoders.base.Encoder.forward": "defines no forward",
     GOOD + "    Options = dict": "has Options that are no pydantic model",
     GOOD + "    Options = None": "has Options that are no pydantic model",
@@ -112,7 +113,11 @@ def test_a_good_plugin_is_found_described_and_mounted(install):
 
 
 def test_options_that_must_be_given_are_shown_as_such(install):
-    install("needy", GOOD + "    class Options(ToyEncoder.Options):\n        path: str\n        more: list = []\n", ["needy"])
+    install(
+        "needy",
+        GOOD + "    class Options(ToyEncoder.Options):\n        path: str\n        more: list = []\n",
+        ["needy"],
+    )
     assert described()["needy", "needy"].options == {"features": 8, "path": "(required)", "more": []}
 
 
@@ -194,6 +199,8 @@ def test_a_package_whose_own_papers_are_damaged_stops_nothing(install, tmp_path)
 
 @pytest.mark.slow
 def test_importing_the_registry_imports_no_encoder():
-    code = "import sys, mmx.encoders.registry as r; r.entries(); print('timm' in sys.modules, 'mmx.encoders.image' in sys.modules)"
+    code = (
+        "import sys, mmx.encoders.registry as r; r.entries(); print({'timm', 'mmx.encoders.image'} & set(sys.modules))"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.split() == ["False", "False"]
+    assert said == "set()\n"

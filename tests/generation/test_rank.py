@@ -30,7 +30,7 @@ def ranked(memory, rows):
         return rank_texts(MODEL.decoder, memory, tokens, mask, targets)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(prompt=st.lists(st.integers(6, 261), min_size=1, max_size=5), candidates=st.lists(WORDS, min_size=1, max_size=5))
 def test_one_pass_equals_one_candidate_and_one_token_at_a_time(prompt, candidates):
     memory = remember(MODEL, [[0.3, -1.0, 2.0]])
