@@ -167,6 +167,10 @@ class GenerationConfig(Frozen):
     def _no_contradiction(self) -> "GenerationConfig":
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample and num_beams > 1 contradict each other; choose sampling or beams")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}")
+        if "" in self.stop_strings:
+            raise ValueError("stop_strings holds an empty text, which every text contains; leave it out")
         if self.num_return_sequences > 1 and not self.do_sample and self.num_beams < self.num_return_sequences:
             raise ValueError(
                 f"num_return_sequences {self.num_return_sequences} needs do_sample: true or as many num_beams"

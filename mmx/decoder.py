@@ -165,7 +165,7 @@ class TextDecoder(nn.Module):
         held = exists if cache is None else cache.extend_mask(exists)
         positions = real_positions(held)[:, -length:]
         may_attend = _causal(held, length)
-        memory_mask = _memory_mask(memory, visibility, streams, length)
+        memory_mask = memory.attendable(streams, length, visibility)
         x = self.embedding(tokens, positions)
         for index, block in enumerate(self.blocks):
             past = None if cache is None else cache.layer(index)
@@ -207,15 +207,3 @@ def _causal(held: Tensor, length: int) -> Tensor:
     rows = torch.arange(total - length, total, device=held.device)[:, None]
     columns = torch.arange(total, device=held.device)
     return (((columns <= rows) & held[:, None]) | (columns == rows)).unsqueeze(1)
-
-
-def _memory_mask(memory: Memory, visibility: Tensor | None, streams: int, length: int) -> Tensor:
-    """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` withholds."""
-    mask = memory.mask[:, None, None]
-    owned = memory.visible(streams)
-    if visibility is None and owned is None:
-        return mask
-    seen = torch.ones_like(memory.mask[:1]) if visibility is None else visibility
-    if owned is not None:
-        seen = seen & owned[:, None]
-    return mask & seen.expand(streams, length, memory.slots).flatten(0, 1)

@@ -70,8 +70,9 @@ class Memory:
         return self.keys[index], self.values[index]
 
     def select(self, rows: Tensor | Sequence[int]) -> Memory:
-        """The memories named by `rows`, in that order."""
-        index = torch.as_tensor(rows, device=self.mask.device, dtype=torch.long)
+        """The memories named by `rows` (places, or one bool for each memory), in that order."""
+        index = torch.as_tensor(rows, device=self.mask.device)
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         picked = (t.index_select(1, index) for t in (self.keys, self.values))
         return Memory(*picked, self.mask.index_select(0, index), self.layout)
 
@@ -110,6 +111,17 @@ class Memory:
         of_slot = owner.repeat_interleave(lengths)
         of_stream = torch.arange(streams, device=self.mask.device) // (streams // owners)
         return (of_slot == -1) | (of_slot == of_stream[:, None])
+
+    def attendable(self, streams: int, length: int, visibility: Tensor | None = None) -> Tensor:
+        """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` (bool
+        [T, S]) withholds; K = `streams`, T = `length`, as cross-attention folds them."""
+        mask, owned = self.mask[:, None, None], self.visible(streams)
+        if visibility is None and owned is None:
+            return mask
+        seen = torch.ones_like(self.mask[:1]) if visibility is None else visibility
+        if owned is not None:
+            seen = seen & owned[:, None]
+        return mask & seen.expand(streams, length, self.slots).flatten(0, 1)
 
     def hide(self, hidden: Tensor) -> Memory:
         """The same memory with the slots where `hidden` (bool, broadcastable to [B, S]) is True masked out."""

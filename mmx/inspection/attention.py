@@ -13,17 +13,16 @@ from mmx.inspection.recorder import Recorder
 from mmx.memory import Memory
 
 
-def attention_maps(recorder: Recorder, memory: Memory, streams: int, layer: int) -> Tensor:
+def attention_maps(
+    recorder: Recorder, memory: Memory, streams: int, layer: int, visibility: Tensor | None = None
+) -> Tensor:
     """Where each position of each stream looked in one looking layer: [B, K, T, H, S], each row summing to one.
 
-    A row that could see nothing is all zeros.
+    `visibility` as it was given to the decoder. A row that could see nothing is all zeros.
     """
     queries = recorder.queries(layer, streams)
     keys, _ = memory.layer(layer)
-    mask = memory.mask[:, None, None]
-    owned = memory.visible(streams)
-    if owned is not None:
-        mask = mask & owned.repeat_interleave(queries.shape[3], 0)
+    mask = memory.attendable(streams, queries.shape[3], visibility)
     weights = attention_weights(queries.flatten(2, 3), keys.to(queries.dtype), mask)
     return weights.unflatten(2, (streams, -1)).permute(0, 2, 3, 1, 4)
 

@@ -115,3 +115,13 @@ def test_entropy_lies_between_certainty_and_the_plain_average(slots, sharpness, 
 def test_entropy_by_hand():
     weights = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4, [0.5, 0.25, 0.25, 0], [0.0] * 4])
     assert entropy(weights).tolist() == [0.0, 1.0, 2.0, 1.5, 0.0]
+
+
+def test_maps_honour_the_visibility_the_decoder_was_given():
+    decoder, memory, tokens = some_decoder(), some_memory(hidden=0), some_tokens(2, 3, 4)
+    visibility = torch.ones(4, 5).tril().bool()
+    recorder = Recorder()
+    decoder(tokens, memory, recorder=recorder, visibility=visibility)
+    maps = attention_maps(recorder, memory, 3, 0, visibility)
+    assert maps.masked_select(~visibility[:, None]).eq(0).all()
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 4, 2))
