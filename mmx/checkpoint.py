@@ -183,7 +183,7 @@ def _swap(one: Path, other: Path) -> bool:
     """Let two folders change names in one step; False where the system or the disk cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-    return bool(rename) and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def _aside(place: Path) -> Path:

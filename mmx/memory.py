@@ -73,8 +73,8 @@ class Memory:
         """The memories named by `rows` (places, or one bool for each memory), in that order."""
         index = torch.as_tensor(rows, device=self.mask.device)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        picked = (t.index_select(1, index) for t in (self.keys, self.values))
-        return Memory(*picked, self.mask.index_select(0, index), self.layout)
+        keys, values = (t.index_select(1, index) for t in (self.keys, self.values))
+        return Memory(keys, values, self.mask.index_select(0, index), self.layout)
 
     def spread(self, rows: Tensor, batch: int) -> Memory:
         """A memory of `batch` rows in which row i of this one stands at rows[i]; the other rows have nothing to see."""

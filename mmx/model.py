@@ -69,7 +69,7 @@ class Model(nn.Module):
         """The encoder of a source. Raises MmxError for a name that is not mounted."""
         if source not in self.sources:
             raise MmxError(f"the model has no source {source!r}; {suggest(source, list(self.sources))}")
-        return self.sources[source].encoder  # type: ignore[union-attr,return-value]
+        return self.sources[source].encoder  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:

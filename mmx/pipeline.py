@@ -60,7 +60,10 @@ class Pipeline:
         self.model, self.generation = model.eval(), generation or GenerationConfig()
 
     def encode(self, **sources: Any) -> Memory:
-        """Inputs by source name, one or a list for each (None: absent) -> Memory. Done once, asked many times."""
+        """Inputs by source name, one or a list for each (None: absent) -> Memory. Done once, asked many times.
+
+        A list is always several inputs: one input that is itself a list goes into another, `numbers=[[1.0, 2.0]]`.
+        """
         lists = {name: list(raw) if isinstance(raw, list | tuple) else [raw] for name, raw in sources.items()}
         sizes = {name: len(raw) for name, raw in lists.items()}
         if len(set(sizes.values())) != 1:
@@ -76,7 +79,7 @@ class Pipeline:
         """
         memory = self._memory(image)
         texts = [row[0] for row in self.say(memory, [[None]] * memory.batch, self.options(options))]
-        captions = [[said.text for said in row] for row in texts]
+        captions: list[Any] = [[said.text for said in row] for row in texts]
         if "num_return_sequences" not in options:
             captions = [row[0] for row in captions]
         return captions if isinstance(image, list | tuple) or memory.batch > 1 else captions[0]

@@ -7,6 +7,8 @@ source's tag: among the keys of one source it moves every score alike and change
 another source, after a join, it tells them apart.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class KeyPositions(nn.Module):
 
     def __init__(self, kind: str, dimensions: int, count: int, width: int) -> None:
         super().__init__()
-        schemes = {
+        schemes: dict[str, Callable[[], nn.Module]] = {
             "none": NoPositions,
             "learned": lambda: LearnedPositions(count, width),
             "sinusoidal": lambda: SinusoidalPositions(width),

@@ -84,7 +84,7 @@ def check_features(features: Any, encoder: Encoder, source: str) -> Features:
         raise refuse(f"a mask on {mask.device}", f"one on {states.device}, where its states are")
     if (encoder.dimensions == 2 or grid is not None) and not _lies_on(grid, states.shape[1]):
         raise refuse(f"grid {grid} for {states.shape[1]} slots", "(rows, columns) covering its last rows*columns slots")
-    return Features(states, mask, grid and tuple(grid))
+    return Features(states, mask, None if grid is None else (grid[0], grid[1]))
 
 
 def _kinds(given: Any) -> str:
