@@ -3,7 +3,7 @@
     config.yaml        the ModelConfig
     model.safetensors  every tensor, strictly: a missing or unexpected one is an error
     tokenizer.json     the `tokenizers` library's format
-    provenance.json    data, steps, seed, versions, metrics
+    provenance.json    data, steps, seed, versions, metrics, and the weights' sha256: a flipped byte is not believed
     generation.yaml    how words are chosen unless the caller says otherwise
 
 A folder is written beside its place and renamed, so that what stands there is always whole.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -59,9 +60,10 @@ def write_model(
     tensors = {**once(model.state_dict()), **(weights or {})}
     (place / CONFIG).write_text(dump_settings(_without_downloads(model.config)), encoding="utf-8")
     (place / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
-    (place / PROVENANCE).write_text(json.dumps(provenance, indent=2, default=str) + "\n", encoding="utf-8")
     (place / GENERATION).write_text(dump_settings(generation or GenerationConfig()), encoding="utf-8")
     save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, place / WEIGHTS)
+    facts = {**provenance, "sha256": _sha256(place / WEIGHTS)}
+    (place / PROVENANCE).write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -77,6 +79,9 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         what = f"{folder / CONFIG} describes a model that cannot be built ({type(error).__name__})"
         raise CheckpointError(f"{what}; copy the folder again, or look with --traceback.") from error
     fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    written = load_provenance(folder).get("sha256") if (folder / PROVENANCE).exists() else None
+    if written is not None and written != _sha256(folder / WEIGHTS):
+        raise CheckpointError(f"{folder / WEIGHTS} is not the file that {PROVENANCE} tells of; copy the folder again.")
     return model.to(device).eval()
 
 
@@ -119,6 +124,11 @@ def once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         names.setdefault(place if tensor.numel() else name, name)
     return {name: tensors[name] for name in names.values()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ class ConfigError(MmxError):
 
 
 class ImageError(MmxError):
-    """A picture that cannot be read. `source` names it, `kind` is a short stable word (missing, empty, unreadable, ...)."""
+    """A picture that cannot be read. `source` names it, `kind` is a stable word (missing, empty, damaged, ...)."""
 
     def __init__(self, message: str, *, kind: str, source: str) -> None:
         super().__init__(message)

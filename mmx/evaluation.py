@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,17 +118,17 @@ def evaluate(
         progress(len(places))
     found = sorted((item for part in gather([found]) for item in part), key=lambda item: item.key)
     losses = sorted(item for part in gather([losses]) for item in part)
-    bad = [sentence for _, sentence in sorted(item for part in gather([bad]) for item in part)]
-    if len(bad) > max(10, bad_limit * len(examples)):
-        raise DataError(f"{len(bad)} of {len(examples)} examples cannot be read; the first: {bad[0]}")
-    return Report(_metrics(found, losses), found, bad)
+    unread = [sentence for _, sentence in sorted(item for part in gather([bad]) for item in part)]
+    if len(unread) > max(10, bad_limit * len(examples)):
+        raise DataError(f"{len(unread)} of {len(examples)} examples cannot be read; the first: {unread[0]}")
+    return Report(_metrics(found, losses), found, unread)
 
 
 def _prepare(pipeline: Pipeline, example: Example) -> dict[str, Any]:
     """The inputs of the sources that the model has. Raises MmxError, also for a question longer than it reads."""
     model = pipeline.model
     for turn in example.turns:
-        pipeline._prompt(turn.question)
+        pipeline.prompt_tokens(turn.question)
     return {n: model.encoder(n).prepare(raw) for n, raw in example.sources.items() if n in model.sources}
 
 
@@ -180,7 +180,7 @@ def _loss(pipeline: Pipeline, memory: Memory, turns: Sequence[Sequence[Turn]]) -
     if not rows:
         return 0.0, 0
     pairs, longest = [choose_all(turns[row]) for row in rows], model.config.decoder.max_positions
-    prompts = [[pipeline._prompt(question) for question, _ in row] for row in pairs]
+    prompts = [[pipeline.prompt_tokens(question) for question, _ in row] for row in pairs]
     texts = [
         [(p, target_tokens(tokenizer, t, longest - len(p))) for p, (_, t) in zip(told, row, strict=True)]
         for told, row in zip(prompts, pairs, strict=True)
@@ -203,8 +203,8 @@ def _selected(memory: Memory, rows: list[int]) -> Memory:
 
 def _metrics(judged: Sequence[Judged], losses: Sequence[Loss]) -> dict[str, float]:
     """Every metric that the texts allow: of captions, of answers, of answers by kind."""
-    captions = {item.key: item for item in judged if item.question is None and item.targets}
-    answers = {item.key: item for item in judged if item.question is not None and item.targets}
+    captions: dict[Hashable, Judged] = {item.key: item for item in judged if item.question is None and item.targets}
+    answers: dict[Hashable, Judged] = {item.key: item for item in judged if item.question is not None and item.targets}
     metrics: dict[str, float] = {}
     tokens = sum(loss.tokens for loss in losses)
     if tokens:
@@ -222,9 +222,13 @@ def _metrics(judged: Sequence[Judged], losses: Sequence[Loss]) -> dict[str, floa
     return metrics
 
 
-def _answer_metrics(answers: dict[tuple[int, int], Judged]) -> dict[str, float]:
+def _answer_metrics(answers: Mapping[Hashable, Judged]) -> dict[str, float]:
+    """Exact match, and VQA accuracy where it means something: it compares with what several people answered."""
     said = {key: item.said for key, item in answers.items()}
-    return answer_metrics(said, {key: item.targets for key, item in answers.items()})
+    metrics = answer_metrics(said, {key: item.targets for key, item in answers.items()})
+    if all(len(item.targets) == 1 for item in answers.values()):
+        del metrics["VQA accuracy"]
+    return metrics
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -42,7 +42,7 @@ _REASONS = {
     "unreadable": "the system could not read this; expected a readable file; check the path and the disk",
     "empty": "zero bytes; expected a picture file; fetch or export it again",
     "bytes": f"over {MAX_BYTES // 2**20} MB; expected a smaller file; scale the picture down or compress it",
-    "format": "no picture, or its start is damaged; expected PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2 or PPM; convert it",
+    "format": "no picture, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2, PPM; convert it",
     "pixels": f"too many pixels, or none; expected 1 to {MAX_PIXELS:,} of them; scale the picture down",
     "effort": "it takes too much work to decode; expected an ordinary picture; save it as a plain JPEG or PNG",
     "colours": "its colours are not ones that turn into RGB here; expected RGB, grey or CMYK; convert it first",
@@ -61,8 +61,8 @@ _TURN = {exif: Image.Transpose[way] for exif, way in enumerate(_WAYS.split(), st
 def load_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
     """An RGB picture from a path, the bytes of a picture file, or an open picture; a fresh copy, without metadata.
 
-    A file gives its first frame, an open picture the frame it stands at. EXIF orientation is applied (one that cannot be
-    read counts as upright), transparency is laid over white, 16-bit and float values are scaled to 0..255 (see `_range`).
+    A file gives its first frame, an open picture the frame it stands at. EXIF orientation is applied (one that cannot
+    be read counts as upright), transparency laid over white, 16-bit and float values scaled to 0..255 (see `_range`).
     Colour profiles are not applied. The size is `(width, height)` from 1 x 1 up to MAX_PIXELS, any shape.
 
     Raises ImageError, and nothing else, for all that cannot become such a picture; its `kind` is a key of `_REASONS`.

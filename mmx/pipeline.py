@@ -23,6 +23,7 @@ from mmx.generation import DecoderStep, generate, rank_texts, stream
 from mmx.generation.generate import Stop
 from mmx.memory import Box, Memory, join
 from mmx.model import Model, SourceBatch
+from mmx.prompts import tidy_question
 from mmx.settings import parse_settings
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -100,7 +101,7 @@ class Pipeline:
         if not candidates:
             raise MmxError("rank was given no candidates; pass at least one text.")
         memory, count = self._one(image, box), len(candidates)
-        prompt, tokenizer = self._prompt(question), self.model.tokenizer
+        prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
         texts = [[(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]]
         self._check_length(max(len(prompt) + len(target) - 1 for _, target in texts[0]))
         tokens, mask, targets = (t.to(self.model.device) for t in pad_texts(texts, count, tokenizer.pad))
@@ -142,7 +143,7 @@ class Pipeline:
         found: dict[int, Said | MmxError] = {}
         for place, (image, question) in enumerate(asked):
             try:
-                self._prompt(question)
+                self.prompt_tokens(question)
                 places.setdefault(_same(image), []).append(place)
             except MmxError as error:
                 found[place] = error
@@ -189,13 +190,14 @@ class Pipeline:
         the options with no more new tokens than the decoder has positions for."""
         most = max(len(row) for row in questions)
         filled = [[*row, *([None] * (most - len(row)))] for row in questions]
-        texts = [[(self._prompt(question), [self.model.tokenizer.eos]) for question in row] for row in filled]
+        texts = [[(self.prompt_tokens(question), [self.model.tokenizer.eos]) for question in row] for row in filled]
         tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
         memory = self.with_questions(memory, filled)
         options = self._fitted(options, asked=any(q is not None for row in questions for q in row))
         return DecoderStep(self.model.decoder, memory, options.max_new_tokens), tokens, mask, options
 
-    def _prompt(self, question: str | None) -> list[int]:
+    def prompt_tokens(self, question: str | None) -> list[int]:
+        """What the decoder is told, as tokens. Raises MmxError for a question longer than half of its positions."""
         prompt = self.model.tokenizer.prompt(self.model.prompt(question))
         most = self._longest_prompt
         if len(prompt) > most:
@@ -211,7 +213,7 @@ class Pipeline:
         """Cut max_new_tokens to what learned positions leave after the longest prompt there may be (not that there is:
         what is said to one picture must not depend on the questions to another)."""
         decoder = self.model.config.decoder
-        room = decoder.max_positions + 1 - (self._longest_prompt if asked else len(self._prompt(None)))
+        room = decoder.max_positions + 1 - (self._longest_prompt if asked else len(self.prompt_tokens(None)))
         if decoder.positions != "learned" or options.max_new_tokens <= room:
             return options
         return options.model_copy(update={"max_new_tokens": room})
@@ -230,7 +232,7 @@ class Pipeline:
         asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q]
         if name == "prompt" or not asked:
             return memory
-        given = self.model.collate(name, [q for _, q in asked], [row for row, _ in asked])
+        given = self.model.collate(name, [tidy_question(q) for _, q in asked], [row for row, _ in asked])
         return join(memory, self.model.encode({name: given._replace(streams=streams)}, memory.batch))
 
     def _memory(self, image: Any) -> Memory:

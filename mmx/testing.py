@@ -56,7 +56,7 @@ def tiny_model(
     projection: ProjectionConfig | None = None,
     **decoder: Any,
 ) -> Model:
-    """A model in eval mode with the given sources (name -> encoder name, address or SourceConfig); two layers of width 32.
+    """A model in eval mode with given sources (name -> encoder name, address or SourceConfig); two layers, width 32.
 
     Without sources it mounts a ToyEncoder as `numbers`. `decoder` changes fields of DecoderConfig.
     """

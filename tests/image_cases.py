@@ -1,4 +1,4 @@
-"""Makers of pictures for the tests of `mmx.images`: 56 meanings with their pixels, 16 encodings, and ways to break them."""
+"""Pictures for the tests of `mmx.images`: 56 meanings with their pixels, 16 encodings, and ways to break them."""
 
 import random
 import struct
@@ -158,7 +158,7 @@ def encodings() -> dict[str, bytes]:
 
 
 def mutants(count: int, seed: int = 0) -> Iterator[bytes]:
-    """Seeded damage, the same for a seed: flipped bits (half of them near the front), cuts, and splices of two files."""
+    """Seeded damage, equal for a seed: flipped bits (half of them near the front), cuts, and splices of two files."""
     chance, files = random.Random(seed), list(encodings().values())
     for number in range(count):
         data = bytearray(files[number % len(files)])

@@ -115,7 +115,7 @@ def test_half_the_bytes_within_tolerance(model, saved, tmp_path):
 def test_provenance_and_generation_travel(model, tmp_path):
     chosen = GenerationConfig(num_beams=3, max_new_tokens=7)
     folder = save_model(tmp_path / "deep" / "er" / "m", model, {"steps": 3, "data": ["a"]}, chosen)
-    assert load_provenance(folder) == {"steps": 3, "data": ["a"]}
+    assert load_provenance(folder).items() >= {"steps": 3, "data": ["a"]}.items()
     assert load_generation(folder) == chosen
     (folder / "provenance.json").write_text("[1")
     with pytest.raises(CheckpointError, match=r"provenance.json is damaged"):
@@ -483,7 +483,7 @@ def test_a_link_is_followed(model, tmp_path, monkeypatch):
     (tmp_path / "best").symlink_to("steps/7")
     save_model(tmp_path / "best", model, {"steps": 8})
     assert (tmp_path / "best").is_symlink()
-    assert load_provenance(folder) == {"steps": 8}
+    assert load_provenance(folder).items() >= {"steps": 8}.items()
     monkeypatch.chdir(tmp_path)
     assert save_model("best", model) == Path("best")
 
@@ -524,3 +524,13 @@ def test_killed_at_ten_moments_it_always_loads(model, tmp_path):
     assert len(taken) > 1, "some saves were finished"
     save_model(folder, model)
     assert alone(folder)
+
+
+def test_a_flipped_byte_in_the_weights_is_not_believed(tmp_path):
+    folder = save_model(tmp_path / "model", tiny_model())
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="is not the file that provenance.json tells of"):
+        load_model(folder)

@@ -21,7 +21,7 @@ from mmx.data.examples import Example, Turn
 from mmx.errors import DataError, MmxError
 from mmx.images import load_image
 from mmx.model import Model, SourceBatch
-from mmx.prompts import tidy_caption
+from mmx.prompts import tidy_caption, tidy_question
 from mmx.tokenizer import Tokenizer
 
 IGNORED = -100
@@ -90,11 +90,12 @@ class Positions(Sampler[list[int]]):
 
 @dataclass(frozen=True)
 class Prepared:
-    """One example as tensors: inputs of each source, K texts as (prompt, target) tokens, and what went wrong."""
+    """One example as tensors: inputs of each source, the questions for a text encoder by stream, K texts as (prompt,
+    target) tokens, and what went wrong."""
 
     id: str
     inputs: Mapping[str, Mapping[str, Tensor]]
-    questions: Mapping[str, list[Mapping[str, Tensor]]]
+    questions: Mapping[int, Mapping[str, Tensor]]
     texts: list[tuple[list[int], list[int]]]
     withheld: bool
     bad: tuple[str, ...]
@@ -117,8 +118,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         sources = {name: _to(source, device) for name, source in self.sources.items()}
-        tensors = (t.to(device) for t in (self.tokens, self.mask, self.wanted, self.labels))
-        return Batch(self.ids, sources, *tensors, self.bad)
+        tokens, mask, wanted, labels = (t.to(device) for t in (self.tokens, self.mask, self.wanted, self.labels))
+        return Batch(self.ids, sources, tokens, mask, wanted, labels, self.bad)
 
 
 class TrainingSet(Dataset[Prepared]):
@@ -144,7 +145,8 @@ class TrainingSet(Dataset[Prepared]):
     def __getitem__(self, position: int) -> Prepared:
         """The example at a position; one that cannot be read is named in `bad` and its neighbour taken instead."""
         dataset, index = self.schedule[position]
-        rng, bad = Random(f"{self.seed}-sample-{position}"), []
+        rng = Random(f"{self.seed}-sample-{position}")
+        bad: list[str] = []
         config, examples = self.sets[dataset]
         for attempt in range(ATTEMPTS):
             try:
@@ -162,10 +164,8 @@ class TrainingSet(Dataset[Prepared]):
             for name, raw in example.sources.items()
             if name in self.encoders
         }
-        questions = {}
-        if self.question_to in self.encoders:
-            encoder = self.encoders[self.question_to]
-            questions = {self.question_to: [encoder.prepare(question or "") for question, _ in chosen]}
+        asked = [(k, q) for k, (q, _) in enumerate(chosen) if q and self.question_to in self.encoders]
+        questions = {k: self.encoders[self.question_to].prepare(tidy_question(q)) for k, q in asked}
         texts = [self._tokens(question, target) for question, target in chosen]
         return Prepared(example.id, inputs, questions, texts, rng.random() < self.source_dropout, bad)
 
@@ -182,17 +182,18 @@ class TrainingSet(Dataset[Prepared]):
 
     def collate(self, prepared: Sequence[Prepared]) -> Batch:
         """Prepared examples to one batch; a source that no example has is left out."""
-        sources = {}
+        sources: dict[str, SourceBatch] = {}
         for name, encoder in self.encoders.items():
             rows = [row for row, item in enumerate(prepared) if name in item.inputs]
             if rows:
                 inputs = encoder.collate([prepared[row].inputs[name] for row in rows])
                 withheld = torch.tensor([prepared[row].withheld for row in rows])
                 sources[name] = SourceBatch(inputs, torch.tensor(rows), withheld)
-            asked = [(b * self.streams + k, q) for b, p in enumerate(prepared) for k, q in _enumerated(p, name)]
-            if asked:
-                inputs = encoder.collate([question for _, question in asked])
-                sources[name] = SourceBatch(inputs, torch.tensor([row for row, _ in asked]), streams=self.streams)
+        asked = [(b * self.streams + k, q) for b, item in enumerate(prepared) for k, q in item.questions.items()]
+        if asked:
+            inputs = self.encoders[self.question_to].collate([question for _, question in asked])
+            places = torch.tensor([place for place, _ in asked])
+            sources[self.question_to] = SourceBatch(inputs, places, streams=self.streams)
         texts = [item.texts for item in prepared]
         tokens, mask, targets = pad_texts(texts, self.streams, self.tokenizer.pad, TEXT_MULTIPLE)
         wanted, labels = pick_wanted(targets, WANTED_MULTIPLE)
@@ -243,10 +244,6 @@ def pick_wanted(targets: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     missing = -len(wanted) % multiple
     padded = torch.nn.functional.pad
     return padded(wanted, (0, missing)), padded(flat[wanted], (0, missing), value=IGNORED)
-
-
-def _enumerated(prepared: Prepared, source: str) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
-    return enumerate(prepared.questions.get(source, ()))
 
 
 def _to(source: SourceBatch, device: torch.device) -> SourceBatch:

@@ -101,7 +101,8 @@ def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
 
 def read_coco(path: Path, config: DataConfig) -> list[Example]:
     """COCO captions JSON: images and annotations joined by image id."""
-    document, said, examples = _load_json(path), {}, []
+    document, examples = _load_json(path), []
+    said: dict[int | str, list[str]] = {}
     for number, note in enumerate(_field(document, "annotations", list, str(path))):
         where = f"{path}, annotation {number}"
         key = _field(note, "image_id", (int, str), where)
@@ -117,7 +118,8 @@ def read_coco(path: Path, config: DataConfig) -> list[Example]:
 
 def read_vqa(path: Path, config: DataConfig) -> list[Example]:
     """VQAv2: a questions JSON, and the annotations JSON that `annotations` names (absent: no answers are known)."""
-    document, turns = _load_json(path), {}
+    document = _load_json(path)
+    turns: dict[int | str, list[Turn]] = {}
     answers = _vqa_answers(path.parent / config.annotations) if config.annotations else {}
     for number, asked in enumerate(_field(document, "questions", list, str(path))):
         where = f"{path}, question {number}"

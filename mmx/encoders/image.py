@@ -26,6 +26,7 @@ class ImageEncoder(Encoder):
 
     modality = "image"
     dimensions = 2
+    backbone: Any  # whatever timm made
 
     class Options(Frozen):
         """`size` is the side of the square input in pixels; mean, std and interpolation default to the backbone's own.
@@ -103,7 +104,7 @@ class ImageEncoder(Encoder):
             self.backbone.train(training)
 
 
-def _create(timm: Any, options: ImageEncoder.Options) -> nn.Module:
+def _create(timm: Any, options: ImageEncoder.Options) -> Any:
     """The backbone without its classifier, cut at `stage` where one is given."""
     name, stage = options.backbone, options.stage
     if not timm.is_model(name.split(".")[0]):
@@ -122,7 +123,7 @@ def _create(timm: Any, options: ImageEncoder.Options) -> nn.Module:
         ) from error
 
 
-def _create_sized(timm: Any, options: ImageEncoder.Options, arguments: dict[str, Any]) -> nn.Module:
+def _create_sized(timm: Any, options: ImageEncoder.Options, arguments: dict[str, Any]) -> Any:
     """Built for the size where that matters (a table of positions, windows); most CNNs refuse to be told."""
     if options.size:
         try:
@@ -144,8 +145,9 @@ def _resolve(timm: Any, options: ImageEncoder.Options, backbone: nn.Module) -> I
     return options.model_copy(update=found)
 
 
-def _transform(options: ImageEncoder.Options) -> Any:
-    from timm.data import create_transform
+def _transform(options: Any) -> Any:
+    """What timm does to a picture on its way to the backbone; the options are resolved ones."""
+    from timm.data.transforms_factory import create_transform
 
     return create_transform(
         (3, options.size, options.size),

@@ -65,7 +65,7 @@ def answer_metrics(predictions: Mapping[Hashable, str], answers: Mapping[Hashabl
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 where the prediction is one of the answers, but for case and white space, else 0.0.
 
-    The best over all answers as in Rajpurkar et al., "SQuAD", 2016, section 6.1, who also drop articles and punctuation.
+    The best over all answers as in Rajpurkar et al., "SQuAD", 2016, section 6.1, who also drop articles and marks.
     """
     _check(answers)
     return float(_plain(prediction) in map(_plain, answers))
@@ -86,7 +86,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _without_punctuation(text: str) -> str:
-    """A mark goes where a space stands beside one of its kind, or digits around a comma anywhere; else it is a space."""
+    """A mark goes where a space stands beside one of its kind, or digits round a comma anywhere; else it is a space."""
     without = text
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
