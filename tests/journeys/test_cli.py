@@ -20,7 +20,7 @@ from mmx.config import GenerationConfig, SourceConfig
 from mmx.pipeline import Pipeline
 from mmx.testing import tiny_model
 
-COMMANDS = ("caption", "ask", "train", "eval", "encoders", "scenes")
+COMMANDS = ("caption", "ask", "train", "eval", "encoders", "scenes", "bench")
 
 
 class Ran(NamedTuple):
@@ -409,9 +409,9 @@ def test_scenes_writes_a_folder_that_the_other_commands_read(mmx, model, tmp_pat
     assert "already exists" in mmx("scenes", folder).refused()
     assert len(mmx("caption", folder, "--model", model).lines) == 3
     asked = (folder / "questions.jsonl").read_text().splitlines()
-    ran = mmx("ask", "--data", folder / "questions.jsonl", "--model", model, "--json", "--max-tokens", 2)
+    ran = mmx("ask", "--data", folder / "questions.jsonl", "--model", model, "--json", "--max-tokens", 3)
     assert [row["question"] for row in ran.rows] == [json.loads(line)["question"] for line in asked]
-    assert mmx("eval", model, "--data", folder / "captions.jsonl", "--out", tmp_path, "--max-tokens", 2).code == 0
+    assert mmx("eval", model, "--data", folder / "captions.jsonl", "--out", tmp_path, "--max-tokens", 3).code == 0
 
 
 TRAIN = """\

@@ -1,0 +1,63 @@
+"""The README is true: its code runs, its commands exist, its map shows the house as it stands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmx.config import Config
+from mmx.settings import read_settings
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(set(re.findall(r"^    mmx ([a-z-]+)", README, re.M)))
+
+
+def test_a_first_result_within_25_lines():
+    assert any("mmx caption demos/pictures" in line for line in README.splitlines()[:25])
+
+
+def test_python_block_runs(capsys, monkeypatch, tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    block = block.replace('"demos/', f'"{ROOT}/demos/')
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert (tmp_path / "picture.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_and_their_flags_exist(command):
+    shown = subprocess.run([sys.executable, "-m", "mmx", command, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for line in re.findall(rf"^    mmx {command} .*$", README, re.M):
+        for flag in (word for word in shlex.split(line, comments=False) if word.startswith("--")):
+            assert flag in shown.stdout, f"{line.strip()}: {flag}"
+
+
+def test_yaml_block_is_the_file():
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.S)
+    assert yaml.safe_load(block) == yaml.safe_load((ROOT / "configs" / "your-pictures.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_configs_are_valid_and_name_their_command(path):
+    first, second = path.read_text().splitlines()[:2]
+    assert first.startswith(f"# mmx train configs/{path.name}")
+    assert second.startswith("# ")
+    assert read_settings(path, Config).out.startswith("runs/")
+
+
+def test_the_map_names_every_room():
+    rooms = {f"mmx/{p.name}{'/' if p.is_dir() else ''}" for p in (ROOT / "mmx").iterdir() if not p.name.startswith("_")}
+    rooms = {room for room in rooms if room.endswith((".py", "/"))}
+    named = set(re.findall(r"\bmmx/[a-z_]+(?:\.py|/)", README.split("## The house")[1]))
+    assert named == rooms
+
+
+def test_no_placeholder_is_left():
+    assert "@@" not in README
