@@ -7,8 +7,8 @@ import pytest
 
 import mmx
 from mmx.checkpoint import load_provenance
-from mmx.data.formats import SceneExamples
 from mmx.config import DataConfig
+from mmx.data.formats import SceneExamples
 from mmx.evaluation import evaluate
 from mmx.pipeline import BUNDLED
 

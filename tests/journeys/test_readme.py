@@ -53,8 +53,9 @@ def test_configs_are_valid_and_name_their_command(path):
 
 
 def test_the_map_names_every_room():
-    rooms = {f"mmx/{p.name}{'/' if p.is_dir() else ''}" for p in (ROOT / "mmx").iterdir() if not p.name.startswith("_")}
-    rooms = {room for room in rooms if room.endswith((".py", "/"))}
+    files = {path.relative_to(ROOT) for path in (ROOT / "mmx").rglob("*.py")} | {Path("mmx/bundled/README.md")}
+    rooms = {str(f) if len(f.parts) == 2 else f"mmx/{f.parts[1]}/" for f in files if not f.name.startswith("__main")}
+    rooms.discard("mmx/__init__.py")
     named = set(re.findall(r"\bmmx/[a-z_]+(?:\.py|/)", README.split("## The house")[1]))
     assert named == rooms
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from toy_runs import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +22,6 @@ def mmx(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_a_minute_of_training_answers_nine_questions_of_ten(tmp_path):
     best = mmx("train", str(CONFIG), f"out={tmp_path / 'run'}", "--quiet").strip()
     assert best == str(tmp_path / "run" / "best")
