@@ -5,6 +5,7 @@
     tokenizer.json     the `tokenizers` library's format
     provenance.json    data, steps, seed, versions, metrics, and the weights' sha256: a flipped byte is not believed
     generation.yaml    how words are chosen unless the caller says otherwise
+    sources/NAME/      what an encoder needs beside options and tensors, such as a vocabulary of its own
 
 A folder is written beside its place and renamed, so that what stands there is always whole.
 """
@@ -28,13 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmx.config import GenerationConfig, ModelConfig
+from mmx.encoders.base import Encoder
 from mmx.errors import CheckpointError, MmxError
 from mmx.model import Model
 from mmx.settings import dump_settings, read_settings
 from mmx.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer.json"
-PROVENANCE, GENERATION = "provenance.json", "generation.yaml"
+PROVENANCE, GENERATION, SOURCES = "provenance.json", "generation.yaml", "sources"
 
 
 def save_model(
@@ -58,9 +60,11 @@ def write_model(
 ) -> None:
     """Write the files of a model into an existing folder; `weights` stand in for some of its own (an average)."""
     tensors = {**once(model.state_dict()), **(weights or {})}
-    (place / CONFIG).write_text(dump_settings(_without_downloads(model.config)), encoding="utf-8")
+    (place / CONFIG).write_text(dump_settings(model.config), encoding="utf-8")
     (place / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
     (place / GENERATION).write_text(dump_settings(generation or GenerationConfig()), encoding="utf-8")
+    for name, encoder in model.encoders.items():
+        _write_files(encoder, place / SOURCES / name)
     save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, place / WEIGHTS)
     facts = {**provenance, "sha256": _sha256(place / WEIGHTS)}
     (place / PROVENANCE).write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
@@ -69,10 +73,12 @@ def write_model(
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """Rebuild the model of a folder, in float32 and ready to be asked (eval). Raises CheckpointError."""
     folder = _existing(folder)
-    config = _without_downloads(read_settings(folder / CONFIG, ModelConfig))
+    config = read_settings(folder / CONFIG, ModelConfig)
     tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER))
     try:
         model = Model(config, tokenizer)
+        for name, encoder in model.encoders.items():
+            encoder.load_files(folder / SOURCES / name)
     except MmxError:
         raise
     except Exception as error:  # an encoder may raise anything about options that fit no model
@@ -124,6 +130,14 @@ def once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         names.setdefault(place if tensor.numel() else name, name)
     return {name: tensors[name] for name in names.values()}
+
+
+def _write_files(encoder: Encoder, place: Path) -> None:
+    place.mkdir(parents=True)
+    encoder.save_files(place)
+    for folder in (place, place.parent):
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _sha256(path: Path) -> str:
@@ -250,18 +264,6 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} holds values that are not finite as {tensor.dtype}; nothing was saved.")
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _without_downloads(config: ModelConfig) -> ModelConfig:
-    """The weights are in the folder: a backbone must not be fetched again when it is rebuilt."""
-
-    def offline(options: dict[str, Any]) -> dict[str, Any]:
-        return options | {"pretrained": False} if "pretrained" in options else options
-
-    sources = {
-        name: source.model_copy(update={"options": offline(source.options)}) for name, source in config.sources.items()
-    }
-    return config.model_copy(update={"sources": sources})
 
 
 def _existing(folder: str | Path) -> Path:

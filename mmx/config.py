@@ -116,12 +116,16 @@ class AugmentConfig(Frozen):
     flip: bool = False
     color: float = Field(0.0, ge=0.0, le=1.0)
 
+    def in_place(self) -> "AugmentConfig":
+        """Without what moves things: a box that points at one must still do so."""
+        return AugmentConfig(color=self.color)
+
 
 class DataConfig(Frozen):
     """One data set. `path` is a file or folder in a format mmx reads, or `scenes` for generated ones.
 
     `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training;
-    `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position), and
+    `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position, pointed), and
     `objects` only scenes of at most so many shapes.
     """
 
@@ -215,12 +219,23 @@ class TrainingConfig(Frozen):
 
 
 class Config(Frozen):
-    """Everything one `mmx train` needs. `init` starts from the weights of a checkpoint folder."""
+    """Everything one `mmx train` needs: a `model` to be trained from the start, or `init`, the checkpoint folder to
+    start from. `mount` adds sources to the model of `init`; what it had stays as it was until it is trained."""
 
-    model: ModelConfig
+    model: ModelConfig | None = None
+    init: str | None = None
+    mount: dict[str, SourceConfig] = {}
     train: tuple[DataConfig, ...] = Field(min_length=1)
     validation: dict[str, DataConfig] = {}
     training: TrainingConfig = TrainingConfig()
     generation: GenerationConfig = GenerationConfig()
-    init: str | None = None
     out: str = "runs/model"
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "Config":
+        if (self.model is None) == (self.init is None):
+            given = "both model and init" if self.model else "neither model nor init"
+            raise ValueError(f"{given} are given; expected a model to be built, or init, a checkpoint to start from")
+        if self.mount and self.init is None:
+            raise ValueError("mount adds sources to the checkpoint of init; without init, put them into model.sources")
+        return self

@@ -27,6 +27,18 @@ class ImageError(MmxError):
         return _image_error, (str(self), self.kind, self.source)
 
 
+class SoundError(MmxError):
+    """A sound that cannot be read. `source` names it, `kind` is a stable word (missing, empty, damaged, long, ...)."""
+
+    def __init__(self, message: str, *, kind: str, source: str) -> None:
+        super().__init__(message)
+        self.kind, self.source = kind, source
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """As for pictures: an error travels between processes."""
+        return _sound_error, (str(self), self.kind, self.source)
+
+
 class DataError(MmxError):
     """A manifest or data set that cannot be read, named by file and line."""
 
@@ -45,6 +57,10 @@ class TrainingError(MmxError):
 
 def _image_error(message: str, kind: str, source: str) -> ImageError:
     return ImageError(message, kind=kind, source=source)
+
+
+def _sound_error(message: str, kind: str, source: str) -> SoundError:
+    return SoundError(message, kind=kind, source=source)
 
 
 def suggest(given: str, known: list[str]) -> str:

@@ -22,8 +22,8 @@ from mmx.errors import DataError, MmxError
 from mmx.memory import Memory
 from mmx.metrics.answers import answer_metrics
 from mmx.metrics.captions import caption_metrics
-from mmx.model import SourceBatch
 from mmx.pipeline import Pipeline
+from mmx.sources import prepare_inputs
 
 Gather = Callable[[list[Any]], list[Any]]
 
@@ -129,14 +129,14 @@ def _prepare(pipeline: Pipeline, example: Example) -> dict[str, Any]:
     model = pipeline.model
     for turn in example.turns:
         pipeline.prompt_tokens(turn.question)
-    return {n: model.encoder(n).prepare(raw) for n, raw in example.sources.items() if n in model.sources}
+    return prepare_inputs(model.encoders, example.sources)
 
 
 def _judge(
     pipeline: Pipeline, pending: Sequence[Pending], options: GenerationConfig
 ) -> tuple[list[Judged], float, int]:
     """One batch, encoded once: what is said in every turn, and the loss of every target in nats over its tokens."""
-    memory = _encode(pipeline, pending)
+    memory = pipeline.encode_prepared([item.inputs for item in pending])
     found, nats, tokens = [], 0.0, 0
     for asks in (False, True):  # captions and questions differ much in length: a pass for each wastes less padding
         turns = [
@@ -145,24 +145,13 @@ def _judge(
         rows = [row for row, said in enumerate(turns) if said]
         if rows:
             chosen = _selected(memory, rows)
-            texts = pipeline.say(chosen, [[turn.question for _, turn in turns[row]] for row in rows], options)
+            asked = [[turn.question for _, turn in turns[row]] for row in rows]
+            texts = pipeline.say(chosen, asked, options, [[turn.box for _, turn in turns[row]] for row in rows])
             for row, said in zip(rows, texts, strict=True):
                 found += _judged(pending[row], turns[row], said)
             more_nats, more_tokens = _loss(pipeline, chosen, [[turn for _, turn in turns[row]] for row in rows])
             nats, tokens = nats + more_nats, tokens + more_tokens
     return found, nats, tokens
-
-
-def _encode(pipeline: Pipeline, pending: Sequence[Pending]) -> Memory:
-    model, sources = pipeline.model, {}
-    for name in model.sources:
-        rows = [row for row, item in enumerate(pending) if name in item.inputs]
-        if rows:
-            batch = model.encoder(name).collate([pending[row].inputs[name] for row in rows])
-            moved = {key: tensor.to(model.device) for key, tensor in batch.items()}
-            sources[name] = SourceBatch(moved, torch.tensor(rows, device=model.device))
-    with torch.inference_mode():
-        return model.encode(sources, len(pending))
 
 
 def _judged(item: Pending, turns: Sequence[tuple[int, Turn]], said: Sequence[Sequence[Any]]) -> list[Judged]:
@@ -180,17 +169,18 @@ def _loss(pipeline: Pipeline, memory: Memory, turns: Sequence[Sequence[Turn]]) -
     if not rows:
         return 0.0, 0
     pairs, longest = [choose_all(turns[row]) for row in rows], model.config.decoder.max_positions
-    prompts = [[pipeline.prompt_tokens(question) for question, _ in row] for row in pairs]
+    prompts = [[pipeline.prompt_tokens(text.question) for text in row] for row in pairs]
     texts = [
-        [(p, target_tokens(tokenizer, t, longest - len(p))) for p, (_, t) in zip(told, row, strict=True)]
+        [(p, target_tokens(tokenizer, text.target, longest - len(p))) for p, text in zip(told, row, strict=True)]
         for told, row in zip(prompts, pairs, strict=True)
     ]
     most = max(len(row) for row in texts)
     tokens, mask, targets = (t.to(model.device) for t in pad_texts(texts, most, tokenizer.pad))
     wanted, labels = pick_wanted(targets, 1)
-    questions = [[q for q, _ in row] + [None] * (most - len(row)) for row in pairs]
+    questions = [[text.question for text in row] + [None] * (most - len(row)) for row in pairs]
     with torch.inference_mode():
-        asked = pipeline.with_questions(_selected(memory, rows), questions)
+        pointed = pipeline.with_boxes(_selected(memory, rows), [[text.box for text in row] for row in pairs], most)
+        asked = pipeline.with_questions(pointed, questions)
         states = model.decoder.states(tokens, asked, mask).flatten(0, 2)
         logits = model.decoder.logits(states[wanted]).float()  # [n, V]: B*K*T of them would fill the memory
     nats = torch.nn.functional.cross_entropy(logits, labels, reduction="none")

@@ -36,7 +36,7 @@ _REASONS = {
     "type": "this cannot be read; expected a path, the bytes of a picture file, or an open picture; save it to a file",
     "missing": "there is no such file; expected a picture on this computer; check the path",
     "address": "this is an address, not a file; expected a picture on this computer; download it first",
-    "folder": "this is a folder; expected one picture; list the pictures of a folder with find_images",
+    "folder": "this is a folder; expected one picture; list its pictures with mmx.files.find_files",
     "special": "this is a device or a pipe; expected a regular file; save the picture to a file first",
     "permission": "reading this is not allowed; expected a file you may read; change its permissions",
     "unreadable": "the system could not read this; expected a readable file; check the path and the disk",
@@ -76,25 +76,6 @@ def load_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
     except Exception:  # noqa: BLE001 - damaged files raise some ten types, OSError is only the most common
         given = _Refusal("damaged")
     raise _error(source, given)  # out here, so that no text of another library hangs on it
-
-
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The files among `paths` as given, whatever they are, and in place of each folder the pictures in and below it.
-
-    The pictures of a folder are those named as one of SUFFIXES, sorted by path; hidden files and folders and links to
-    folders are left out. A file found through two folders is listed once. Raises ImageError for a folder that cannot
-    be listed.
-    """
-    found: list[Path] = []
-    seen: set[str] = set()
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        fresh = [file for file in sorted(_walk(path)) if os.path.abspath(file) not in seen]
-        seen.update(map(os.path.abspath, fresh))
-        found += fresh
-    return found
 
 
 class _Refusal(Exception):
@@ -137,18 +118,6 @@ def _describe(source: object) -> tuple[str, str]:
     name = os.fsdecode(source)
     tail = name if len(name) <= 60 else "..." + name[-57:]  # the file is at the end
     return "'" + "".join(letter if letter.isprintable() else "?" for letter in tail) + "'", name
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder, onerror=_cannot_list):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = (Path(root, name) for name in files if not name.startswith("."))
-        yield from (file for file in shown if file.suffix.lower() in SUFFIXES)
-
-
-def _cannot_list(error: OSError) -> None:
-    kind = "permission" if isinstance(error, PermissionError) else "unreadable"
-    raise _error(os.fsdecode(error.filename), _Refusal(kind)) from None
 
 
 def _decode(source: object) -> Image.Image:

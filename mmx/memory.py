@@ -1,6 +1,7 @@
 """Memory: the place where encoders and the decoder meet. It *is* the cross-attention cache, as a plain value.
 
-Alphabet: L decoder layers, B memories (images), H heads, S source slots, D head width. Masks: True = may be attended.
+Alphabet: L decoder layers, B memories (images), K streams (texts over one memory), H heads, S source slots, D head
+width. Masks: True = may be attended.
 
 Encode once, hold it, join it with others, narrow it to a region, save it, ask it many times.
 """
@@ -11,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,19 +20,18 @@ from torch import Tensor
 from mmx.errors import MmxError
 
 Box = tuple[float, float, float, float]
+NOWHERE = (float("nan"),) * 4  # the box of a stream that points at nothing in particular, in a tensor of boxes
 
 
 @dataclass(frozen=True)
 class Segment:
     """Where a stretch of S came from. With a `grid`, its last rows*columns slots are the cells, row by row from the
-    top left; slots before them (class tokens, registers) belong to the whole input. With a `stream`, only that one of
-    the K streams may look here: K questions, each read by a text encoder, stand side by side over one picture."""
+    top left; slots before them (class tokens, registers) belong to the whole input."""
 
     source: str
     start: int
     stop: int
     grid: tuple[int, int] | None = None
-    stream: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,16 @@ class Memory:
     """Keys and values in the decoder's heads, with the mask that says which exist.
 
     keys, values: [L, B, H, S, D]; L may be 1 and is then shared by all decoder layers. mask: bool [B, S].
-    layout: the segments of S in order. Raises MmxError where the parts do not fit together.
+    layout: the segments of S in order. shown: bool [B, K, S], what each of K streams may see of it (questions that
+    point at different parts, or stand side by side); None where all may see all. Raises MmxError where the parts do
+    not fit together.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
     layout: tuple[Segment, ...]
+    shown: Tensor | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -74,85 +78,91 @@ class Memory:
         index = torch.as_tensor(rows, device=self.mask.device)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         keys, values = (t.index_select(1, index) for t in (self.keys, self.values))
-        return Memory(keys, values, self.mask.index_select(0, index), self.layout)
+        shown = None if self.shown is None else self.shown.index_select(0, index)
+        return Memory(keys, values, self.mask.index_select(0, index), self.layout, shown)
 
     def spread(self, rows: Tensor, batch: int) -> Memory:
         """A memory of `batch` rows in which row i of this one stands at rows[i]; the other rows have nothing to see."""
         shape = list(self.keys.shape)
         shape[1] = batch
         keys, values = (t.new_zeros(shape).index_copy(1, rows, t) for t in (self.keys, self.values))
-        return Memory(keys, values, self.mask.new_zeros(batch, self.slots).index_copy(0, rows, self.mask), self.layout)
+        mask, shown = self.mask.new_zeros(batch, self.slots).index_copy(0, rows, self.mask), self.shown
+        if shown is not None:
+            shown = shown.new_zeros(batch, *shown.shape[1:]).index_copy(0, rows, shown)
+        return Memory(keys, values, mask, self.layout, shown)
 
     def by_stream(self, streams: int) -> Memory:
-        """B*K rows become B rows of K*S slots, of which stream k may see only the k-th S."""
+        """B*K rows become B rows of K*S slots, of which stream k may see only the k-th S: K questions, each read by a
+        text encoder, side by side over one picture."""
         keys, values = (t.unflatten(1, (-1, streams)).transpose(2, 3).flatten(3, 4) for t in (self.keys, self.values))
+        mask = self.mask.unflatten(0, (-1, streams)).flatten(1)
         layout = [
-            replace(s, start=s.start + k * self.slots, stop=s.stop + k * self.slots, stream=k)
+            replace(s, start=s.start + k * self.slots, stop=s.stop + k * self.slots)
             for k in range(streams)
             for s in self.layout
         ]
-        return Memory(keys, values, self.mask.unflatten(0, (-1, streams)).flatten(1), tuple(layout))
+        own = torch.eye(streams, dtype=torch.bool, device=mask.device).repeat_interleave(self.slots, 1)
+        return Memory(keys, values, mask, tuple(layout), own.expand(len(mask), -1, -1))
 
-    def visible(self, streams: int) -> Tensor | None:
-        """bool [K, S]: which slots each of K `streams` may see; None where all may see all.
+    def seen_by(self, streams: int) -> Tensor | None:
+        """bool [B, K, S]: which slots each of K `streams` may see; None where all may see all.
 
-        Where there are more streams than owners (beams of each question), they divide evenly, in order. Raises
+        Where there are more streams than views (beams of each question), they divide evenly, in order. Raises
         MmxError where they do not: some stream would be blind, or read another's question.
         """
-        owners = max((s.stream for s in self.layout if s.stream is not None), default=-1) + 1
-        if not owners:
-            return None
-        if streams % owners:
-            raise MmxError(
-                f"{streams} streams cannot share a memory of {owners} questions; give a multiple of {owners}."
-            )
-        facts = [(-1 if s.stream is None else s.stream, s.stop - s.start) for s in self.layout]
-        owner, lengths = torch.tensor(facts, device=self.mask.device).unbind(-1)
-        of_slot = owner.repeat_interleave(lengths)
-        of_stream = torch.arange(streams, device=self.mask.device) // (streams // owners)
-        return (of_slot == -1) | (of_slot == of_stream[:, None])
+        views = 1 if self.shown is None else self.shown.shape[1]
+        if streams % views:
+            raise MmxError(f"{streams} streams cannot share a memory of {views} questions; give a multiple of {views}.")
+        return None if self.shown is None else self.shown.repeat_interleave(streams // views, 1)
 
     def attendable(self, streams: int, length: int, visibility: Tensor | None = None) -> Tensor:
         """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` (bool
         [T, S]) withholds; K = `streams`, T = `length`, as cross-attention folds them."""
-        mask, owned = self.mask[:, None, None], self.visible(streams)
-        if visibility is None and owned is None:
+        mask, shown = self.mask[:, None, None], self.seen_by(streams)
+        if visibility is None and shown is None:
             return mask
-        seen = torch.ones_like(self.mask[:1]) if visibility is None else visibility
-        if owned is not None:
-            seen = seen & owned[:, None]
-        return mask & seen.expand(streams, length, self.slots).flatten(0, 1)
+        seen = mask if shown is None else mask & shown[:, :, None]
+        seen = seen if visibility is None else seen & visibility
+        return seen.expand(-1, streams, length, -1).flatten(1, 2)[:, None]
 
     def hide(self, hidden: Tensor) -> Memory:
         """The same memory with the slots where `hidden` (bool, broadcastable to [B, S]) is True masked out."""
         return replace(self, mask=self.mask & ~hidden)
 
-    def focus(self, box: Box | Sequence[Box]) -> Memory:
+    def focus(self, box: Box | Sequence[Any] | Tensor) -> Memory:
         """Keep, of every source with a grid, the cells that touch `box` (x0, y0, x1, y1 in 0..1 from the top left).
 
-        One box for all memories or one for each. Sources without a grid stay; slots of the whole input (class tokens)
-        go, for they have seen what lies outside. Nothing is encoded again.
+        One box for all memories, one for each [B][4], or one for each of K streams [B][K][4], where None (in a tensor:
+        NaN) points at nothing and sees all. Sources without a grid stay; slots of the whole input (class tokens) go,
+        for they have seen what lies outside. Nothing is encoded again.
         """
-        boxes = torch.atleast_2d(torch.as_tensor(box, dtype=torch.float32, device=self.mask.device))
-        _check_boxes(boxes, self.batch)
-        inside = torch.ones(len(boxes), self.slots, dtype=torch.bool, device=self.mask.device)
+        boxes = _as_boxes(box, self.batch).to(self.mask.device)
+        inside = boxes.new_ones(*boxes.shape[:-1], self.slots, dtype=torch.bool)
         for segment in self.layout:
             if segment.grid:
-                inside[:, segment.start : segment.stop] = False
+                inside[..., segment.start : segment.stop] = False
                 cells = _cells_touched(boxes, segment.grid)
-                inside[:, segment.stop - cells.shape[1] : segment.stop] = cells
-        return self.hide(~inside)
+                inside[..., segment.stop - cells.shape[-1] : segment.stop] = cells
+        inside |= boxes.isnan().any(-1, keepdim=True)
+        if boxes.ndim < 3:
+            return self.hide(~inside)
+        shown = self.seen_by(boxes.shape[1])
+        return replace(self, shown=inside if shown is None else shown & inside)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
         """The same memory on another device, or with keys and values of another floating type."""
-        return Memory(self.keys.to(device, dtype), self.values.to(device, dtype), self.mask.to(device), self.layout)
+        shown = None if self.shown is None else self.shown.to(device)
+        keys, values = (t.to(device, dtype) for t in (self.keys, self.values))
+        return Memory(keys, values, self.mask.to(device), self.layout, shown)
 
     def save(self, path: str | Path) -> None:
         """Write the memory as one safetensors file."""
         from safetensors.torch import save_file
 
-        layout = [[s.source, s.start, s.stop, s.grid, s.stream] for s in self.layout]
+        layout = [[s.source, s.start, s.stop, s.grid] for s in self.layout]
         tensors = {"keys": self.keys, "values": self.values, "mask": self.mask}
+        if self.shown is not None:
+            tensors["shown"] = self.shown
         save_file({k: t.contiguous() for k, t in tensors.items()}, str(path), metadata={"layout": json.dumps(layout)})
 
     @staticmethod
@@ -164,10 +174,11 @@ class Memory:
             with safe_open(str(path), "pt") as file:
                 layout = json.loads((file.metadata() or {})["layout"])
                 keys, values, mask = (file.get_tensor(name) for name in ("keys", "values", "mask"))
-            segments = [Segment(n, start, stop, tuple(grid) if grid else None, k) for n, start, stop, grid, k in layout]
+                shown = file.get_tensor("shown") if "shown" in file.keys() else None  # noqa: SIM118 (not a dict)
+            segments = [Segment(n, start, stop, tuple(grid) if grid else None) for n, start, stop, grid in layout]
         except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
             raise MmxError(f"{path} is not a saved memory; expected a file written by Memory.save.") from error
-        return Memory(keys, values, mask, tuple(segments))
+        return Memory(keys, values, mask, tuple(segments), shown)
 
     @staticmethod
     def empty(layers: int, batch: int, heads: int, width: int, **kind: object) -> Memory:
@@ -195,7 +206,8 @@ def join(*memories: Memory) -> Memory:
     for memory in memories:
         layout += [replace(s, start=s.start + start, stop=s.stop + start) for s in memory.layout]
         start += memory.slots
-    return Memory(keys, values, torch.cat([m.mask for m in memories], 1), tuple(layout))
+    mask = torch.cat([m.mask for m in memories], 1)
+    return Memory(keys, values, mask, tuple(layout), _shown_together(memories))
 
 
 def check(memory: Memory) -> None:
@@ -209,6 +221,12 @@ def check(memory: Memory) -> None:
         raise MmxError(
             f"the mask is {mask.dtype} {list(mask.shape)}; expected bool [B, S] = "
             f"{[keys.shape[1], keys.shape[3]]}, True = may be attended."
+        )
+    shown = memory.shown
+    if shown is not None and (shown.ndim != 3 or shown.dtype != torch.bool or shown[:, 0].shape != mask.shape):
+        raise MmxError(
+            f"what is shown is {shown.dtype} {list(shown.shape)}; expected bool [B, K, S] with [B, S] = "
+            f"{list(mask.shape)}, True = stream k may see it."
         )
     end = 0
     for segment in memory.layout:
@@ -225,25 +243,52 @@ def _without_slots(keys: Tensor) -> list[int]:
     return [layers, batch, heads, width]
 
 
-def _check_boxes(boxes: Tensor, batch: int) -> None:
-    good = boxes.shape in ((1, 4), (batch, 4))
+def _shown_together(memories: Sequence[Memory]) -> Tensor | None:
+    """bool [B, K, S] of joined memories; one that shows everything to everybody follows the others."""
+    views = max((m.shown.shape[1] for m in memories if m.shown is not None), default=0)
+    if not views:
+        return None
+    parts = [(m.seen_by(views), m.mask.new_ones(m.batch, views, m.slots)) for m in memories]
+    return torch.cat([everything if shown is None else shown for shown, everything in parts], -1)
+
+
+def _as_boxes(box: Any, batch: int) -> Tensor:
+    """[1 or B, 4] or [B, K, 4]. Raises MmxError for what is no region."""
+    try:
+        given = box if isinstance(box, Tensor) else torch.tensor(_filled(box), dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise MmxError(_no_region(box, batch)) from error
+    boxes = torch.atleast_2d(given.float())
+    good = boxes.ndim < 4 and boxes.shape[-1] == 4 and (boxes.shape == (1, 4) or len(boxes) == batch)
     if good:
         x0, y0, x1, y1 = boxes.unbind(-1)
-        good = bool(((x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)).all())
+        regions = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)
+        good = bool((regions | (boxes.isnan().all(-1) & (boxes.ndim == 3))).all())
     if not good:
-        raise MmxError(
-            f"the box {boxes.tolist()} is no region; expected x0,y0,x1,y1 in 0..1 with x0 < x1 and y0 < y1, "
-            f"once or for each of {batch} memories."
-        )
+        raise MmxError(_no_region(box, batch))
+    return boxes
+
+
+def _filled(box: Any) -> Any:
+    """Streams that point at nothing, None, get the box that says so."""
+    return [NOWHERE if part is None else _filled(part) for part in box] if isinstance(box, list | tuple) else box
+
+
+def _no_region(box: Any, batch: int) -> str:
+    shown = box.tolist() if isinstance(box, Tensor) else box
+    return (
+        f"the box {shown} is no region; expected x0,y0,x1,y1 in 0..1 with x0 < x1 and y0 < y1, "
+        f"once, for each of {batch} memories, or for each stream of each."
+    )
 
 
 def _cells_touched(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """bool [boxes, rows*columns]: which cells of the grid overlap the box by more than an edge."""
+    """bool [..., rows*columns]: which cells of the grid overlap each box [..., 4] by more than an edge."""
 
     def touched(low: Tensor, high: Tensor, count: int) -> Tensor:
         edges = torch.arange(count + 1, device=boxes.device) / count
-        return (edges[:-1] < high[:, None]) & (edges[1:] > low[:, None])
+        return (edges[:-1] < high[..., None]) & (edges[1:] > low[..., None])
 
     x0, y0, x1, y1 = boxes.unbind(-1)
     rows, columns = touched(y0, y1, grid[0]), touched(x0, x1, grid[1])
-    return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+    return (rows[..., :, None] & columns[..., None, :]).flatten(-2)

@@ -6,47 +6,20 @@ Alphabet: B rows (examples), K streams, T text positions, S slots, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmx.config import ModelConfig, SourceConfig
-from mmx.decoder import Recorder, TextDecoder
-from mmx.encoders.base import Encoder, check_features
-from mmx.encoders.registry import resolve
+from mmx.config import ModelConfig
+from mmx.decoder import TextDecoder
+from mmx.encoders.base import Encoder
+from mmx.encoders.contract import collate, prepare
 from mmx.errors import EncoderError, MmxError, suggest
 from mmx.memory import Memory, join
-from mmx.projection import KeyValueProjection
 from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
-from mmx.settings import parse_settings
+from mmx.sources import Source, SourceBatch
 from mmx.tokenizer import Tokenizer
-
-
-class SourceBatch(NamedTuple):
-    """One source's part of a batch. inputs: what its encoder collated; rows: int [n], which row of B each is of;
-    withheld: bool [n], encoded but not shown; streams: how many inputs, one a stream, each row has (0: one for all).
-    """
-
-    inputs: Mapping[str, Tensor]
-    rows: Tensor
-    withheld: Tensor | None = None
-    streams: int = 0
-
-
-class Source(nn.Module):
-    """An encoder and its projection: raw tensors in, Memory out."""
-
-    def __init__(self, name: str, config: SourceConfig, model: ModelConfig, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.name = name
-        self.encoder = build_encoder(config, tokenizer, f"model.sources.{name}")
-        dimensions, width = self.encoder.dimensions, self.encoder.width
-        self.projection = KeyValueProjection(config.projection, model.decoder, width, dimensions, name)
-
-    def forward(self, inputs: Mapping[str, Tensor]) -> Memory:
-        """A batch of inputs to its memory."""
-        return self.projection(check_features(self.encoder(inputs), self.encoder, self.name))
 
 
 class Model(nn.Module):
@@ -65,11 +38,16 @@ class Model(nn.Module):
         }
         self.config = config.model_copy(update={"sources": resolved})
 
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The encoder of each source by its name."""
+        return {name: source.encoder for name, source in self.sources.items()}  # type: ignore[misc]
+
     def encoder(self, source: str) -> Encoder:
         """The encoder of a source. Raises MmxError for a name that is not mounted."""
         if source not in self.sources:
             raise MmxError(f"the model has no source {source!r}; {suggest(source, list(self.sources))}")
-        return self.sources[source].encoder  # type: ignore[return-value]
+        return self.encoders[source]
 
     @property
     def device(self) -> torch.device:
@@ -87,9 +65,12 @@ class Model(nn.Module):
         tokens: Tensor,
         mask: Tensor | None = None,
         wanted: Tensor | None = None,
+        boxes: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, K, T, V] of tokens [B, K, T]; with `wanted` (int [n], places among B*K*T) only those, [n, V]."""
-        states = self.decoder.states(tokens, self.encode(sources, len(tokens)), mask)
+        """Logits [B, K, T, V] of tokens [B, K, T]; with `wanted` (int [n], places among B*K*T) only those, [n, V].
+        `boxes` [B, K, 4]: where each text points, see Memory.focus."""
+        memory = self.encode(sources, len(tokens))
+        states = self.decoder.states(tokens, memory if boxes is None else memory.focus(boxes), mask)
         return self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
 
     def prompt(self, question: str | None = None) -> Prompt:
@@ -101,9 +82,8 @@ class Model(nn.Module):
     def collate(self, source: str, raw: Sequence[Any], rows: Sequence[int] | None = None) -> SourceBatch:
         """Prepare and collate raw inputs of one source, on the model's device; rows default to 0, 1, 2, ..."""
         encoder = self.encoder(source)
-        inputs = encoder.collate([encoder.prepare(item) for item in raw])
-        index = torch.tensor(range(len(raw)) if rows is None else rows, device=self.device)
-        return SourceBatch({name: tensor.to(self.device) for name, tensor in inputs.items()}, index)
+        inputs = collate(encoder, source, [prepare(encoder, source, item) for item in raw])
+        return SourceBatch(inputs, torch.tensor(range(len(raw)) if rows is None else rows)).to(self.device)
 
     def _remember(self, name: str, given: SourceBatch, batch: int) -> Memory:
         memory = self.sources[name](given.inputs)
@@ -115,18 +95,3 @@ class Model(nn.Module):
             return memory.spread(given.rows, batch * given.streams).by_stream(given.streams)
         in_order = len(given.rows) == batch and torch.equal(given.rows.cpu(), torch.arange(batch))
         return memory if in_order else memory.spread(given.rows, batch)
-
-
-def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Encoder:
-    """The encoder that a source names, with its own options checked. Raises EncoderError or ConfigError."""
-    kind = resolve(config.encoder)
-    options = parse_settings(config.options, kind.Options, where=f"{where}.options")
-    encoder = kind(options, tokenizer) if kind.shares_tokenizer else kind(options)  # type: ignore[call-arg]
-    if not isinstance(getattr(encoder, "width", None), int):
-        raise EncoderError(
-            f"encoder {kind.__name__} of {where} sets no self.width; give its feature width in __init__."
-        )
-    return encoder
-
-
-__all__ = ["Model", "Recorder", "Source", "SourceBatch", "build_encoder"]

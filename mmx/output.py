@@ -8,25 +8,32 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from mmx.errors import MmxError
 
 
-def result_row(facts: dict[str, Any], kind: str, said: Any) -> dict[str, Any]:
-    """A result line: what was asked, and the text with its score, or the error."""
+class Row(NamedTuple):
+    """A result: what a person calls the input, and the facts of its JSON line."""
+
+    name: str
+    facts: dict[str, Any]
+
+
+def result_row(facts: dict[str, Any], name: str, kind: str, said: Any) -> Row:
+    """What was asked about the input of that name, and the text with its score, or the error."""
     if isinstance(said, MmxError):
-        return {**facts, "error": one_line(str(said))}
-    return {**facts, kind: said.text, "score": round(said.score, 4)}
+        return Row(name, {**facts, "error": one_line(str(said))})
+    return Row(name, {**facts, kind: said.text, "score": round(said.score, 4)})
 
 
 def deliver(
-    rows: Iterable[dict[str, Any]],
+    rows: Iterable[Row],
     total: int,
     out: Path | None,
     as_json: bool,
     quiet: bool,
-    line: Callable[[dict[str, Any]], str],
+    line: Callable[[Row], str],
 ) -> bool:
     """Print each row, or write all to a file that appears once it is whole.
 
@@ -36,12 +43,13 @@ def deliver(
     with progress_bar(total, quiet or (out is None and sys.stdout.isatty())) as bar, _open_out(out) as file:
         for row in rows:
             bar.update()
-            if "error" in row and row["image"] not in told:
-                told.add(row["image"])
-                bar.write(row["error"], file=sys.stderr)
+            failed = "error" in row.facts
+            if failed and row.name not in told:
+                told.add(row.name)
+                bar.write(row.facts["error"], file=sys.stderr)
             if out is not None or as_json:
-                print(json.dumps(row, ensure_ascii=False), file=file, flush=out is None)
-            elif "error" not in row:
+                print(json.dumps(row.facts, ensure_ascii=False), file=file, flush=out is None)
+            elif not failed:
                 print(line(row), file=file, flush=True)
     return not told
 

@@ -1,30 +1,35 @@
 """The verbs people came for: caption, ask, rank. Pictures and texts in, texts out; one encoding for everything asked.
 
 Alphabet: B rows (pictures), K streams (questions about each), n texts for each stream.
+
+Where a picture is spoken of, any input of the model's sources will do: a path that one of them accepts, or several
+sources by name, {"image": "a.jpg", "audio": "a.wav"}, of which any may be left out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmx.checkpoint import load_generation, load_model
 from mmx.config import GenerationConfig
-from mmx.data.batches import pad_texts
+from mmx.data.batches import pack_boxes, pad_texts
+from mmx.encoders.contract import Prepared
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate, rank_texts, stream
 from mmx.generation.generate import Stop
 from mmx.memory import Box, Memory, join
-from mmx.model import Model, SourceBatch
+from mmx.model import Model
 from mmx.prompts import tidy_question
 from mmx.settings import parse_settings
+from mmx.sources import batch_inputs, prepare_inputs, source_of
 
 BUNDLED = Path(__file__).parent / "bundled"
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
@@ -37,6 +42,14 @@ class Said:
     text: str
     score: float
     tokens: tuple[tuple[str, float], ...]
+
+
+class Asked(NamedTuple):
+    """A question about an input (or inputs by source name), and the part that it points at, if any."""
+
+    image: Any
+    question: str
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -60,18 +73,22 @@ class Pipeline:
     def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
         self.model, self.generation = model.eval(), generation or GenerationConfig()
 
+    def accepts(self, path: str) -> bool:
+        """Whether a file of this name is something that one of the sources reads."""
+        return any(encoder.accepts(path) for encoder in self.model.encoders.values())
+
     def encode(self, **sources: Any) -> Memory:
         """Inputs by source name, one or a list for each (None: absent) -> Memory. Done once, asked many times.
 
         A list is always several inputs: one input that is itself a list goes into another, `numbers=[[1.0, 2.0]]`.
         """
-        lists = {name: list(raw) if isinstance(raw, list | tuple) else [raw] for name, raw in sources.items()}
+        lists = {name: raw if isinstance(raw, list) else [raw] for name, raw in sources.items()}
         sizes = {name: len(raw) for name, raw in lists.items()}
         if len(set(sizes.values())) != 1:
             raise MmxError(f"encode was given {sizes or 'nothing'}; expected as many inputs for every source.")
         batch = next(iter(sizes.values()))
-        with torch.inference_mode():
-            return self.model.encode({name: self._collate(name, raw) for name, raw in lists.items()}, batch)
+        rows = [{name: raw[row] for name, raw in lists.items()} for row in range(batch)]
+        return self.encode_prepared([self._prepare(row) for row in rows])
 
     def caption(self, image: Any, **options: Any) -> Any:
         """A picture (path, bytes, PIL) or its memory -> a caption; a list, or a memory of several -> a list.
@@ -83,7 +100,7 @@ class Pipeline:
         captions: list[Any] = [[said.text for said in row] for row in texts]
         if "num_return_sequences" not in options:
             captions = [row[0] for row in captions]
-        return captions if isinstance(image, list | tuple) or memory.batch > 1 else captions[0]
+        return captions if isinstance(image, list) or memory.batch > 1 else captions[0]
 
     def ask(self, image: Any, question: str | Sequence[str], box: Box | None = None, **options: Any) -> Any:
         """A picture or its memory and a question -> an answer; several questions -> a list, all over one encoding.
@@ -129,48 +146,61 @@ class Pipeline:
         while batch := list(islice(pictures, max(1, batch_size))):
             prepared = [self._try_prepare(image) for image in batch]
             good = [item for item in prepared if not isinstance(item, MmxError)]
-            said = iter(self._say_prepared(good, chosen) if good else ())
+            said = iter(self.say(self.encode_prepared(good), [[None]] * len(good), chosen) if good else ())
             for image, item in zip(batch, prepared, strict=True):
-                yield image, item if isinstance(item, MmxError) else next(said)
+                yield image, item if isinstance(item, MmxError) else next(said)[0][0]
 
     def answers(
-        self, asked: Sequence[tuple[Any, str]], batch_size: int = 16, box: Box | None = None, **options: Any
+        self, asked: Sequence[Asked | tuple[Any, ...]], batch_size: int = 16, **options: Any
     ) -> Iterator[Said | MmxError]:
-        """(picture, question) pairs -> what was said or why not, in the order asked. Questions about the same picture
-        are answered together, `batch_size` pictures at a time, each encoded once."""
-        chosen = self.options(options)
+        """(picture, question) or (picture, question, box) -> what was said or why not, in the order asked. Questions
+        about the same picture are answered together, `batch_size` pictures at a time, each encoded once."""
+        chosen, questions = self.options(options), [Asked(*item) for item in asked]
         places: dict[Any, list[int]] = {}
         found: dict[int, Said | MmxError] = {}
-        for place, (image, question) in enumerate(asked):
+        for place, item in enumerate(questions):
             try:
-                self.prompt_tokens(question)
-                places.setdefault(_same(image), []).append(place)
+                self.prompt_tokens(item.question)
+                places.setdefault(_same(item.image), []).append(place)
             except MmxError as error:
                 found[place] = error
         groups, due = iter(places.values()), 0
-        while due < len(asked):
-            prepared = [(self._try_prepare(asked[where[0]][0]), where) for where in islice(groups, max(1, batch_size))]
-            for item, where in prepared:
-                if isinstance(item, MmxError):
-                    found |= dict.fromkeys(where, item)
-            good = [(item, where) for item, where in prepared if not isinstance(item, MmxError)]
-            if good:
-                memory = self._encode_prepared([item for item, _ in good])
-                memory = memory if box is None else memory.focus(box)
-                texts = self.say(memory, [[asked[place][1] for place in where] for _, where in good], chosen)
-                for (_, where), row in zip(good, texts, strict=True):
-                    found |= {place: said[0] for place, said in zip(where, row, strict=True)}
+        while due < len(questions):
+            found |= self._answered(questions, list(islice(groups, max(1, batch_size))), chosen)
             while due in found:
                 yield found.pop(due)
                 due += 1
 
+    def _answered(
+        self, questions: Sequence[Asked], groups: Sequence[Sequence[int]], options: GenerationConfig
+    ) -> dict[int, Said | MmxError]:
+        """By their places, the answers of some groups of questions about the same input, in one batch."""
+        prepared = [(self._try_prepare(questions[where[0]].image), where) for where in groups]
+        found = {place: item for item, where in prepared if isinstance(item, MmxError) for place in where}
+        good = [(item, where) for item, where in prepared if not isinstance(item, MmxError)]
+        if good:
+            asked = [[questions[place] for place in where] for _, where in good]
+            memory = self.encode_prepared([item for item, _ in good])
+            texts = self.say(
+                memory, [[q.question for q in row] for row in asked], options, [[q.box for q in row] for row in asked]
+            )
+            for (_, where), row in zip(good, texts, strict=True):
+                found |= {place: said[0] for place, said in zip(where, row, strict=True)}
+        return found
+
     def say(
-        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+        self,
+        memory: Memory,
+        questions: Sequence[Sequence[str | None]],
+        options: GenerationConfig,
+        boxes: Sequence[Sequence[Box | None]] = (),
     ) -> list[list[list[Said]]]:
-        """questions [B][K] (None: caption) over a memory of B rows -> texts [B][K][n], best first."""
+        """questions [B][K] (None: caption) over a memory of B rows -> texts [B][K][n], best first; `boxes` [B][K] is
+        where each question points (None: nowhere)."""
         if not any(questions):
             return [[] for _ in questions]
         with torch.inference_mode():
+            memory = self.with_boxes(memory, boxes, max(len(row) for row in questions))
             step, tokens, mask, options = self._start(memory, questions, options)
             made = generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stops(options))
         return [
@@ -226,6 +256,11 @@ class Pipeline:
                 "give shorter texts."
             )
 
+    def with_boxes(self, memory: Memory, boxes: Sequence[Sequence[Box | None]], streams: int) -> Memory:
+        """The memory in which each of K `streams` sees only the part that it points at; `boxes` [B][up to K]."""
+        packed = pack_boxes(boxes, streams)
+        return memory if packed is None else memory.focus(packed)
+
     def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
         """Where the model's questions go to a text encoder, its memory of them beside that of the picture."""
         name, streams = self.model.config.question_to, len(questions[0])
@@ -236,7 +271,10 @@ class Pipeline:
         return join(memory, self.model.encode({name: given._replace(streams=streams)}, memory.batch))
 
     def _memory(self, image: Any) -> Memory:
-        return image if isinstance(image, Memory) else self.encode(image=image)
+        if isinstance(image, Memory):
+            return image
+        images = image if isinstance(image, list) else [image]
+        return self.encode_prepared([self._prepare(item) for item in images])
 
     def _one(self, image: Any, box: Box | None) -> Memory:
         memory = self._memory(image)
@@ -246,28 +284,25 @@ class Pipeline:
             )
         return memory if box is None else memory.focus(box)
 
-    def _collate(self, name: str, raw: list[Any]) -> SourceBatch:
-        rows = [row for row, item in enumerate(raw) if item is not None]
-        if not rows:
+    def _prepare(self, image: Any) -> dict[str, Prepared]:
+        """One input to the tensors of its sources. Raises MmxError, also for a source that the model does not have."""
+        encoders = self.model.encoders
+        given = image if isinstance(image, Mapping) else {source_of(encoders, _plain(image)): image}
+        for name in given:
             self.model.encoder(name)
-            return SourceBatch({}, torch.zeros(0, dtype=torch.long))
-        return self.model.collate(name, [raw[row] for row in rows], rows)
+        return prepare_inputs(encoders, {name: _plain(raw) for name, raw in given.items()})
 
-    def _try_prepare(self, image: Any) -> Any:
+    def _try_prepare(self, image: Any) -> dict[str, Prepared] | MmxError:
         try:
-            return self.model.encoder("image").prepare(os.fspath(image) if isinstance(image, os.PathLike) else image)
+            return self._prepare(image)
         except MmxError as error:
             return error
 
-    def _encode_prepared(self, prepared: list[Any]) -> Memory:
-        inputs = self.model.encoder("image").collate(prepared)
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        rows = torch.arange(len(prepared), device=self.model.device)
-        with torch.inference_mode():
-            return self.model.encode({"image": SourceBatch(inputs, rows)}, len(prepared))
-
-    def _say_prepared(self, prepared: list[Any], options: GenerationConfig) -> list[Said]:
-        return [row[0][0] for row in self.say(self._encode_prepared(prepared), [[None]] * len(prepared), options)]
+    @torch.inference_mode()
+    def encode_prepared(self, rows: Sequence[Mapping[str, Prepared]]) -> Memory:
+        """The memory of rows that were prepared, each with the sources it has."""
+        batch = batch_inputs(self.model.encoders, rows)
+        return self.model.encode({name: part.to(self.model.device) for name, part in batch.items()}, len(rows))
 
     def _said(self, text: Any, options: GenerationConfig) -> Said:
         tokenizer = self.model.tokenizer
@@ -291,6 +326,13 @@ class Pipeline:
         return text.strip()
 
 
+def _plain(raw: Any) -> Any:
+    """Paths as texts, which is how encoders know them."""
+    return os.fspath(raw) if isinstance(raw, os.PathLike) else raw
+
+
 def _same(image: Any) -> Any:
-    """What two mentions of one picture have in common: equal paths or bytes; an open picture is known by itself."""
+    """What two mentions of one input have in common: equal paths or bytes; an open picture is known by itself."""
+    if isinstance(image, Mapping):
+        return tuple((name, _same(raw)) for name, raw in image.items())
     return image if isinstance(image, str | bytes | os.PathLike) else id(image)

@@ -23,7 +23,7 @@ from pydantic_core import to_json, to_jsonable_python
 from mmx.complaints import Keys, complaints, dotted, known_fields, one_line, show
 from mmx.errors import ConfigError, suggest
 
-__all__ = ["dump_settings", "override_settings", "parse_settings", "read_settings"]
+__all__ = ["dump_settings", "override_settings", "parse_settings", "read_settings", "typed_settings"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -97,9 +97,18 @@ def read_settings(path: str | PathLike[str], schema: type[M], overrides: Sequenc
 
 def override_settings(settings: M, overrides: Sequence[str]) -> M:
     """Settings already in hand with `key.key=value` from a command line applied; the messages name the text there."""
-    sheet = _Sheet("command line", _plain_values(settings), {(): Place(0, "command line")})
+    return _overridden(_plain_values(settings), type(settings), overrides)
+
+
+def typed_settings(schema: type[M], overrides: Sequence[str]) -> M:
+    """Settings that consist of `key.key=value` from a command line alone, and of defaults."""
+    return _overridden({}, schema, overrides)
+
+
+def _overridden(values: dict[str, Any], schema: type[M], overrides: Sequence[str]) -> M:
+    sheet = _Sheet("command line", values, {(): Place(0, "command line")})
     _override_all(sheet, overrides)
-    return _validate(sheet, type(settings))
+    return _validate(sheet, schema)
 
 
 def parse_settings(data: Mapping[str, Any], schema: type[M], *, where: str) -> M:

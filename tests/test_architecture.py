@@ -25,16 +25,19 @@ FLOORS = [
         "memory",
         "attention",
         "layers",
+        "files",
         "images",
+        "sounds",
         "tokenizer",
         "prompts",
     ],
     ["encoders", "projection", "decoder", "cache"],
+    ["sources"],
     ["model"],
     ["checkpoint", "generation", "inspection", "importers"],
     ["pipeline", "data"],
     ["training", "evaluation", "bench"],
-    ["cli", "output", "demo", "testing", "__main__"],
+    ["cli", "output", "demo", "testing", "scaffold", "__main__"],
 ]
 ISLANDS = ["metrics"]
 FRONT_DOOR = "__init__"
@@ -123,7 +126,7 @@ def rule(sentence, broken):
 def test_the_reader_of_imports_reads():
     """Without arrows all rules would hold."""
     assert ("mmx.decoder", "mmx.memory") in arrows()
-    assert ("mmx.cli", "mmx.training.loop") in arrows(), "an import inside a function"
+    assert ("mmx.cli.measure", "mmx.training.loop") in arrows(), "an import inside a function"
     assert ("mmx.metrics.captions", "mmx.metrics.tokens") in arrows(), "a relative import"
     assert ("mmx.training.loop", "accelerate") in set(guests())
     assert len(modules()) > 30
@@ -155,17 +158,17 @@ def test_the_front_door_imports_nothing_and_leads_to_what_exists():
     assert len(mmx._ADDRESSES) <= 13, "the front door has at most about a dozen names"
 
 
-def test_the_wings_meet_only_in_the_model():
+def test_the_wings_meet_only_above():
     broken = []
     for importer, target in arrows():
         here, there = room(importer), room(target)
         if (here in ENCODER_WING and there in DECODER_WING) or (here in DECODER_WING and there in ENCODER_WING):
             broken.append(f"{importer} imports {target}")
-    rule("The wings (encoders | projection, decoder, cache) never import each other; they meet in model.py.", broken)
+    rule("The wings (encoders | projection, decoder, cache) never import each other; they meet in sources.py and model.py.", broken)
 
 
 def test_an_encoder_imports_no_other_encoder():
-    own = {"mmx.encoders", "mmx.encoders.base", "mmx.encoders.registry"}
+    own = {f"mmx.encoders{part}" for part in ("", ".base", ".contract", ".registry", ".survey")}
     rule(
         "An encoder file imports encoders/base and the ground floor, never another encoder.",
         [

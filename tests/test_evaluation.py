@@ -22,7 +22,7 @@ class Parrot(Pipeline):
         super().__init__(tiny_model(**model))
         self.table = table
 
-    def say(self, memory: Any, questions: Any, options: Any) -> list[list[list[Said]]]:
+    def say(self, memory: Any, questions: Any, options: Any, boxes: Any = ()) -> list[list[list[Said]]]:
         return [[[Said(self.table[question], -1.0, ())] for question in row] for row in questions]
 
 

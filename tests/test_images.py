@@ -18,7 +18,7 @@ from image_cases import GREEN, STORED, UPRIGHT, encode, encodings, handmade, mea
 from PIL import Image, ImageFile
 
 from mmx.errors import ImageError
-from mmx.images import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, find_images, load_image
+from mmx.images import FORMATS, MAX_BYTES, MAX_PIXELS, SUFFIXES, load_image
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the library warns about damage; what counts is what comes out
 FOREIGN = ("0x", "PIL", "BytesIO", "Error", "Exception", "Warning", "Plugin", "ImageFile", "Traceback", "<")
@@ -338,42 +338,6 @@ def test_importing_loads_no_decoder() -> None:
     code = "import sys, mmx.images; print('torch' in sys.modules, 'PIL.PngImagePlugin' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
-
-
-# Finding
-
-
-def test_find_images(tmp_path: Path) -> None:
-    names = [
-        "b.png",
-        "a.JPG",
-        "sub/c.webp",
-        ".hidden.png",
-        ".git/d.png",
-        "sub/notes.txt",
-        "sub/deep/e.tif",
-        "z.png/f.gif",
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    inside = [tmp_path / name for name in ("a.JPG", "b.png", "sub/c.webp", "sub/deep/e.tif", "z.png/f.gif")]
-    assert find_images([tmp_path]) == inside
-    assert find_images([str(tmp_path), tmp_path / "sub", f"{tmp_path}/sub/.."]) == inside  # each once
-    assert find_images([tmp_path / "sub", tmp_path]) == [*inside[2:4], *inside[:2], inside[4]]
-    odd = [Path("none.xyz"), tmp_path / "sub/notes.txt", tmp_path / "b.png"]
-    assert find_images([*odd, *odd, tmp_path / ".git"]) == [*odd, *odd, tmp_path / ".git/d.png"]
-    assert find_images([]) == find_images(iter(())) == []
-
-
-def test_find_images_names_a_folder_it_cannot_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deny(path: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr("os.scandir", deny)
-    with pytest.raises(ImageError, match="reading this is not allowed") as caught:
-        find_images([tmp_path])
-    assert (caught.value.kind, caught.value.source) == ("permission", str(tmp_path))
 
 
 def test_the_known_suffixes_can_be_read() -> None:

@@ -87,20 +87,20 @@ def test_by_stream_stands_the_texts_of_a_row_side_by_side():
             assert torch.equal(folded.keys[:, row, :, stretch], memory.keys[:, row * 3 + k])
             assert torch.equal(folded.values[:, row, :, stretch], memory.values[:, row * 3 + k])
             assert torch.equal(folded.mask[row, stretch], memory.mask[row * 3 + k])
-    assert folded.layout == tuple(Segment("image", 4 * k, 4 * k + 4, None, k) for k in range(3))
+    assert folded.layout == tuple(Segment("image", 4 * k, 4 * k + 4) for k in range(3))
 
 
-def test_visible_by_hand():
+def test_seen_by_hand():
     questions = some_memory(batch=2, slots=2, source="question").by_stream(2)
     memory = join(some_memory(batch=1, slots=1), questions)
-    assert some_memory().visible(4) is None
-    assert memory.visible(2).int().tolist() == [[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]
+    assert some_memory().seen_by(4) is None
+    assert memory.seen_by(2).int().tolist() == [[[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]]
     beams = [[1, 1, 1, 0, 0]] * 2 + [[1, 0, 0, 1, 1]] * 2
-    assert memory.visible(4).int().tolist() == beams
+    assert memory.seen_by(4).int().tolist() == [beams]
     with pytest.raises(MmxError, match="3 streams cannot share a memory of 2 questions; give a multiple of 2"):
-        memory.visible(3)
+        memory.seen_by(3)
     with pytest.raises(MmxError, match="1 streams"):
-        memory.visible(1)
+        memory.seen_by(1)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -285,7 +285,7 @@ def test_a_foreign_file_is_refused_in_one_sentence(tmp_path):
 def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path):
     whole = some_memory()
     tensors = {"keys": whole.keys, "values": whole.values, "mask": whole.mask}
-    save_file(tensors, tmp_path / "memory", metadata={"layout": '[["image", 0, 4, null, null]]'})
+    save_file(tensors, tmp_path / "memory", metadata={"layout": '[["image", 0, 4, null]]'})
     with pytest.raises(MmxError, match="the layout covers 4 of 5 slots"):
         Memory.load(tmp_path / "memory")
 

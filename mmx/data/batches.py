@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mmx.config import DataConfig
+from mmx.config import AugmentConfig, DataConfig
 from mmx.data.augment import augment
 from mmx.data.examples import Example, Turn
+from mmx.encoders.contract import collate, prepare
 from mmx.errors import DataError, MmxError
 from mmx.images import load_image
-from mmx.model import Model, SourceBatch
+from mmx.memory import NOWHERE, Box
+from mmx.model import Model
 from mmx.prompts import tidy_caption, tidy_question
+from mmx.sources import SourceBatch, batch_inputs, prepare_inputs
 from mmx.tokenizer import Tokenizer
 
 IGNORED = -100
@@ -91,12 +94,13 @@ class Positions(Sampler[list[int]]):
 @dataclass(frozen=True)
 class Prepared:
     """One example as tensors: inputs of each source, the questions for a text encoder by stream, K texts as (prompt,
-    target) tokens, and what went wrong."""
+    target) tokens, where each points, and what went wrong."""
 
     id: str
     inputs: Mapping[str, Mapping[str, Tensor]]
     questions: Mapping[int, Mapping[str, Tensor]]
     texts: list[tuple[list[int], list[int]]]
+    boxes: list[Box | None]
     withheld: bool
     bad: tuple[str, ...]
 
@@ -104,7 +108,8 @@ class Prepared:
 @dataclass
 class Batch:
     """What the model is trained on. tokens, mask: [B, K, T]; wanted: int [n], the places among B*K*T where something
-    is to be learned, and labels: int [n], the token that should follow there; bad: what was passed over, and why.
+    is to be learned, and labels: int [n], the token that should follow there; boxes: [B, K, 4], where each text points
+    (NaN: nowhere), None where none does; bad: what was passed over, and why.
     """
 
     ids: list[str]
@@ -113,13 +118,15 @@ class Batch:
     mask: Tensor
     wanted: Tensor
     labels: Tensor
+    boxes: Tensor | None
     bad: list[str]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        sources = {name: _to(source, device) for name, source in self.sources.items()}
+        sources = {name: source.to(device) for name, source in self.sources.items()}
         tokens, mask, wanted, labels = (t.to(device) for t in (self.tokens, self.mask, self.wanted, self.labels))
-        return Batch(self.ids, sources, tokens, mask, wanted, labels, self.bad)
+        boxes = None if self.boxes is None else self.boxes.to(device)
+        return Batch(self.ids, sources, tokens, mask, wanted, labels, boxes, self.bad)
 
 
 class TrainingSet(Dataset[Prepared]):
@@ -134,7 +141,7 @@ class TrainingSet(Dataset[Prepared]):
         max_text: int,
         source_dropout: float = 0.0,
     ) -> None:
-        self.encoders = {name: model.encoder(name) for name in model.sources}
+        self.encoders = model.encoders
         self.tokenizer, self.prompt, self.question_to = model.tokenizer, model.prompt, model.config.question_to
         self.sets, self.seed, self.streams = sets, seed, streams
         self.longest = model.config.decoder.max_positions
@@ -159,18 +166,19 @@ class TrainingSet(Dataset[Prepared]):
         chosen = choose_texts(example.turns, self.streams, rng)
         if not chosen:
             raise DataError(f"{example.origin or example.id} has nothing to learn: no caption, and no answer.")
-        inputs = {
-            name: self.encoders[name].prepare(self._opened(raw, self.encoders[name].modality, config, rng))
-            for name, raw in example.sources.items()
-            if name in self.encoders
-        }
-        asked = [(k, q) for k, (q, _) in enumerate(chosen) if q and self.question_to in self.encoders]
-        questions = {k: self.encoders[self.question_to].prepare(tidy_question(q)) for k, q in asked}
-        texts = [self._tokens(question, target) for question, target in chosen]
-        return Prepared(example.id, inputs, questions, texts, rng.random() < self.source_dropout, bad)
+        changes = config.augment.in_place() if any(turn.box for turn in example.turns) else config.augment
+        inputs = prepare_inputs(
+            self.encoders, {name: self._opened(raw, name, changes, rng) for name, raw in example.sources.items()}
+        )
+        asked = [(k, t.question) for k, t in enumerate(chosen) if t.question and self.question_to in self.encoders]
+        questions = {k: prepare(self.encoders[self.question_to], self.question_to, tidy_question(q)) for k, q in asked}
+        texts = [self._tokens(text.question, text.target) for text in chosen]
+        boxes = [text.box for text in chosen]
+        return Prepared(example.id, inputs, questions, texts, boxes, rng.random() < self.source_dropout, bad)
 
-    def _opened(self, raw: Any, modality: str, config: DataConfig, rng: Random) -> Any:
-        return augment(load_image(raw), config.augment, rng) if modality == "image" else raw
+    def _opened(self, raw: Any, source: str, changes: AugmentConfig, rng: Random) -> Any:
+        is_picture = source in self.encoders and self.encoders[source].modality == "image"
+        return augment(load_image(raw), changes, rng) if is_picture else raw
 
     def _tokens(self, question: str | None, target: str) -> tuple[list[int], list[int]]:
         prompt = self.tokenizer.prompt(self.prompt(question))
@@ -182,23 +190,20 @@ class TrainingSet(Dataset[Prepared]):
 
     def collate(self, prepared: Sequence[Prepared]) -> Batch:
         """Prepared examples to one batch; a source that no example has is left out."""
-        sources: dict[str, SourceBatch] = {}
-        for name, encoder in self.encoders.items():
-            rows = [row for row, item in enumerate(prepared) if name in item.inputs]
-            if rows:
-                inputs = encoder.collate([prepared[row].inputs[name] for row in rows])
-                withheld = torch.tensor([prepared[row].withheld for row in rows])
-                sources[name] = SourceBatch(inputs, torch.tensor(rows), withheld)
+        given = batch_inputs(self.encoders, [item.inputs for item in prepared])
+        withheld = torch.tensor([item.withheld for item in prepared])
+        sources = {name: batch._replace(withheld=withheld[batch.rows]) for name, batch in given.items()}
         asked = [(b * self.streams + k, q) for b, item in enumerate(prepared) for k, q in item.questions.items()]
         if asked:
-            inputs = self.encoders[self.question_to].collate([question for _, question in asked])
+            inputs = collate(self.encoders[self.question_to], self.question_to, [question for _, question in asked])
             places = torch.tensor([place for place, _ in asked])
             sources[self.question_to] = SourceBatch(inputs, places, streams=self.streams)
         texts = [item.texts for item in prepared]
         tokens, mask, targets = pad_texts(texts, self.streams, self.tokenizer.pad, TEXT_MULTIPLE)
         wanted, labels = pick_wanted(targets, WANTED_MULTIPLE)
+        boxes = pack_boxes([item.boxes for item in prepared], self.streams)
         bad = [sentence for item in prepared for sentence in item.bad]
-        return Batch([item.id for item in prepared], sources, tokens, mask, wanted, labels, bad)
+        return Batch([item.id for item in prepared], sources, tokens, mask, wanted, labels, boxes, bad)
 
 
 def target_tokens(tokenizer: Tokenizer, target: str, most: int) -> list[int]:
@@ -206,15 +211,30 @@ def target_tokens(tokenizer: Tokenizer, target: str, most: int) -> list[int]:
     return [*tokenizer.encode(tidy_caption(target))[: max(1, most)], tokenizer.eos]
 
 
-def choose_texts(turns: Sequence[Turn], streams: int, rng: Random) -> list[tuple[str | None, str]]:
-    """Up to K (question, target) pairs of one example, without repeating one."""
-    pairs = choose_all(turns)
-    return rng.sample(pairs, min(streams, len(pairs)))
+class Text(NamedTuple):
+    """One text to be learned: what is asked (None: a caption), what should be said, where the question points."""
+
+    question: str | None
+    target: str
+    box: Box | None = None
 
 
-def choose_all(turns: Sequence[Turn]) -> list[tuple[str | None, str]]:
-    """Every (question, target) pair of some turns."""
-    return [(turn.question, target) for turn in turns for target in turn.targets]
+def choose_texts(turns: Sequence[Turn], streams: int, rng: Random) -> list[Text]:
+    """Up to K texts of one example, without repeating one."""
+    texts = choose_all(turns)
+    return rng.sample(texts, min(streams, len(texts)))
+
+
+def choose_all(turns: Sequence[Turn]) -> list[Text]:
+    """Every text of some turns."""
+    return [Text(turn.question, target, turn.box) for turn in turns for target in turn.targets]
+
+
+def pack_boxes(boxes: Sequence[Sequence[Box | None]], streams: int) -> Tensor | None:
+    """Where each of up to K streams of each row points -> [B, K, 4], NaN for nowhere; None where no one points."""
+    if not any(box for row in boxes for box in row):
+        return None
+    return torch.tensor([[box or NOWHERE for box in [*row, *[None] * (streams - len(row))]] for row in boxes])
 
 
 def pad_texts(
@@ -244,9 +264,3 @@ def pick_wanted(targets: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     missing = -len(wanted) % multiple
     padded = torch.nn.functional.pad
     return padded(wanted, (0, missing)), padded(flat[wanted], (0, missing), value=IGNORED)
-
-
-def _to(source: SourceBatch, device: torch.device) -> SourceBatch:
-    inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in source.inputs.items()}
-    withheld = None if source.withheld is None else source.withheld.to(device)
-    return SourceBatch(inputs, source.rows.to(device), withheld, source.streams)

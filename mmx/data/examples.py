@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmx.memory import Box
+
 
 @dataclass(frozen=True)
 class Turn:
     """One thing to say. Without a question it is a caption, with all reference captions as targets; with one, the
-    targets are the answers people gave. `kind` sorts questions in reports; `box` is the region asked about, in 0..1."""
+    targets are the answers people gave. `kind` sorts questions in reports. `box` (0..1) is the pointing finger, a part
+    of the prompt: only that region may be looked at. `evidence` is where the answer can be seen, which nobody tells."""
 
     targets: tuple[str, ...]
     question: str | None = None
     kind: str | None = None
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
+    evidence: Box | None = None
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,15 @@ from typing import Any, get_args
 
 from mmx.config import DataConfig
 from mmx.data.examples import Example, Turn
-from mmx.data.scene_texts import Kind, captions, questions
+from mmx.data.scene_texts import Kind, captions, pointed_questions, questions
 from mmx.data.scenes import MOST_OBJECTS, draw_scene, picture
 from mmx.errors import DataError, suggest
+from mmx.memory import Box
 
-TURN_FIELDS = {"captions", "caption", "question", "answer", "answers", "kind", "box", "id", "question_id"}
+TURN_FIELDS = {"captions", "caption", "question", "answer", "answers", "kind", "box", "evidence", "id", "question_id"}
 PICTURE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
-SCENE_KINDS = tuple(kind for kind in get_args(Kind) if kind != "pointed")
+SCENE_KINDS = get_args(Kind)
+NEED_TWO = {"relation", "pointed"}
 KINDS = {str: "a text", list: "a list", (int, str): "a number or a text"}
 
 
@@ -149,8 +151,9 @@ class SceneExamples(Sequence[Example]):
         for kind in config.kinds:
             if kind not in SCENE_KINDS:
                 raise DataError(f"scenes have no questions of kind {kind!r}; {suggest(kind, list(SCENE_KINDS))}")
-        if config.objects == 1 and set(config.kinds) == {"relation"} and "caption" not in config.tasks:
-            raise DataError("scenes of one object have no questions of kind 'relation'; set objects to 2 or more.")
+        if config.objects == 1 and config.kinds and set(config.kinds) <= NEED_TWO and "caption" not in config.tasks:
+            kinds = " or ".join(repr(kind) for kind in config.kinds)
+            raise DataError(f"scenes of one object have no questions of kind {kinds}; set objects to 2 or more.")
         self.config, self.size = config, 128
         first, last = (round(edge * config.count) for edge in config.part)
         self.indices = range(first, last)[: config.limit]
@@ -170,13 +173,29 @@ class SceneExamples(Sequence[Example]):
         scene = draw_scene(config.seed, number, self.size)
         if len(scene.objects) > (config.objects or MOST_OBJECTS):
             return None
-        said = [Turn(captions(scene)), *(Turn((q.answer,), q.question, q.kind, q.box) for q in questions(scene))]
+        asked = (*questions(scene), *pointed_questions(scene))
+        said = [Turn(captions(scene)), *(Turn((q.answer,), q.question, q.kind, q.box, q.evidence) for q in asked)]
         turns = tuple(turn for turn in said if _is_wanted(turn, config))
         name = f"scene-{config.seed}-{number}"
         return Example(name, {"image": picture(scene, self.size)}, turns, name) if turns else None
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
+
+
+def read_asked(path: Path) -> list[tuple[dict[str, Any], dict[str, Any], Turn]]:
+    """The questions of a manifest in their order: the inputs by source name as written, the same with their paths
+    found from the manifest's folder, and what is asked. Raises DataError, naming file and line."""
+    asked = []
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        if not isinstance(line.get("question"), str):
+            raise DataError(f'{where} has no \'question\'; expected {{"image": "a.jpg", "question": "…"}}.')
+        _, sources, turn = _manifest_line(where, line)
+        asked.append((sources, {n: _located(n, v, path.parent) for n, v in sources.items()}, turn))
+    if not asked:
+        raise DataError(f'{path} holds no questions; expected lines such as {{"image": "a.jpg", "question": "…"}}.')
+    return asked
 
 
 def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
@@ -188,7 +207,13 @@ def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, 
         _optional(sources, name, str, where)
     if "question" in line:
         asked, kind = _field(line, "question", str, where), _optional(line, "kind", str, where)
-        return where, sources, Turn(_texts(line, ("answers", "answer"), where), asked, kind, _box(line, where))
+        return where, sources, Turn(
+            _texts(line, ("answers", "answer"), where),
+            asked,
+            kind,
+            read_box(line, "box", where),
+            read_box(line, "evidence", where),
+        )
     said = _texts(line, ("captions", "caption"), where)
     if not said:
         raise DataError(f"{where} has neither 'captions' nor 'question'; add one of them.")
@@ -309,13 +334,14 @@ def _texts(line: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[s
     return tuple(_utf8(text, where) for text in given)
 
 
-def _box(line: Mapping[str, Any], where: str) -> tuple[float, float, float, float] | None:
-    box = line.get("box")
+def read_box(line: Mapping[str, Any], name: str, where: str) -> Box | None:
+    """A region under a name, None where there is none. Raises DataError for what is no region in 0..1."""
+    box = line.get(name)
     if box is None:
         return None
     numbers = isinstance(box, list) and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
     if not numbers or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise DataError(f"{where} has 'box': {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike.")
+        raise DataError(f"{where} has {name!r}: {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike.")
     return tuple(map(float, box))  # type: ignore[return-value]
 
 

@@ -47,14 +47,16 @@ FEWEST = 6  # questions a scene
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """A question, its one short answer, and the box (shares of the picture) of the object the answer is about.
+    """A question and its one short answer. evidence: the box (shares of the picture) of the object the answer is
+    about; box: where the question points, as a part of it.
 
-    Existence and counts are about the whole picture and have no box: one given only for "yes" would be the answer.
+    Existence and counts are about the whole picture and have no evidence: one given only for "yes" would be the answer.
     """
 
     question: str
     answer: str
     kind: Kind
+    evidence: Box | None = None
     box: Box | None = None
 
 
@@ -79,11 +81,13 @@ def questions(scene: Scene, seed: int = 0) -> tuple[SceneQuestion, ...]:
     return tuple(asked)
 
 
-def pointed_question(scene: Scene) -> tuple[SceneQuestion, ...]:
-    """For each object the question of a pointing finger: its answer is colour and shape, its box is the finger."""
+def pointed_questions(scene: Scene) -> tuple[SceneQuestion, ...]:
+    """For each object the question of a pointing finger: its answer is colour and shape, its box is the finger. None
+    where there is a single object, for nothing would have to be pointed at."""
     return tuple(
-        SceneQuestion("what is this?", _phrase(_look(thing), ("color", "shape")), "pointed", thing.box)
+        SceneQuestion("what is this?", _phrase(_look(thing), ("color", "shape")), "pointed", thing.box, thing.box)
         for thing in scene.objects
+        if len(scene.objects) > 1
     )
 
 
@@ -121,9 +125,8 @@ def _write_all(folder: Path, scenes: Sequence[Scene]) -> Path:
 
 
 def _question_rows(name: str, scene: Scene) -> Iterator[dict[str, Any]]:
-    for asked in questions(scene):
-        row = {"image": name, **asdict(asked)}
-        yield row if asked.box else {key: value for key, value in row.items() if key != "box"}
+    for asked in (*questions(scene), *pointed_questions(scene)):
+        yield {"image": name, **{key: value for key, value in asdict(asked).items() if value is not None}}
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

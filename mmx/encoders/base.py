@@ -4,6 +4,7 @@ Alphabet: B rows, S slots, F feature width. Masks: True = may be attended.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from mmx.config import Frozen
 from mmx.errors import EncoderError
 from mmx.features import Features
 
-__all__ = ["Encoder", "Features", "check_features"]
+__all__ = ["Encoder", "Features"]
 
 
 class Encoder(nn.Module):
@@ -22,10 +23,11 @@ class Encoder(nn.Module):
     A subclass states its `modality` ("image", "text", "audio", ...), nests its own `Options`, sets `self.width` (F) in
     `__init__(self, options)`, and defines `prepare` and `forward`. `dimensions` is 2 where the features lie on a grid.
     With `shares_tokenizer` it is built as `cls(options, tokenizer)` and reads text with the model's own tokens.
+    `self.options` must build it again without fetching anything: its weights lie in the checkpoint by then.
     """
 
-    modality: ClassVar[str]
-    dimensions: ClassVar[int] = 1
+    modality: str
+    dimensions: int = 1
     shares_tokenizer: ClassVar[bool] = False
     width: int
 
@@ -48,10 +50,22 @@ class Encoder(nn.Module):
         """A batch as `collate` made it -> Features of its rows."""
         raise EncoderError(f"{type(self).__name__} has no forward(batch); define it to return Features.")
 
-    @classmethod
-    def accepts(cls, path: str) -> bool:
-        """Whether a file of this name is this encoder's kind of input."""
+    # ---- optional --------------------------------------------------------------------------------------------------
+
+    def accepts(self, path: str) -> bool:
+        """Whether a file of this name is this encoder's kind of input; so the command line finds the source."""
         return False
+
+    def samples(self) -> list[Any]:
+        """A few raw inputs, of different lengths where lengths differ, for the conformance kit."""
+        return []
+
+    def save_files(self, folder: Path) -> None:
+        """Write into a folder of its own in the checkpoint what is neither an option nor a tensor: a vocabulary, say.
+        The folder is there; it vanishes where it stays empty."""
+
+    def load_files(self, folder: Path) -> None:
+        """Read back what `save_files` wrote; called after `__init__` and before the weights are filled in."""
 
 
 def _stack(tensors: list[Tensor], name: str) -> Tensor:
@@ -61,38 +75,3 @@ def _stack(tensors: list[Tensor], name: str) -> Tensor:
     if () in shapes or len({shape[1:] for shape in shapes}) > 1:
         raise EncoderError(f"{name!r} of {sorted(shapes)[:4]} cannot be padded to one; only first axes may differ.")
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-
-
-def check_features(features: Any, encoder: Encoder, source: str) -> Features:
-    """Meet an encoder's mistakes at the door: return the features, or raise EncoderError naming what was given."""
-
-    def refuse(given: str, expected: str) -> EncoderError:
-        return EncoderError(f"encoder {type(encoder).__name__} of source {source!r} gave {given}; expected {expected}.")
-
-    if not isinstance(features, tuple) or [isinstance(part, Tensor) for part in features[:2]] != [True, True]:
-        raise refuse(_kinds(features), "Features(states, mask, grid)")
-    states, mask, grid = Features(*features[:3])
-    if states.ndim != 3 or states.shape[-1] != encoder.width:
-        raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.width}")
-    if not states.is_floating_point():
-        raise refuse(f"states of {states.dtype}", "floating-point ones")
-    if mask.dtype != torch.bool or mask.shape != states.shape[:2]:
-        raise refuse(
-            f"a mask {mask.dtype} {list(mask.shape)}", f"bool {list(states.shape[:2])}, True = may be attended"
-        )
-    if mask.device != states.device:
-        raise refuse(f"a mask on {mask.device}", f"one on {states.device}, where its states are")
-    if (encoder.dimensions == 2 or grid is not None) and not _lies_on(grid, states.shape[1]):
-        raise refuse(f"grid {grid} for {states.shape[1]} slots", "(rows, columns) covering its last rows*columns slots")
-    return Features(states, mask, None if grid is None else (grid[0], grid[1]))
-
-
-def _kinds(given: Any) -> str:
-    kind = type(given).__name__
-    return f"{kind} of ({', '.join(type(part).__name__ for part in given)})" if isinstance(given, tuple) else kind
-
-
-def _lies_on(grid: Any, slots: int) -> bool:
-    """Whether a grid is two whole numbers whose cells are some of the slots."""
-    whole = isinstance(grid, Sequence) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)
-    return whole and grid[0] * grid[1] <= slots

@@ -6,6 +6,7 @@ none) limits which entry points are considered.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, distributions, version
@@ -83,13 +84,9 @@ def resolve(name: str) -> type[Encoder]:
     return _load(matches[0])
 
 
-def describe() -> list[Description]:
-    """Everything on offer, imported one by one; a broken one is described by its problem and stops nothing."""
-    on_offer = entries()
-    return [_describe(entry, [other for other in on_offer if other.name == entry.name]) for entry in on_offer]
-
-
-def _describe(entry: Entry, namesakes: list[Entry]) -> Description:
+def describe(entry: Entry, on_offer: Sequence[Entry]) -> Description:
+    """Import one of the entries on offer and tell what it is; a broken one is described by its problem."""
+    namesakes = [other for other in on_offer if other.name == entry.name]
     if len(namesakes) > 1 and not (entry is namesakes[0] and entry.package == "mmx"):
         return Description(entry, problem=_clash(namesakes))
     try:
@@ -112,9 +109,14 @@ def _load(entry: Entry) -> type[Encoder]:
         raise EncoderError(f"{origin} cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
     if not (isclass(found) and issubclass(found, Encoder)):
         raise EncoderError(f"{origin} is {entry.address}, which is no subclass of mmx.Encoder.")
-    if broken := _broken_promise(found):
-        raise EncoderError(f"{origin} {broken}; see the contract in mmx.encoders.base.")
-    return found
+    return check_class(found, origin)
+
+
+def check_class(kind: type[Encoder], origin: str | None = None) -> type[Encoder]:
+    """The class, if it keeps what one can tell of the contract without building it. Raises EncoderError."""
+    if broken := _broken_promise(kind):
+        raise EncoderError(f"{origin or f'encoder {kind.__name__}'} {broken}; see the contract in mmx.encoders.base.")
+    return kind
 
 
 def _broken_promise(encoder: type[Encoder]) -> str | None:

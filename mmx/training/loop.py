@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmx.checkpoint import TOKENIZER, load_model
-from mmx.config import Config, DataConfig
+from mmx.config import Config, DataConfig, SourceConfig
 from mmx.data.batches import IGNORED, Batch, Positions, TrainingSet
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
@@ -144,7 +144,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
-                logits = self.wrapped(batch.sources, batch.tokens, batch.mask, batch.wanted)
+                logits = self.wrapped(batch.sources, batch.tokens, batch.mask, batch.wanted, batch.boxes)
                 loss = token_loss(logits, batch.labels, options.label_smoothing) / tokens
             # Ranks are averaged when their gradients meet; the loss is a sum over ranks.
             accelerator.backward(loss * accelerator.num_processes)
@@ -312,17 +312,33 @@ class Trainer:
 def build_model(
     config: Config, sets: Sequence[tuple[DataConfig, Sequence[Example]]], stopped_at: Path | None = None
 ) -> Model:
-    """A new model with a tokenizer learned from the training texts, or the checkpoint that `init` names.
+    """A new model with a tokenizer learned from the training texts, or the checkpoint that `init` names, with what is
+    mounted beside its sources.
 
     A run that goes on keeps its tokenizer, whatever has become of the data.
     """
     if config.init is not None:
-        return load_model(config.init)
+        return mount(load_model(config.init), config.mount)
+    assert config.model is not None, "the configuration has one or the other"
     if stopped_at is not None:
-        return Model(
-            config.model, Tokenizer.from_json((stopped_at / TOKENIZER).read_text(encoding="utf-8"), str(stopped_at))
-        )
+        text = (stopped_at / TOKENIZER).read_text(encoding="utf-8")
+        return Model(config.model, Tokenizer.from_json(text, str(stopped_at)))
     return Model(config.model, Tokenizer.train(_texts(sets), config.model.vocabulary))
+
+
+def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
+    """The model with sources added: the same decoder, tokenizer, encoders and weights, and beside them new ones at
+    their random start. Raises ConfigError for a name that is taken."""
+    if not sources:
+        return model
+    if taken := sorted(sources.keys() & model.config.sources.keys()):
+        raise ConfigError(f"mount names {', '.join(taken)}, which the model of init has already; choose another name.")
+    config = model.config.model_copy(update={"sources": {**model.config.sources, **sources}})
+    grown = Model(config, model.tokenizer)
+    for name, source in model.sources.items():
+        grown.sources[name] = source
+    grown.decoder = model.decoder
+    return grown
 
 
 def _accelerator(mixed_precision: str) -> Accelerator:

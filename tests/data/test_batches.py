@@ -121,7 +121,7 @@ def test_choose_texts_repeats_none_and_takes_what_there_is(streams, targets, see
     chosen = choose_texts(turns, streams, Random(seed))
     assert len(chosen) == min(streams, sum(targets))
     assert len(set(chosen)) == len(chosen)
-    assert all(target.startswith(question[1:]) for question, target in chosen)
+    assert all(target.startswith(question[1:]) for question, target, _ in chosen)
     assert chosen == choose_texts(turns, streams, Random(seed))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmx.config import DataConfig
 from mmx.data.examples import Turn
 from mmx.data.formats import SCENE_KINDS, read_examples, sniff
-from mmx.data.scene_texts import captions, questions
+from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import draw_scene
 from mmx.errors import DataError
 
@@ -318,7 +318,7 @@ def test_scenes_are_the_generated_ones_and_drawn_anew_each_time():
     scene, example = draw_scene(5, 11), examples[1]
     assert example.id == "scene-5-11"
     assert example.turns[0].targets == captions(scene)
-    assert [turn.question for turn in example.turns[1:]] == [asked.question for asked in questions(scene)]
+    assert [turn.question for turn in example.turns[1:]] == [asked.question for asked in (*questions(scene), *pointed_questions(scene))]
     assert example.sources["image"].size == (128, 128)
     assert examples[1].sources["image"].tobytes() == example.sources["image"].tobytes()
     with pytest.raises(IndexError):
@@ -337,5 +337,5 @@ def test_scenes_of_some_kinds_and_objects_are_all_different_and_offer_nothing_el
 
 def test_an_unknown_kind_of_scene_question_is_refused():
     assert "did you mean 'color'?" in refusal("scenes", kinds=["colour"])
-    assert "pointed" not in SCENE_KINDS
     assert "set objects to 2" in refusal("scenes", kinds=["relation"], objects=1, tasks=["ask"])
+    assert "kind 'relation' or 'pointed'" in refusal("scenes", kinds=["relation", "pointed"], objects=1, tasks=["ask"])

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mmx.config import SourceConfig
-from mmx.encoders.base import Encoder, Features, check_features
+from mmx.encoders.base import Encoder, Features
+from mmx.encoders.contract import check_features
 from mmx.errors import EncoderError
-from mmx.model import SourceBatch, build_encoder
+from mmx.model import SourceBatch
+from mmx.sources import build_encoder
 from mmx.testing import ToyEncoder, tiny_model, toy_tokenizer
 
 B, S, F = 2, 6, 8
@@ -119,7 +121,7 @@ def test_the_bare_contract_says_what_to_define():
         bare.prepare(1)
     with pytest.raises(EncoderError, match=r"Encoder has no forward\(batch\); define it"):
         bare({})
-    assert Encoder.accepts("a.png") is False
+    assert bare.accepts("a.png") is False
 
 
 def test_collate_stacks_what_is_alike_and_keeps_its_kind():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmx.checkpoint import load_model, save_model
 from mmx.config import SourceConfig
-from mmx.encoders.base import check_features
+from mmx.encoders.contract import check_features
 from mmx.encoders.image import ImageEncoder
 from mmx.errors import ConfigError, EncoderError, ImageError
 from mmx.testing import tiny_model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmx.encoders.base import check_features
+from mmx.encoders.contract import check_features
 from mmx.encoders.text import TextEncoder
 from mmx.testing import toy_tokenizer
 

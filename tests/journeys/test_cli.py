@@ -17,10 +17,11 @@ from PIL import Image
 from mmx import cli
 from mmx.checkpoint import save_model
 from mmx.config import GenerationConfig, SourceConfig
+from mmx.output import one_line
 from mmx.pipeline import Pipeline
 from mmx.testing import tiny_model
 
-COMMANDS = ("caption", "ask", "train", "eval", "encoders", "scenes", "bench")
+COMMANDS = ("caption", "ask", "train", "eval", "new-encoder", "scenes", "bench", "encoders")
 
 
 class Ran(NamedTuple):
@@ -122,7 +123,7 @@ def test_caption_json_says_what_plain_lines_say(mmx, model, photos) -> None:
     plain = mmx("caption", *photos, "--model", model)
     ran = mmx("caption", *photos, "--model", model, "--json")
     assert [list(row) for row in ran.rows] == [["image", "caption", "score"]] * 5
-    assert [f"{row['image']}\t{cli.one_line(row['caption'])}" for row in ran.rows] == plain.lines
+    assert [f"{row['image']}\t{one_line(row['caption'])}" for row in ran.rows] == plain.lines
     assert all(row["score"] < 0 for row in ran.rows)
 
 
@@ -292,7 +293,7 @@ def test_one_question_prints_its_answer_several_each_with_its_own(mmx, model, ph
     assert several.lines[0] == f"what is this?\t{one.lines[0]}"
     rows = mmx("ask", photos[0], "what is this?", "--model", model, "--json").rows
     assert list(rows[0]) == ["image", "question", "answer", "score"]
-    assert cli.one_line(rows[0]["answer"]) == one.lines[0]
+    assert one_line(rows[0]["answer"]) == one.lines[0]
 
 
 def ask_file(folder: Path, *rows: object) -> Path:
@@ -305,8 +306,8 @@ def test_a_file_of_questions_encodes_each_picture_once_and_keeps_the_order(mmx, 
     order = [2, 0, 2, 1, 0, 2]
     asked = [{"image": f"{image}.png", "question": f"number {n}?"} for n, image in enumerate(order)]
     data = ask_file(photos[0].parent, *asked)
-    encoded, real = [], Pipeline._encode_prepared
-    monkeypatch.setattr(Pipeline, "_encode_prepared", lambda self, p: encoded.append(len(p)) or real(self, p))
+    encoded, real = [], Pipeline.encode_prepared
+    monkeypatch.setattr(Pipeline, "encode_prepared", lambda self, p: encoded.append(len(p)) or real(self, p))
     out = data.with_name("answers.jsonl")
     assert mmx("ask", "--data", data, "--model", model, "--out", out, "--batch-size", 2) == (0, "", "")
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
@@ -331,8 +332,8 @@ def test_a_bad_picture_is_told_once_however_much_is_asked_about_it(mmx, model, p
     ("rows", "sentence"),
     [
         ([{"image": "a.png", "question": "a?"}, {"image": "a.png"}], ":2 has no 'question'; expected"),
-        ([{"question": "a?"}], ":1 has no 'image'; expected"),
-        ([{"image": ["a.png"], "question": "a?"}], ":1 has no 'image'; expected"),
+        ([{"question": "a?"}], ":1 names no input; expected a field such as 'image'"),
+        ([{"image": ["a.png"], "question": "a?"}], ":1 has 'image': [\"a.png\"]; expected a text"),
         ([{"image": "a.png", "question": "a?"}, ["a.png", "b?"]], ":2 is no JSON object; expected"),
         ([], " holds no questions; expected"),
     ],
@@ -504,7 +505,9 @@ def test_a_checkpoint_of_another_shape(mmx, model, photos, tmp_path) -> None:
 
 def test_a_checkpoint_without_eyes(mmx, photos, tmp_path) -> None:
     blind = save_model(tmp_path / "blind", tiny_model())
-    assert mmx("caption", photos[0], "--model", blind).refused() == "the model has no source 'image'; known: numbers."
+    ran = mmx("caption", photos[0], "--model", blind)
+    assert (ran.code, ran.out, len(ran.errors)) == (1, "", 1)
+    assert ran.err.startswith("encoder ToyEncoder of source 'numbers' failed in prepare(str) with ")
 
 
 def test_a_checkpoint_whose_encoder_is_not_installed(mmx, model, photos, tmp_path) -> None:
@@ -528,7 +531,7 @@ def test_traceback_shows_where_and_the_sentence_stays_last(mmx, words) -> None:
 
 
 def test_an_error_that_nobody_foresaw_is_not_hidden(monkeypatch) -> None:
-    monkeypatch.setattr("mmx.encoders.registry.describe", lambda: 1 / 0)
+    monkeypatch.setattr("mmx.encoders.survey.survey", lambda: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["mmx", "encoders"])
     with pytest.raises(ZeroDivisionError):
         cli.main()

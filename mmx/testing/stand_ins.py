@@ -1,7 +1,4 @@
-"""For plugin authors and for our own tests: small stand-ins that build in milliseconds and need no download.
-
-`toy_tokenizer` spells text by bytes, `ToyEncoder` reads numbers, `tiny_model` mounts any encoder on a small decoder.
-"""
+"""Small stand-ins that build in milliseconds: a tokenizer of bytes, an encoder of numbers, a model of two layers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,122 @@
+"""The commands that make models and measure them: train, eval, scenes, bench."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmx.cli.options import (
+    BatchOption,
+    BeamsOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    TokensOption,
+    leave,
+    load_pipeline,
+)
+from mmx.output import one_line, progress_bar, table
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.steps=100.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in `out` stopped.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a model from a YAML file.
+
+    On several GPUs: accelerate launch -m mmx train CONFIG [KEY=VALUE...]
+    """
+    from mmx.config import Config
+    from mmx.settings import read_settings
+
+    settings = read_settings(config, Config, changes or [])
+    from mmx.training.loop import train as run  # only now: a mistake in the file is told before torch is imported
+
+    best = run(settings, resume=resume, quiet=quiet)
+    if os.environ.get("RANK", "0") == "0":
+        print(best)
+
+
+def evaluate_(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or `bundled`.")],
+    data: Annotated[str, typer.Option("--data", metavar="PATH", help="A data file or folder, or `scenes`.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Facts of the data, such as split=val.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    batch_size: BatchOption = 32,
+    beams: BeamsOption = None,
+    max_tokens: TokensOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where to write metrics.json and texts.jsonl.")
+    ] = Path(),
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a model on data.
+
+    BLEU, ROUGE-L and CIDEr of captions, exact match and VQA accuracy of answers.
+    """
+    from mmx.config import DataConfig
+    from mmx.settings import override_settings
+
+    config = override_settings(DataConfig(path=data), changes or [])
+    from mmx.data.formats import read_examples
+    from mmx.evaluation import evaluate
+
+    examples = read_examples(config)
+    out.mkdir(parents=True, exist_ok=True)  # before the work, for it may be refused
+    pipeline = load_pipeline(model, device)
+    options = pipeline.options({"num_beams": beams, "max_new_tokens": max_tokens})
+    with progress_bar(len(examples), quiet) as bar:
+        report = evaluate(pipeline, examples, options, batch_size, progress=bar.update)
+    for sentence in report.bad:
+        print(one_line(sentence), file=sys.stderr)
+    report.save(out)
+    print(json.dumps(report.metrics) if as_json else table(report.metrics))
+    leave(not report.bad)
+
+
+def scenes(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to be written.")],
+    count: Annotated[int, typer.Option("-n", "--count", metavar="N", min=1, help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, other scenes.")] = 0,
+    size: Annotated[int, typer.Option("--size", metavar="N", min=32, max=2048, help="Pixels a side.")] = 128,
+) -> None:
+    """Write synthetic pictures with captions and questions.
+
+    Everything in them is known: each object's shape, colour, size and box.
+    """
+    from mmx.data.scene_texts import write_scenes
+
+    print(write_scenes(out, count, seed, size))
+
+
+def bench(
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 9,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what questions and captions cost here.
+
+    Medians, ranges and ratios of alternating runs in one process.
+    """
+    pipeline = load_pipeline(model, device)
+    pipeline.model.encoder("image")
+    from mmx.bench import run
+
+    for figure in run(pipeline, repeats):
+        line = f"{figure.name:<36} {figure.median:9.2f} {figure.unit} ({figure.low:.2f} to {figure.high:.2f})"
+        print(json.dumps(asdict(figure)) if as_json else line)
