@@ -23,6 +23,7 @@ _ADDRESSES = {
     "Features": "mmx.features",
     "MmxError": "mmx.errors",
     "load_image": "mmx.images",
+    "load_sound": "mmx.sounds",
     "train": "mmx.training.loop",
     "evaluate": "mmx.evaluation",
 }

@@ -125,8 +125,8 @@ class DataConfig(Frozen):
     """One data set. `path` is a file or folder in a format mmx reads, or `scenes` for generated ones.
 
     `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training;
-    `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position, pointed), and
-    `objects` only scenes of at most so many shapes.
+    `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position,
+    pointed), and `objects` only scenes of at most so many shapes.
     """
 
     path: str

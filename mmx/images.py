@@ -9,9 +9,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Iterator
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image

@@ -176,7 +176,9 @@ class Pipeline:
     ) -> dict[int, Said | MmxError]:
         """By their places, the answers of some groups of questions about the same input, in one batch."""
         prepared = [(self._try_prepare(questions[where[0]].image), where) for where in groups]
-        found = {place: item for item, where in prepared if isinstance(item, MmxError) for place in where}
+        found: dict[int, Said | MmxError] = {
+            place: item for item, where in prepared if isinstance(item, MmxError) for place in where
+        }
         good = [(item, where) for item, where in prepared if not isinstance(item, MmxError)]
         if good:
             asked = [[questions[place] for place in where] for _, where in good]

@@ -93,7 +93,7 @@ def prepare_inputs(encoders: Encoders, raw: Mapping[str, Any]) -> dict[str, Prep
     }
 
 
-def batch_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Prepared]]) -> dict[str, SourceBatch]:
+def batch_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, SourceBatch]:
     """Prepared rows to one batch of each source that any of them has."""
     batch = {}
     for name, encoder in encoders.items():
@@ -117,4 +117,3 @@ def source_of(encoders: Encoders, raw: Any) -> str:
     raise MmxError(
         f"{shown} could be for any of the sources {', '.join(encoders)}; name it, as in {next(iter(encoders))}=..."
     )
-

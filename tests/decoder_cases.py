@@ -11,12 +11,12 @@ WIDTH, HEADS, VOCABULARY = 16, 2, 23
 HEAD_WIDTH = WIDTH // HEADS
 
 
-def some_memory(batch=2, slots=5, layers=2, heads=HEADS, width=HEAD_WIDTH, hidden=0, source="image", **kind):
+def some_memory(batch=2, slots=5, layers=2, heads=HEADS, width=HEAD_WIDTH, hidden=0, source="image", grid=None, **kind):
     """Random keys and values; the last `hidden` slots are masked."""
     keys, values = torch.randn(2, layers, batch, heads, slots, width, **kind)
     mask = torch.ones(batch, slots, dtype=torch.bool)
     mask[:, slots - hidden :] = False
-    return Memory(keys, values, mask, (Segment(source, 0, slots),))
+    return Memory(keys, values, mask, (Segment(source, 0, slots, grid),))
 
 
 def enliven(module):

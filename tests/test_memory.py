@@ -327,3 +327,50 @@ def test_join_refuses_what_does_not_fit_together():
 def test_it_cannot_be_changed_by_mistake():
     with pytest.raises(AttributeError):
         some_memory().mask = None
+
+
+# ---- pointing --------------------------------------------------------------------------------------------------------
+
+
+def test_each_stream_points_at_its_own_box_as_if_it_were_alone():
+    decoder, memory, tokens = some_decoder(), some_memory(batch=2, slots=7, grid=(2, 3)), some_tokens(2, 3, 5)
+    boxes = [[(0.0, 0.0, 0.3, 0.4), None, (0.5, 0.5, 1.0, 1.0)], [None, (0.0, 0.0, 1.0, 1.0), (0.7, 0.1, 0.8, 0.2)]]
+    together = decoder(tokens, memory.focus(boxes))
+    for b, row in enumerate(boxes):
+        for k, box in enumerate(row):
+            own = memory.select([b])
+            own = own if box is None else own.focus(box)
+            alone = decoder(tokens[b : b + 1, k : k + 1], own)
+            torch.testing.assert_close(together[b, k], alone[0, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_boxes_of_streams_by_hand():
+    memory = some_memory(batch=1, slots=5, grid=(2, 2)).focus([[None, (0.0, 0.0, 0.5, 0.5), (0.6, 0.0, 1.0, 1.0)]])
+    assert memory.shown.int().tolist() == [[[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]]
+    again = memory.focus([[None, None, (0.0, 0.0, 1.0, 0.5)]])
+    assert again.shown.int().tolist() == [[[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]]
+    assert memory.mask.all(), "the mask says what exists, which pointing does not change"
+
+
+def test_what_is_shown_stays_with_its_memory(tmp_path):
+    memory = some_memory(batch=3, slots=5, grid=(2, 2))
+    memory = memory.focus([[None, (0.0, 0.0, 0.5, 0.5)], [(0.5, 0.5, 1.0, 1.0), None], [None, None]])
+    assert torch.equal(memory.select([1, 0]).shown, memory.shown[[1, 0]])
+    spread = memory.spread(torch.tensor([2, 0, 3]), 4)
+    assert torch.equal(spread.shown[2], memory.shown[0])
+    assert not spread.mask[1].any()
+    memory.save(tmp_path / "memory")
+    assert torch.equal(Memory.load(tmp_path / "memory").shown, memory.shown)
+    joined = join(memory, some_memory(batch=3, slots=2, source="text"))
+    assert joined.shown.shape == (3, 2, 7)
+    assert joined.shown[:, :, 5:].all(), "what points at the picture hides nothing of a text"
+    with pytest.raises(MmxError, match=re.escape("what is shown is torch.float32 [3, 2, 5]; expected bool [B, K, S]")):
+        Memory(memory.keys, memory.values, memory.mask, memory.layout, memory.shown.float())
+
+
+@pytest.mark.parametrize(
+    "box", [[[(0, 0, 1)]], [[(0.5, 0.0, 0.1, 1.0)]], [[None], [None], [None]], ["a"], [[(0, 0, 2, 1)]], 3]
+)
+def test_a_box_of_a_stream_that_is_no_region_is_refused(box):
+    with pytest.raises(MmxError, match="is no region; expected x0,y0,x1,y1 in 0..1"):
+        some_memory(batch=2, slots=4, grid=(2, 2)).focus(box)

@@ -31,12 +31,14 @@ def _common(
     """Here for the help; `main` takes the option out wherever it is typed."""
 
 
-for _command in (speak.caption, speak.ask, measure.train):
-    app.command()(_command)
+app.command("caption")(speak.caption)
+app.command("ask")(speak.ask)
+app.command("train")(measure.train)
 app.command("eval")(measure.evaluate_)
+app.command("new-encoder")(plugins.new_encoder)
+app.command("scenes")(measure.scenes)
+app.command("bench")(measure.bench)
 app.add_typer(plugins.app, name="encoders")
-for _command in (plugins.new_encoder, measure.scenes, measure.bench):
-    app.command()(_command)
 
 
 def main() -> NoReturn:

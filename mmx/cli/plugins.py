@@ -38,7 +38,9 @@ def encoders(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An encoder's name, or its address package.module:Class.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An encoder's name, or its address package.module:Class.")
+    ],
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Its options, such as size=64.")
     ] = None,

@@ -52,9 +52,7 @@ def caption(
     pipeline = load_pipeline(model, device)
     paths, refused = _find_inputs(photos, pipeline)
     said = pipeline.captions(paths, batch_size, num_beams=beams, max_new_tokens=max_tokens)
-    rows = (
-        result_row({_source(path, pipeline): path}, path, "caption", text) for path, text in chain(refused, said)
-    )
+    rows = (result_row({_source(path, pipeline): path}, path, "caption", text) for path, text in chain(refused, said))
     total = len(refused) + len(paths)
     leave(deliver(rows, total, out, as_json, quiet, lambda row: f"{row.name}\t{one_line(row.facts['caption'])}"))
 

@@ -207,12 +207,16 @@ def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, 
         _optional(sources, name, str, where)
     if "question" in line:
         asked, kind = _field(line, "question", str, where), _optional(line, "kind", str, where)
-        return where, sources, Turn(
-            _texts(line, ("answers", "answer"), where),
-            asked,
-            kind,
-            read_box(line, "box", where),
-            read_box(line, "evidence", where),
+        return (
+            where,
+            sources,
+            Turn(
+                _texts(line, ("answers", "answer"), where),
+                asked,
+                kind,
+                read_box(line, "box", where),
+                read_box(line, "evidence", where),
+            ),
         )
     said = _texts(line, ("captions", "caption"), where)
     if not said:
@@ -341,7 +345,9 @@ def read_box(line: Mapping[str, Any], name: str, where: str) -> Box | None:
         return None
     numbers = isinstance(box, list) and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
     if not numbers or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise DataError(f"{where} has {name!r}: {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike.")
+        raise DataError(
+            f"{where} has {name!r}: {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike."
+        )
     return tuple(map(float, box))  # type: ignore[return-value]
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from mmx import images, sounds
 from mmx.config import Frozen
@@ -30,8 +31,8 @@ from mmx.errors import EncoderError
 class Family:
     """How a model type of transformers becomes an encoder.
 
-    `model`: its class and, after a dot, where in it the encoder is; `norm`: the last norm, which a `layer` leaves out;
-    `idle`: a part that no state passes; `prefix`: of its weights in a whole, where transformers does not know.
+    `model`: class and, after a dot, where in it the encoder is; `norm`: its last, which a `layer` leaves out; `idle`: a
+    part that no state passes; `prefix`: of its weights in a whole, if transformers cannot tell; `exact`: float32 only.
     """
 
     modality: Literal["image", "text", "audio"]
@@ -39,6 +40,7 @@ class Family:
     norm: str = ""
     idle: str = ""
     prefix: str = ""
+    exact: bool = False
 
 
 FAMILIES = {
@@ -61,7 +63,7 @@ FAMILIES = {
     "electra": Family("text", "ElectraModel"),
     "mpnet": Family("text", "MPNetModel"),
     "distilbert": Family("text", "DistilBertModel"),
-    "deberta": Family("text", "DebertaModel"),
+    "deberta": Family("text", "DebertaModel", exact=True),
     "deberta-v2": Family("text", "DebertaV2Model"),
     "modernbert": Family("text", "ModernBertModel", "final_norm"),
     "t5": Family("text", "T5EncoderModel", "encoder.final_layer_norm"),
@@ -77,7 +79,6 @@ TOWERS = {  # model types that hold encoders beside each other: which of them re
     "siglip": {"image": "vision_config"},  # its texts were padded, and the padding attended
     "blip": {"image": "vision_config"},
 }
-
 # Decided here where an architecture has the fact: no part that hands nothing over, and no SpecAugment, which throws
 # numpy's dice and fails on short sounds. What else training does (dropout, layer drop) is the model's own.
 DECIDED: dict[str, Any] = {"decoder_layers": 0, "vision_use_head": False, "add_adapter": False}
@@ -87,11 +88,6 @@ _NOT_KEPT = """architectures auto_map id2label label2id dtype torch_dtype attn_i
     return_dict output_attentions output_hidden_states torchscript quantization_config transformers_weights name_or_path
     per_layer_config stage_names out_features out_indices problem_type task_specific_params processor_class"""
 DROPPED = frozenset(_NOT_KEPT.split())
-PROCESSORS = {  # modality: what reads it, and the file that says how
-    "image": ("AutoImageProcessor", "preprocessor_config.json"),
-    "text": ("AutoTokenizer", "tokenizer.json (for others: pip install sentencepiece protobuf)"),
-    "audio": ("AutoFeatureExtractor", "preprocessor_config.json"),
-}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER = "tokenizer.json"
 MOST_STRETCHED = 16  # long side / short side that a picture keeps before its short side is scaled and the rest cropped
@@ -137,21 +133,13 @@ class PretrainedEncoder(Encoder):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """A batch -> Features; those of pictures have a grid, and what stands for the whole picture comes first."""
-        return self._reader.features(self.model, batch)
+        device, exact = next(self.model.parameters()).device.type, FAMILIES[self.model.config.model_type].exact
+        with torch.autocast(device, enabled=False) if exact else nullcontext():
+            return self._reader.features(self.model, batch)
 
     def accepts(self, path: str) -> bool:
         """Whether the file name is a picture's, or a sound's; no file is a text."""
         return Path(path).suffix.lower() in self._reader.suffixes
-
-    def samples(self) -> list[Any]:
-        """Three inputs of different sizes."""
-        tone = torch.arange(8000).div(9).sin()
-        inputs: dict[str, list[Any]] = {
-            "image": [Image.new("RGB", size, "red") for size in ((64, 48), (48, 64), (9, 9))],
-            "text": ["", "a dog", "what is the dog doing on the beach?"],
-            "audio": [(tone[:length], 16_000) for length in (800, 8000, 4960)],
-        }
-        return inputs[self.modality]
 
     def save_files(self, folder: Path) -> None:
         """Write the tokenizer of a text encoder."""
@@ -164,7 +152,7 @@ class PretrainedEncoder(Encoder):
 
         if isinstance(self._reader, _Texts):
             with _reading(str(folder), "tokenizer", f"a whole {TOKENIZER}"):
-                self._reader.tokenizer = self._reader.adjusted(Tokenizer.from_file(str(folder / TOKENIZER)))
+                self._reader = _Texts(self.options, self.model, Tokenizer.from_file(str(folder / TOKENIZER)))
 
 
 class _Pictures:
@@ -207,12 +195,12 @@ class _Pictures:
             raise EncoderError(f"{given} and {list(second.shape)}; expected one size; set do_center_crop to true.")
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                width = self.features(model.eval(), {"pixels": first[None]}).states.shape[-1]
+                return self.features(model.eval(), {"pixels": first[None]}).states.shape[-1]
         except (RuntimeError, ValueError) as error:
             size = getattr(self.config, "image_size", "another size")
             raise EncoderError(f"{given}; expected {size}, as its model; mend preprocessor_config.json.") from error
-        model.train()
-        return width
+        finally:
+            model.train()
 
 
 class _Texts:
@@ -229,13 +217,10 @@ class _Texts:
         if end and options.max_tokens and options.max_tokens > end:
             raise EncoderError(f"max_tokens is {options.max_tokens}; expected at most {end}, where the model ends.")
         limits = [limit for limit in (end, (options.preprocessing or {}).get("max_tokens")) if limit]
-        self.most = options.max_tokens or min(limits, default=512)
-        self.tokenizer = tokenizer and self.adjusted(tokenizer)
-
-    def adjusted(self, tokenizer: Any) -> Any:
-        tokenizer.enable_truncation(self.most)
-        tokenizer.no_padding()
-        return tokenizer
+        self.tokenizer, self.most = tokenizer, options.max_tokens or min(limits, default=512)
+        if tokenizer is not None:
+            tokenizer.enable_truncation(self.most)
+            tokenizer.no_padding()
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         if self.tokenizer is None:
@@ -306,39 +291,41 @@ def _load(options: PretrainedEncoder.Options) -> tuple[PretrainedEncoder.Options
 
     if not (name := options.name or ""):
         raise EncoderError("the encoder has no name; give a folder, or a public name like facebook/dinov2-small.")
-    folder, at = Path(os.path.expanduser(name)), {"revision": options.revision}
-    place = str(folder) if folder.is_dir() else name
-    _fetch(name, folder, place, at)
+    folder = Path(os.path.expanduser(name))
+    there = str(folder) if folder.is_dir() else name
+    place: dict[str, Any] = {"pretrained_model_name_or_path": there, "revision": options.revision}
+    _fetch(name, folder, place)
     with _quiet():
         with _reading(name, "config", "a whole config.json"):
-            whole = _config(_clean(transformers.PreTrainedConfig.get_config_dict(place, **at)[0]), name)
+            whole = _config(_clean(transformers.PreTrainedConfig.get_config_dict(**place)[0]), name)
         architecture, layer = _resolve(whole, options)
-        encoder = _encoder(architecture, layer, name, {"pretrained_model_name_or_path": place, **at})
+        encoder = _encoder(architecture, layer, name, place)
         modality = FAMILIES[architecture["model_type"]].modality
-        kind, file = PROCESSORS[modality]
-        with _reading(name, kind.removeprefix("Auto"), file):
-            processor = getattr(transformers, kind).from_pretrained(place, config=whole, **at)
+        kind = {"image": "ImageProcessor", "text": "Tokenizer", "audio": "FeatureExtractor"}[modality]
+        expected = f"preprocessor_config.json, for texts {TOKENIZER} (others: pip install sentencepiece protobuf)"
+        with _reading(name, kind, expected):
+            processor = getattr(transformers, f"Auto{kind}").from_pretrained(**place, config=whole)
             tokenizer, most = getattr(processor, "backend_tokenizer", None), getattr(processor, "model_max_length", 0)
             facts = {"max_tokens": most if most < 10**6 else None} if tokenizer else _facts(processor)
-            if tokenizer and not any(_has(place, file, at) for file in processor.vocab_files_names.values()):
+            if tokenizer and not any(_has(place, file) for file in processor.vocab_files_names.values()):
                 raise FileNotFoundError  # transformers would go on with an empty vocabulary
     found = {"layer": layer, "architecture": architecture, "preprocessing": facts}
     found |= {"name": None, "revision": None} if folder.is_dir() else {}  # a path says nothing elsewhere
     return options.model_copy(update=found), encoder, tokenizer
 
 
-def _has(place: str, file: str, at: dict[str, Any]) -> bool:
-    """Whether a file is there, or could be downloaded."""
+def _has(place: dict[str, Any], file: str) -> bool:
     from transformers.utils import cached_file
 
     with suppress(Exception):
-        return cached_file(place, file, **at) is not None
+        return cached_file(place["pretrained_model_name_or_path"], file, revision=place["revision"]) is not None
     return False
 
 
-def _fetch(name: str, folder: Path, place: str, at: dict[str, Any]) -> None:
+def _fetch(name: str, folder: Path, place: dict[str, Any]) -> None:
     """See that config and weights are there, or download them: safetensors only, as a pickle may run code."""
-    config, weights = _has(place, "config.json", at), any(_has(place, file, at) for file in WEIGHTS)
+    config = _has(place, "config.json")
+    weights = config and any(_has(place, file) for file in WEIGHTS)
     if not config and not folder.is_dir():
         given = "is no folder here and could not be fetched (no such name, no network, or HF_HUB_OFFLINE=1 is set)"
         raise EncoderError(f"{name!r} {given}; check the name, or give the folder of a downloaded model.")
@@ -353,9 +340,7 @@ def _resolve(whole: Any, options: PretrainedEncoder.Options) -> tuple[dict[str, 
     towers = TOWERS.get(whole.model_type) or {FAMILIES[whole.model_type].modality: ""}
     tower: str = options.tower or next(iter(towers))
     if tower not in towers:
-        raise EncoderError(
-            f"{options.name!r} has no encoder of use here for tower {tower}; expected {', '.join(towers)}."
-        )
+        raise EncoderError(f"{options.name!r} has no {tower} encoder of use here; expected tower {', '.join(towers)}.")
     config = getattr(whole, towers[tower]) if towers[tower] else whole
     facts = _facts(config, use_diff=False)
     facts |= {fact: value for fact, value in DECIDED.items() if fact in facts}
@@ -396,6 +381,12 @@ def _encoder(architecture: dict[str, Any], layer: int | None, name: str, source:
     encoder = model.get_submodule(path)
     for part in unused:
         encoder.set_submodule(part, nn.Identity())
+    for module in encoder.modules():
+        if is_parametrized(module, "weight"):  # by weight norm: neither it nor its hook can be sent to a data worker
+            remove_parametrizations(module, "weight")._load_state_dict_pre_hooks.clear()
+    for own, parameter in encoder.named_parameters():
+        if own.endswith("mask_token"):  # was for pretraining
+            parameter.requires_grad_(False)
     return encoder.train()
 
 

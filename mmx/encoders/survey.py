@@ -19,6 +19,7 @@ from typing import IO
 
 from mmx.encoders.registry import Description, Entry, describe, entries
 
+START = "import sys; sys.path[:] = {path!r}; from mmx.encoders.survey import tell; tell({first})"
 START_SECONDS, IMPORT_SECONDS = 120.0, 30.0  # for torch, then for each encoder
 
 
@@ -33,7 +34,7 @@ def survey(patience: float = IMPORT_SECONDS) -> list[Description]:
 def _told_by_one_process(on_offer: list[Entry], first: int, patience: float) -> Iterator[Description]:
     """What a new process tells from entry `first` on, the one at which it fell silent included."""
     with subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from mmx.encoders.survey import tell; tell({first})"],
+        [sys.executable, "-c", START.format(path=sys.path, first=first)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None, "a pipe was asked for"

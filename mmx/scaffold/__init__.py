@@ -25,7 +25,9 @@ def write_encoder_package(name: str, folder: Path) -> Path:
     from mmx.encoders.registry import entries
 
     if not NAME.fullmatch(name):
-        raise EncoderError(f"{name!r} is no name for an encoder; use small letters, digits and dashes, as in bird-song.")
+        raise EncoderError(
+            f"{name!r} is no name for an encoder; use small letters, digits and dashes, as in bird-song."
+        )
     if taken := next((entry for entry in entries() if entry.name == name), None):
         raise EncoderError(f"the encoder name {name!r} is taken by {taken.package} ({taken.address}); choose another.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -173,7 +173,9 @@ def gradients(subject: Subject) -> None:
     batch = collate(encoder, "kit", subject.prepared(encoder))
     lively = {name: t.clone().requires_grad_() for name, t in batch.items() if t.is_floating_point()}
     features = subject.check(encoder, encoder({**batch, **lively}))
-    wanted = {n: p for n, p in encoder.named_parameters() if p.requires_grad} | {f"input {n}": t for n, t in lively.items()}
+    wanted = {n: p for n, p in encoder.named_parameters() if p.requires_grad} | {
+        f"input {n}": t for n, t in lively.items()
+    }
     if not wanted:
         raise Skipped("it has no parameters to train and no input of numbers")
     states = features.states[features.mask]
@@ -278,7 +280,9 @@ def compiled(subject: Subject) -> None:
             fast = subject.check(encoder, torch.compile(encoder, backend="aot_eager")(batch))
         finally:
             torch._dynamo.reset()
-    far = apart(plain.states[plain.mask], fast.states[fast.mask]) if torch.equal(plain.mask, fast.mask) else float("inf")
+    far = (
+        apart(plain.states[plain.mask], fast.states[fast.mask]) if torch.equal(plain.mask, fast.mask) else float("inf")
+    )
     if not far <= CLOSE:
         raise Broken(f"compiled, it gives states that differ by {far:.2g}")
 
@@ -357,7 +361,7 @@ def _leave_zero(encoder: Encoder) -> None:
     with torch.no_grad():
         for parameter in encoder.parameters():
             if parameter.is_floating_point():
-                parameter += 0.02 * torch.randn(parameter.shape, generator=dice).to(parameter)
+                parameter.add_(torch.randn(parameter.shape, generator=dice).to(parameter), alpha=0.02)
 
 
 def _moved(tensor: Tensor) -> Tensor:

@@ -37,7 +37,9 @@ class Result:
     def __str__(self) -> str:
         if self.status != "failed":
             return f"{self.status:<8} {self.name}{f': {self.said}' if self.said else ''}"
-        return f"FAILED   {self.name}: {self.said}\n         why it matters: {self.reason}\n         remedy: {self.remedy}"
+        return (
+            f"FAILED   {self.name}: {self.said}\n         why it matters: {self.reason}\n         remedy: {self.remedy}"
+        )
 
 
 @dataclass(frozen=True)

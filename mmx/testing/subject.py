@@ -59,7 +59,7 @@ class Subject:
 
 
 def samples_of(encoder: Encoder, given: Sequence[Any] | None) -> list[Any]:
-    """The given samples, those the encoder brings, or some of its modality. Raises EncoderError where there are none."""
+    """The given samples, those the encoder brings, or some of its modality. Raises EncoderError for fewer than three."""
     samples = list(given) if given is not None else encoder.samples()
     if not samples and encoder.modality in MADE:
         samples = MADE[encoder.modality]()
@@ -87,7 +87,9 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 
 def _pictures() -> list[Any]:
-    return [picture(draw_scene(0, number), 96).resize(size) for number, size in enumerate([(96, 64), (64, 96), (80, 80)])]
+    return [
+        picture(draw_scene(0, number), 96).resize(size) for number, size in enumerate([(96, 64), (64, 96), (80, 80)])
+    ]
 
 
 def _texts() -> list[Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmx.config import DataConfig
 from mmx.data.examples import Turn
-from mmx.data.formats import SCENE_KINDS, read_examples, sniff
+from mmx.data.formats import read_examples, sniff
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import draw_scene
 from mmx.errors import DataError
@@ -318,7 +318,9 @@ def test_scenes_are_the_generated_ones_and_drawn_anew_each_time():
     scene, example = draw_scene(5, 11), examples[1]
     assert example.id == "scene-5-11"
     assert example.turns[0].targets == captions(scene)
-    assert [turn.question for turn in example.turns[1:]] == [asked.question for asked in (*questions(scene), *pointed_questions(scene))]
+    assert [turn.question for turn in example.turns[1:]] == [
+        asked.question for asked in (*questions(scene), *pointed_questions(scene))
+    ]
     assert example.sources["image"].size == (128, 128)
     assert examples[1].sources["image"].tobytes() == example.sources["image"].tobytes()
     with pytest.raises(IndexError):
