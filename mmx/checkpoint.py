@@ -35,6 +35,7 @@ from mmx.model import Model
 from mmx.settings import dump_settings, read_settings
 from mmx.tokenizer import Tokenizer
 
+BUNDLED = Path(__file__).parent / "bundled"
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer.json"
 PROVENANCE, GENERATION, SOURCES = "provenance.json", "generation.yaml", "sources"
 
@@ -71,7 +72,10 @@ def write_model(
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
-    """Rebuild the model of a folder, in float32 and ready to be asked (eval). Raises CheckpointError."""
+    """Rebuild the model of a folder (or the one that is `bundled`), in float32 and ready to be asked (eval).
+
+    Raises CheckpointError.
+    """
     folder = _existing(folder)
     config = read_settings(folder / CONFIG, ModelConfig)
     tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER))
@@ -93,7 +97,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
 
 def load_generation(folder: str | Path) -> GenerationConfig:
     """How the model of a folder chooses words unless told otherwise."""
-    path = Path(folder) / GENERATION
+    path = _existing(folder) / GENERATION
     return read_settings(path, GenerationConfig) if path.exists() else GenerationConfig()
 
 
@@ -268,6 +272,8 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
+    if str(folder) == "bundled" and not folder.exists():
+        return BUNDLED
     aside = _aside(folder.resolve())
     if not folder.exists() and aside.is_dir():
         return aside  # the process that was replacing it was killed between two renames

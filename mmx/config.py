@@ -220,7 +220,8 @@ class TrainingConfig(Frozen):
 
 class Config(Frozen):
     """Everything one `mmx train` needs: a `model` to be trained from the start, or `init`, the checkpoint folder to
-    start from. `mount` adds sources to the model of `init`; what it had stays as it was until it is trained."""
+    start from. `mount` adds sources to the model of `init`; what it had stays as it was until it is trained.
+    `generation` that is not given is that of `init`."""
 
     model: ModelConfig | None = None
     init: str | None = None
@@ -228,7 +229,7 @@ class Config(Frozen):
     train: tuple[DataConfig, ...] = Field(min_length=1)
     validation: dict[str, DataConfig] = {}
     training: TrainingConfig = TrainingConfig()
-    generation: GenerationConfig = GenerationConfig()
+    generation: GenerationConfig | None = None
     out: str = "runs/model"
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ may be called from many threads and processes at once.
 
 import os
 import re
-import stat
 import sys
 from io import BytesIO
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmx.errors import ImageError
+from mmx.files import Refusal, read_file, reasons, spoken_name
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000  # width x height; decoding takes about 12 bytes for each, so at most some 600 MB
@@ -31,26 +31,18 @@ SUFFIXES = frozenset(f".{suffix}" for suffix in _KNOWN.split())
 
 # kind of refusal: what is wrong; what was expected; what to do
 _REASONS = {
+    **reasons("picture", MAX_BYTES),
     "type": "this cannot be read; expected a path, the bytes of a picture file, or an open picture; save it to a file",
-    "missing": "there is no such file; expected a picture on this computer; check the path",
-    "address": "this is an address, not a file; expected a picture on this computer; download it first",
-    "folder": "this is a folder; expected one picture; list its pictures with mmx.files.find_files",
-    "special": "this is a device or a pipe; expected a regular file; save the picture to a file first",
-    "permission": "reading this is not allowed; expected a file you may read; change its permissions",
-    "unreadable": "the system could not read this; expected a readable file; check the path and the disk",
     "empty": "zero bytes; expected a picture file; fetch or export it again",
-    "bytes": f"over {MAX_BYTES // 2**20} MB; expected a smaller file; scale the picture down or compress it",
     "format": "no picture, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2, PPM; convert it",
     "pixels": f"too many pixels, or none; expected 1 to {MAX_PIXELS:,} of them; scale the picture down",
     "effort": "it takes too much work to decode; expected an ordinary picture; save it as a plain JPEG or PNG",
     "colours": "its colours are not ones that turn into RGB here; expected RGB, grey or CMYK; convert it first",
-    "damaged": "damaged or cut short; expected a complete picture; fetch or export it again",
 }
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter where warnings are errors
 _SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")  # marker, length and count must agree
 _AVIF_EXIF = re.compile(rb"(infe.{8}(?:..)?)Exif", re.DOTALL)  # the table entry of an item
-_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+://?", re.IGNORECASE)
 
 _WAYS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _TURN = {exif: Image.Transpose[way] for exif, way in enumerate(_WAYS.split(), start=2)}  # makes upright
@@ -67,21 +59,13 @@ def load_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
     """
     try:
         return _upright(_decode(source))
-    except _Refusal as refusal:
+    except Refusal as refusal:
         given = refusal
     except _BOMBS:
-        given = _Refusal("pixels")
+        given = Refusal("pixels")
     except Exception:  # noqa: BLE001 - damaged files raise some ten types, OSError is only the most common
-        given = _Refusal("damaged")
+        given = Refusal("damaged")
     raise _error(source, given)  # out here, so that no text of another library hangs on it
-
-
-class _Refusal(Exception):
-    """Stops the decoding; becomes an `ImageError` at the door, where the name of the picture is known."""
-
-    def __init__(self, kind: str, detail: str = "") -> None:
-        super().__init__(kind)
-        self.kind, self.detail = kind, detail
 
 
 class _Ration(BytesIO):
@@ -95,27 +79,14 @@ class _Ration(BytesIO):
         piece = super().read(size)
         self.reads, self.bytes = self.reads - 1, self.bytes - len(piece)
         if self.reads < 0 or self.bytes < 0:
-            raise _Refusal("effort")
+            raise Refusal("effort")
         return piece
 
 
-def _error(source: object, refusal: _Refusal) -> ImageError:
-    label, name = _describe(source)
+def _error(source: object, refusal: Refusal) -> ImageError:
+    opened = isinstance(source, Image.Image)
+    label, name = ("the open picture", "picture") if opened else spoken_name(source, "picture")
     return ImageError(f"{label}{refusal.detail}: {_REASONS[refusal.kind]}.", kind=refusal.kind, source=name)
-
-
-def _describe(source: object) -> tuple[str, str]:
-    """How the sentence calls the source (short, printable), and its full name."""
-    if isinstance(source, Image.Image):
-        return "the open picture", "picture"
-    if isinstance(source, bytes):
-        return f"a picture of {len(source):,} bytes", "bytes"
-    if not isinstance(source, str | os.PathLike):
-        known = source is None or type(source).__module__ == "builtins"
-        return f"a value of type {type(source).__name__}" if known else "a value of another type", "value"
-    name = os.fsdecode(source)
-    tail = name if len(name) <= 60 else "..." + name[-57:]  # the file is at the end
-    return "'" + "".join(letter if letter.isprintable() else "?" for letter in tail) + "'", name
 
 
 def _decode(source: object) -> Image.Image:
@@ -125,50 +96,30 @@ def _decode(source: object) -> Image.Image:
     elif isinstance(source, bytes):
         image = _open(source)
     elif isinstance(source, str | os.PathLike):
-        image = _open(_read(os.fsdecode(source)))
+        image = _open(read_file(os.fsdecode(source), MAX_BYTES))
     else:
-        raise _Refusal("type")
+        raise Refusal("type")
     if not 1 <= image.width * image.height <= MAX_PIXELS:
-        raise _Refusal("pixels", f" of {image.width} x {image.height}")
+        raise Refusal("pixels", f" of {image.width} x {image.height}")
     image.load()
     return image
-
-
-def _read(path: str) -> bytes:
-    """All bytes of a regular file. One byte over the limit is read, never more, should the file be growing."""
-    try:
-        status = os.stat(path)
-        if stat.S_ISDIR(status.st_mode):
-            raise _Refusal("folder")
-        if not stat.S_ISREG(status.st_mode):
-            raise _Refusal("special")  # opening a pipe would wait for ever
-        if status.st_size > MAX_BYTES:
-            raise _Refusal("bytes")
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except PermissionError:
-        raise _Refusal("permission") from None
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
-        raise _Refusal("address" if _ADDRESS.match(path) else "missing") from None
-    except OSError:  # also a name that is too long, as inline data is
-        raise _Refusal("address" if _ADDRESS.match(path) else "unreadable") from None
 
 
 def _open(data: bytes) -> Image.Image:
     """The header of a picture: format, size and mode are known, nothing is decoded."""
     if not data:
-        raise _Refusal("empty")
+        raise Refusal("empty")
     if len(data) > MAX_BYTES:
-        raise _Refusal("bytes")
+        raise Refusal("bytes")
     file = _Ration(_tame(data))
     try:
         image = Image.open(file, formats=FORMATS)
-    except (_Refusal, *_BOMBS):
+    except (Refusal, *_BOMBS):
         raise
     except Exception:  # noqa: BLE001 - as in load_image
-        raise _Refusal("format") from None
+        raise Refusal("format") from None
     if image.format in ("JPEG", "MPO") and sum(1 for _ in _SCAN.finditer(data)) > MAX_SCANS:
-        raise _Refusal("effort")
+        raise Refusal("effort")
     file.reads, file.bytes = 40 * MAX_READS, sys.maxsize  # a BMP may be read run by run, a TIFF far beyond each row
     return image
 
@@ -199,7 +150,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
-        raise _Refusal("colours")
+        raise Refusal("colours")
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
@@ -231,7 +182,7 @@ def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
         return 0, 65535
     finite = values[np.isfinite(values)]
     if not finite.size:
-        raise _Refusal("damaged")
+        raise Refusal("damaged")
     low, high = float(finite.min()), float(finite.max())
     tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
     fits = [top for top in tops if low >= 0 and high <= top]

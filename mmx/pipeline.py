@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmx.checkpoint import load_generation, load_model
+from mmx.checkpoint import BUNDLED, load_generation, load_model
 from mmx.config import GenerationConfig
 from mmx.data.batches import pack_boxes, pad_texts
 from mmx.encoders.contract import Prepared
@@ -31,7 +31,6 @@ from mmx.prompts import tidy_question
 from mmx.settings import parse_settings
 from mmx.sources import batch_inputs, prepare_inputs, source_of
 
-BUNDLED = Path(__file__).parent / "bundled"
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
 
 
@@ -63,7 +62,7 @@ class Ranked:
 
 def load(model: str | Path | None = None, device: str | torch.device = "cpu") -> Pipeline:
     """The bundled model, or that of a checkpoint folder, ready to be asked. Raises CheckpointError."""
-    folder = Path(model) if model is not None else BUNDLED
+    folder = BUNDLED if model is None else model
     return Pipeline(load_model(folder, device), load_generation(folder))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmx.config import ModelConfig, SourceConfig
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import Prepared, collate, encode, prepare
+from mmx.encoders.contract import Prepared, collate, encode, prepare, told_with_name
 from mmx.encoders.registry import resolve
 from mmx.errors import EncoderError, MmxError
 from mmx.memory import Memory
@@ -67,15 +67,8 @@ def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Enc
 
 def construct(kind: type[Encoder], options: Any, tokenizer: Tokenizer, where: str) -> Encoder:
     """An encoder of a class with its options. Whatever a stranger's constructor raises is told with its name."""
-    try:
+    with told_with_name(f"encoder {kind.__name__} of {where} cannot be built with its options:"):
         encoder = kind(options, tokenizer) if kind.shares_tokenizer else kind(options)  # type: ignore[call-arg]
-    except (MmxError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise EncoderError(
-            f"encoder {kind.__name__} of {where} cannot be built with its options: {told} (--traceback shows where)."
-        ) from error
     width = getattr(encoder, "width", None)
     if not isinstance(width, int) or width < 1:
         given = "sets no self.width" if width is None else f"has width {width!r}"

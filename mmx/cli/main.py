@@ -45,6 +45,7 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code; every error made on purpose is one sentence on stderr."""
     typed = [text for text in sys.argv[1:] if text != "--traceback"]
     _make_calm()
+    sys.path.append(os.getcwd())  # at the end: an address may lead to a file here, but no file here hides a library
     try:
         code = app(typed or ["--help"], prog_name="mmx", standalone_mode=False)
         sys.stdout.flush()

@@ -33,7 +33,7 @@ def load_pipeline(model: str | None, device: str) -> Pipeline:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise MmxError(f"device {device!r} is not available here; try --device cpu.") from error
-    return load(None if model == "bundled" else model, device)
+    return load(model, device)
 
 
 def leave(all_well: bool) -> None:

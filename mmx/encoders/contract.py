@@ -7,7 +7,7 @@ what it gave, what the contract is, and so what to mend. Errors made on purpose 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -87,8 +87,12 @@ def _check_values(states: Tensor, mask: Tensor, refuse: Any) -> None:
         raise refuse(f"NaN or infinite states in row {row}, slot {slot}", "finite numbers wherever the mask is True")
 
 
+def _named(encoder: Encoder, source: str, doing: str) -> AbstractContextManager[None]:
+    return told_with_name(f"encoder {type(encoder).__name__} of source {source!r} failed in {doing} with")
+
+
 @contextmanager
-def _named(encoder: Encoder, source: str, doing: str) -> Iterator[None]:
+def told_with_name(beginning: str) -> Iterator[None]:
     """Whatever a stranger's code raises is told with the stranger's name. Memory that has run out is not its fault."""
     try:
         yield
@@ -96,10 +100,7 @@ def _named(encoder: Encoder, source: str, doing: str) -> Iterator[None]:
         raise
     except Exception as error:
         told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise EncoderError(
-            f"encoder {type(encoder).__name__} of source {source!r} failed in {doing} with {told} "
-            "(--traceback shows where)."
-        ) from error
+        raise EncoderError(f"{beginning} {told} (--traceback shows where).") from error
 
 
 def _check_tensors(given: Any, encoder: Encoder, source: str, method: str) -> Prepared:

@@ -21,6 +21,7 @@ from mmx.errors import EncoderError, suggest
 GROUP = "mmx.encoders"
 BUILT_IN = {
     "image": "mmx.encoders.image:ImageEncoder",
+    "pretrained": "mmx.encoders.pretrained:PretrainedEncoder",
     "text": "mmx.encoders.text:TextEncoder",
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import SkipTest
 
 from mmx.encoders.base import Encoder
 from mmx.encoders.registry import check_class, resolve
@@ -44,7 +45,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Call:
-    """One check of one encoder, to be called; raises EncoderError where the promise is broken."""
+    """One check of one encoder, to be called; raises EncoderError where the promise is broken, and unittest.SkipTest
+    (which pytest shows as skipped) where it does not apply."""
 
     check: Check
     subject: Subject
@@ -59,6 +61,8 @@ class Call:
         result = self.result()
         if result.status == "failed":
             raise EncoderError(f"{self.subject.name} breaks its contract:\n{result}")
+        if result.status in ("skipped", "expected"):
+            raise SkipTest(result.said)
         return result
 
     def result(self) -> Result:

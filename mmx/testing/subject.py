@@ -59,7 +59,7 @@ class Subject:
 
 
 def samples_of(encoder: Encoder, given: Sequence[Any] | None) -> list[Any]:
-    """The given samples, those the encoder brings, or some of its modality. Raises EncoderError for fewer than three."""
+    """The given samples, those the encoder brings, or some of its modality. Raises EncoderError where few."""
     samples = list(given) if given is not None else encoder.samples()
     if not samples and encoder.modality in MADE:
         samples = MADE[encoder.modality]()

@@ -26,8 +26,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_ob
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmx.checkpoint import TOKENIZER, load_model
-from mmx.config import Config, DataConfig, SourceConfig
+from mmx.checkpoint import TOKENIZER, load_generation, load_model
+from mmx.config import Config, DataConfig, GenerationConfig, SourceConfig
 from mmx.data.batches import IGNORED, Batch, Positions, TrainingSet
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
@@ -59,7 +59,7 @@ class Trainer:
     """One run: its model, data, optimizer and where it stands."""
 
     def __init__(self, config: Config, resume: bool, quiet: bool) -> None:
-        self.config, self.options, self.run_folder = config, config.training, Path(config.out)
+        self.config, self.options, self.run_folder = _with_generation(config), config.training, Path(config.out)
         _check_monitor(config)
         self.accelerator = _accelerator(self.options.mixed_precision)
         self.quiet, self.stop = quiet or not self.accelerator.is_main_process, StopSign()
@@ -354,6 +354,14 @@ def _accelerator(mixed_precision: str) -> Accelerator:
             f"training.mixed_precision {mixed_precision!r} cannot be had here: this device lacks it, or this process "
             "has trained with another one; use 'no' or 'bf16', or a new process."
         ) from error
+
+
+def _with_generation(config: Config) -> Config:
+    """The configuration with a way of choosing words: its own, or that of the checkpoint it starts from."""
+    if config.generation is not None:
+        return config
+    inherited = GenerationConfig() if config.init is None else load_generation(config.init)
+    return config.model_copy(update={"generation": inherited})
 
 
 def _check_monitor(config: Config) -> None:

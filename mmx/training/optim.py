@@ -21,8 +21,9 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         part = part_of(name, config.parts)
-        parameter.requires_grad_(not part.freeze)
-        if not part.freeze:
+        if part.freeze:
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:  # what an encoder froze itself stays so, such as a table of fixed positions
             groups.setdefault((part.lr, _decays(name, parameter)), []).append(parameter)
     if not groups:
         raise ConfigError("training.parts freezes every part of the model; leave at least one to be trained.")

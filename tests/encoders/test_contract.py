@@ -7,7 +7,7 @@ import torch
 
 from mmx.config import SourceConfig
 from mmx.encoders.base import Encoder, Features
-from mmx.encoders.contract import check_features
+from mmx.encoders.contract import check_features, encode, prepare
 from mmx.errors import EncoderError
 from mmx.model import SourceBatch
 from mmx.sources import build_encoder
@@ -92,6 +92,37 @@ def test_a_mask_elsewhere_is_refused():
     given = Features(torch.zeros(B, S, F), torch.ones(B, S, dtype=torch.bool, device="meta"))
     with pytest.raises(EncoderError, match="a mask on meta; expected one on cpu"):
         check_features(given, toy(), "sound")
+
+
+def test_states_that_did_not_stay_with_their_batch_are_refused():
+    with pytest.raises(EncoderError, match="gave states on cpu; expected them on meta, where its batch was"):
+        check_features(good(), toy(), "sound", torch.device("meta"))
+
+
+class Attached(ToyEncoder):
+    """Prepares with its own parameters, whose gradient cannot leave a data worker."""
+
+    def prepare(self, raw):
+        return {**super().prepare(raw), "numbers": self.linear.weight[:, 0]}
+
+
+def test_what_cannot_leave_a_data_worker_is_refused():
+    with pytest.raises(
+        EncoderError, match="Attached of source 'x' gave 'numbers' with a gradient or on cpu in prepare"
+    ):
+        prepare(toy(Attached), "x", [1.0])
+    for given, said in ((None, "gave None in prepare"), ({}, "gave nothing in prepare"), ([1], "gave list in prepare")):
+        lazy = toy()
+        lazy.prepare = lambda raw, given=given: given
+        with pytest.raises(EncoderError, match=said):
+            prepare(lazy, "x", [1.0])
+
+
+def test_memory_that_has_run_out_is_not_the_encoders_fault():
+    hungry = toy()
+    hungry.forward = lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
+    with pytest.raises(torch.OutOfMemoryError):
+        encode(hungry, "x", {}, torch.device("cpu"))
 
 
 def test_good_features_pass_untouched():

@@ -68,7 +68,7 @@ def described():
 def test_built_ins_come_through_the_same_door():
     assert resolve("image") is ImageEncoder
     assert resolve("text") is TextEncoder
-    assert set(BUILT_IN) == {"image", "text"}
+    assert set(BUILT_IN) == {"image", "pretrained", "text"}
     found = described()
     assert found["image", "mmx"].modality == "image"
     assert found["image", "mmx"].options["stage"] is None

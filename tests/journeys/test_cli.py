@@ -459,6 +459,97 @@ def test_an_unknown_key_is_told_at_once_and_without_torch(tmp_path) -> None:
     assert imported(ran.stderr.splitlines()).isdisjoint({"torch", "numpy", "timm", "transformers", "accelerate", "PIL"})
 
 
+# ---- other sources, and plugins --------------------------------------------------------------------------------
+
+EAR = """
+from mmx.testing import ToyEncoder
+class Ear(ToyEncoder):
+    modality = "audio"
+    def prepare(self, raw):
+        return super().prepare([float(word) for word in open(raw).read().split()])
+    def accepts(self, path):
+        return path.endswith(".snd")
+    def samples(self):
+        return []
+"""
+
+
+@pytest.fixture
+def two_senses(tmp_path, monkeypatch) -> Path:
+    """A model that sees and hears, whose ear is a file in the working directory."""
+    (tmp_path / "ear_of_mine.py").write_text(EAR)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sources = {"image": _source(), "audio": SourceConfig(encoder="ear_of_mine:Ear")}
+    return save_model(tmp_path / "model", tiny_model(sources), None, GenerationConfig(max_new_tokens=4))
+
+
+def test_a_file_goes_to_the_source_that_accepts_it_and_others_stand_beside_it(mmx, two_senses, tmp_path) -> None:
+    draw(tmp_path / "in" / "a.png", 3)
+    for name, numbers in (("b.snd", "1 2 3"), ("c.snd", "-4 0.5")):
+        (tmp_path / "in" / name).write_text(numbers)
+    walked = mmx("caption", "in", "--model", two_senses, "--json")
+    assert (walked.code, walked.err) == (0, "")
+    assert [{k: v for k, v in row.items() if k in ("image", "audio")} for row in walked.rows] == [
+        {"image": "in/a.png"},
+        {"audio": "in/b.snd"},
+        {"audio": "in/c.snd"},
+    ]
+    both = mmx("ask", "in/a.png", "what?", "--also", "audio=in/b.snd", "--model", two_senses, "--json")
+    assert (both.code, list(both.rows[0])) == (0, ["image", "audio", "question", "answer", "score"])
+    rows = [
+        {"image": "a.png", "audio": "b.snd", "question": "what?"},
+        {"audio": "c.snd", "question": "what?"},
+        {"image": "a.png", "question": "what?", "box": [0, 0, 0.5, 0.5]},
+    ]
+    asked = mmx("ask", "--data", ask_file(tmp_path / "in", *rows), "--model", two_senses, "--json")
+    assert (asked.code, asked.err) == (0, "")
+    assert asked.rows[0]["answer"] == both.rows[0]["answer"]
+    single = mmx("ask", "in/a.png", "what?", "--box", "0,0,0.5,0.5", "--model", two_senses, "--json")
+    assert single.rows[0]["score"] == pytest.approx(asked.rows[2]["score"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("also", "said"),
+    [
+        ("audio", "--also was given 'audio'; expected a source and its input, such as audio=b.wav."),
+        ("=b.snd", "--also was given '=b.snd'; expected"),
+        ("sound=b.snd", "the model has no source 'sound'; known: audio, image."),
+    ],
+)
+def test_another_source_that_is_none_is_refused(mmx, two_senses, tmp_path, also, said) -> None:
+    ran = mmx("ask", draw(tmp_path / "a.png", 3), "what?", "--also", also, "--model", two_senses)
+    assert ran.out == ""
+    assert ran.err.removeprefix("mmx: ").startswith(said)
+    assert ran.code in (1, 2)
+
+
+def test_encoders_check_prints_each_promise_and_fails_with_one(mmx, two_senses, tmp_path) -> None:
+    for name, numbers in (("b.snd", "1 2 3"), ("c.snd", "-4 0.5"), ("d.snd", "1"), ("e.snd", "nan")):
+        (tmp_path / name).write_text(numbers)
+    good = [f"--sample={name}.snd" for name in "bcd"]
+    ran = mmx("encoders", "check", "ear_of_mine:Ear", "features=4", "--only", "mask", "--only", "finite", *good)
+    assert (ran.code, ran.lines, ran.err) == (0, ["passed   finite", "passed   mask"], "")
+    ran = mmx("encoders", "check", "ear_of_mine:Ear", "--only", "finite", *good, "--sample=e.snd", "--json")
+    assert ran.code == 1
+    assert (ran.rows[0]["status"], ran.rows[0]["said"]) == ("failed", "1 of 7 visible slots hold NaN or infinity")
+    assert ran.rows[0]["remedy"].startswith("look for divisions by zero")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["imagge"], "there is no encoder 'imagge'; did you mean 'image'?"),
+        (["image", "sise=3"], "command line: sise=3: sise is not a known key; did you mean 'size'?"),
+        (["mmx.testing:ToyEncoder"], "the kit has 0 inputs for ToyEncoder of modality 'numbers'; give three or more"),
+        (["image", "--only", "oder"], "there is no check 'oder'; did you mean 'order'?"),
+        ([], "Missing argument 'NAME' (see mmx encoders check --help)"),
+    ],
+)
+def test_a_check_of_what_is_not_there(mmx, words, said) -> None:
+    assert mmx("encoders", "check", *words).refused().startswith(said)
+
+
 # ---- wrong usage -----------------------------------------------------------------------------------------------
 
 

@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import mmx
 from mmx.config import Config
 from mmx.settings import read_settings
+from mmx.testing import check_encoder
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 COMMANDS = sorted(set(re.findall(r"^    mmx ([a-z-]+)", README, re.M)))
 
 
@@ -22,12 +26,20 @@ def test_a_first_result_within_25_lines():
 
 
 def test_python_block_runs(capsys, monkeypatch, tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    block = block.replace('"demos/', f'"{ROOT}/demos/')
+    block = PYTHON[0].replace('"demos/', f'"{ROOT}/demos/')
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})  # noqa: S102 (our own README)
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert (tmp_path / "picture.safetensors").exists()
+
+
+def test_the_encoder_keeps_every_promise():
+    names = {"mmx": mmx, "torch": torch, "__name__": "__main__"}
+    exec(compile(PYTHON[1], "README.md", "exec"), names)  # noqa: S102 (our own README)
+    results = check_encoder(names["Pulse"], [[1.0, 2.0], [3.0], [0.5, -1.0, 4.0]], on_fail="return")
+    kept = {result.name for result in results if result.status == "passed"}
+    assert {result.name for result in results} - kept == {"grid", "device", "worker", "import"}, "it lies in no module"
+    assert len(PYTHON) == 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
