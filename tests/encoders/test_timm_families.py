@@ -110,3 +110,77 @@ WIDE = {
     "ese_vovnet19b_slim_dw": (160, {}, 5, 0, 0.95),
     "iformer_t": (160, {}, 5, 0, 0.95),
 }
+FAMILIES = {name: row[:4] for name, row in (EXACT | WIDE).items()}
+SLOW_ALONE = {
+    "inception_v3": (299, {}, 8, 0),
+    "convmixer_768_32": (224, {}, 32, 0),
+    "nextvit_small": (160, {}, 5, 0),
+    "gcvit_xxtiny": (224, {}, 7, 0),
+    "poolformerv2_s12": (224, {}, 7, 0),
+    "res2net50_14w_8s": (160, {}, 5, 0),
+    "visformer_tiny": (160, {}, 5, 0),
+    "efficientformerv2_s0": (160, {}, 5, 0),
+    "resnet18": (160, {}, 5, 0),
+    "xception41p": (160, {}, 5, 0),
+}
+
+
+def build(backbone, seed=0, **options):
+    torch.manual_seed(seed)
+    return ImageEncoder(ImageEncoder.Options(backbone=backbone, **options)).eval()
+
+
+@torch.no_grad()
+def settled(encoder):
+    """With the batch norms' statistics of noise: as drawn, they let what runs through deep networks vanish or grow."""
+    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    encoder({"pixels": torch.randn(8, 3, encoder.options.size, encoder.options.size)})
+    for norm, momentum in zip(norms, momenta):
+        norm.eval().momentum = momentum
+    return encoder
+
+
+@torch.no_grad()
+def influence(encoder):
+    """[parts, states]: the share of a part of the picture in a state's change; rows and columns sum to about one."""
+    size = encoder.options.size
+    dark = torch.randn(1, 3, size, size)
+    light = 0.03 * (torch.randn(1, 3, size, size) + torch.randn(1, 3, 1, 1))
+    before = encoder({"pixels": dark})
+    rows, columns = before.grid
+    parts = min(rows, MOST_PARTS)
+    edges = [size * part // parts for part in range(parts + 1)]
+    lit = dark.repeat(parts * parts, 1, 1, 1)
+    for part, picture in enumerate(lit):
+        place = (..., *(slice(edges[i], edges[i + 1]) for i in divmod(part, parts)))
+        picture[place] += light[0][place]
+    changes = torch.cat([encoder({"pixels": some}).states - before.states for some in lit.split(32)])
+    changes = changes[:, -rows * columns :].double()
+    changes = (changes - changes.mean(1, keepdim=True)).square().sum(-1).unflatten(1, (1, rows, columns))
+    shares = nn.functional.adaptive_avg_pool2d(changes, (parts, parts)).flatten(1)
+    shares = shares / shares.sum() + 1e-12
+    for _ in range(20):  # Sinkhorn and Knopp: divide rows and columns by their sums in turn
+        shares = shares / shares.sum(0)
+        shares = shares / shares.sum(1, keepdim=True)
+    return shares
+
+
+def is_exact(shares):
+    own = torch.arange(len(shares))
+    return bool((shares.argmax(0) == own).all() and (shares.argmax(1) == own).all())
+
+
+def correlations(shares):
+    """[2, 2]: of the row and column of the centre of what a state sees, with the row and column where it is."""
+    side = round(len(shares) ** 0.5)
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+    centres = (shares / shares.sum(0)).T @ places
+    return torch.corrcoef(torch.cat([centres.T, places.T]))[:2, 2:]
+
+
+def is_near(shares, least):
+    found = correlations(shares)
+    return bool(found.diagonal().min() >= least and found.fliplr().diagonal().abs().max() <= 0.25)

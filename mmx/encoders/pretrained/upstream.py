@@ -87,7 +87,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER = "tokenizer.json"
 
 
-class Options(Frozen):
+class PretrainedOptions(Frozen):
     """`name`: a folder with config.json and model.safetensors, or a public name; `tower`: which encoder of two.
 
     `layer`: the states after so many blocks (of a pyramid: stages), before the last norm; what is above is cut off.
@@ -105,7 +105,7 @@ class Options(Frozen):
     preprocessing: dict[str, Any] | None = None
 
 
-def load_upstream(options: Options) -> tuple[Options, Any, Any]:
+def load_upstream(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, Any]:
     """Options with all that was found filled in, the encoder, and its tokenizer."""
     import transformers
 
@@ -155,7 +155,7 @@ def _fetch(name: str, folder: Path, place: dict[str, Any]) -> None:
         raise EncoderError(f"{name!r} {given}; expected what save_pretrained writes; save or download it again.")
 
 
-def _resolve(whole: Any, options: Options) -> tuple[dict[str, Any], int | None]:
+def _resolve(whole: Any, options: PretrainedOptions) -> tuple[dict[str, Any], int | None]:
     """The architecture of the encoder alone, up to the layer; and the layer, counted from the start."""
     towers = TOWERS.get(whole.model_type) or {FAMILIES[whole.model_type].modality: ""}
     tower: str = options.tower or next(iter(towers))
