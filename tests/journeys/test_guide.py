@@ -12,9 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "ENCODERS.md").read_text(encoding="utf-8")
-STEP = re.compile(
-    r"^```(?P<kind>\w+)(?: file=(?P<file>\S+))?\n(?P<text>.*?)^```|^    (?P<command>mmx [^\n]*)$", re.M | re.S
-)
+BLOCK, COMMAND = r"^```\w+(?: file=(?P<file>\S+))?\n(?P<text>.*?)^```", r"^    (?P<command>mmx [^\n]*)$"
+STEP = re.compile(f"{BLOCK}|{COMMAND}", re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +33,8 @@ def done(tmp_path_factory):
 
 
 def test_the_encoder_has_about_ten_lines_and_keeps_every_promise(done):
-    code = [
-        line
-        for line in (done[0] / "pulse.py").read_text().splitlines()
-        if line and not line.startswith(("import", "from"))
-    ]
-    assert len(code) == 10
+    lines = (done[0] / "pulse.py").read_text().splitlines()
+    assert len([line for line in lines if line and not line.startswith(("import", "from"))]) == 10
     checked = done[1][0][1].splitlines()
     assert sum(line.startswith("passed") for line in checked) == 16
     assert {line.split()[0] for line in checked} == {"passed", "skipped"}

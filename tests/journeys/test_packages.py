@@ -87,16 +87,8 @@ def test_the_sound_encoder_of_a_stranger_from_pip_to_an_answer(environment, tmp_
     print(f"beeps never heard: {found['beeps.exact match']:.3f} of {found['beeps.questions']}")
     assert found["beeps.exact match"] >= 0.9
     first = [json.loads(line) for line in (tmp_path / "beeps/test/list.jsonl").read_text().splitlines()][:3]
-    asked = [
-        "-m",
-        "mmx",
-        "ask",
-        "beeps/test/00000.wav",
-        *(row["question"] for row in first),
-        "--model",
-        "runs/beeps/best",
-    ]
-    answers = environment.well(*asked, at=tmp_path).splitlines()
+    asked, model = [row["question"] for row in first], ["--model", "runs/beeps/best"]
+    answers = environment.well("-m", "mmx", "ask", "beeps/test/00000.wav", *asked, *model, at=tmp_path).splitlines()
     assert [line.split("\t")[0] for line in answers] == [row["question"] for row in first]
     assert sum(line.split("\t")[1] == row["answer"] for line, row in zip(answers, first, strict=True)) >= 2
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
