@@ -241,11 +241,9 @@ def grid(subject: Subject) -> None:
     rows, columns = features.grid
     if min(rows, columns) < 2:
         raise Skipped(f"a grid of {rows} x {columns} has no direction")
-    places = [(row, column) for row in (0, rows // 2, rows - 1) for column in (0, columns // 2, columns - 1)]
-    centres = [
-        _centre_of_influence(features.states[:, row * columns + column - rows * columns], pixels)
-        for row, column in places
-    ]
+    places = sorted({(row, column) for row in (0, rows // 2, rows - 1) for column in (0, columns // 2, columns - 1)})
+    slots = [row * columns + column - rows * columns for row, column in places]
+    centres = _centres_of_influence([features.states[:, slot] for slot in slots], pixels)
     for (r1, c1), (y1, x1) in zip(places, centres, strict=True):
         for (r2, c2), (y2, x2) in zip(places, centres, strict=True):
             if (r1 < r2 and not y1 < y2) or (c1 < c2 and not x1 < x2):
@@ -387,10 +385,17 @@ def _spoil(padded: Tensor, real: Tensor) -> None:
         padded.copy_(real[places] * 3 + 1 if real.is_floating_point() else real[places])
 
 
-def _centre_of_influence(slot: Tensor, pixels: Tensor) -> tuple[float, float]:
-    """(y, x) in 0..1: the centre of the squared gradient of one slot's states [B, F] by the pixels [B, C, h, w]."""
-    (gradient,) = torch.autograd.grad((slot * slot.detach().sign()).sum(), pixels, retain_graph=True)
-    weight = gradient.square().sum((0, 1)).double()
-    weight = weight / weight.sum().clamp(min=1e-30)
-    y, x = (torch.linspace(0, 1, n, dtype=torch.float64) for n in weight.shape)
-    return float((weight.sum(1) * y).sum()), float((weight.sum(0) * x).sum())
+def _centres_of_influence(slots: list[Tensor], pixels: Tensor) -> list[tuple[float, float]]:
+    """(y, x) in 0..1 for each slot's states [B, F]: the centre of the pixels [B, C, h, w] that move it more than they
+    move the others. What moves all alike, as in an encoder that mixes everything, says nothing about a place."""
+    maps = []
+    for slot in slots:
+        (gradient,) = torch.autograd.grad((slot * slot.detach().sign()).sum(), pixels, retain_graph=True)
+        energy = gradient.square().sum((0, 1), keepdim=True).double()
+        energy = torch.nn.functional.adaptive_avg_pool2d(energy, 16)[0, 0]
+        maps.append(energy / energy.sum().clamp(min=1e-30))
+    shares = torch.stack(maps) / torch.stack(maps).sum(0).clamp(min=1e-30)
+    above = (shares - 1 / len(slots)).clamp(min=0)
+    above = above / above.sum((1, 2), keepdim=True).clamp(min=1e-30)
+    scale = torch.linspace(0, 1, 16, dtype=torch.float64)
+    return [(float((each.sum(1) * scale).sum()), float((each.sum(0) * scale).sum())) for each in above]
