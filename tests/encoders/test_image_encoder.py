@@ -5,8 +5,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from mmx.checkpoint import load_model, save_model
 from mmx.config import SourceConfig
@@ -160,8 +162,8 @@ def test_gradients_reach_the_picture_and_the_weights():
         ({"backbone": "????????"}, "timm has no backbone '????????'; known: what timm.list_models() lists."),
         ({"backbone": "hf-hub:someone/something"}, "timm has no backbone 'hf-hub:someone/something'"),
         ({"backbone": "resnet18.no_such_tag"}, "timm cannot build backbone 'resnet18.no_such_tag' (RuntimeError)"),
-        ({"backbone": "resnet18", "stage": 9}, "backbone 'resnet18' has no stage 9; use a smaller stage, or none."),
-        ({"backbone": "test_vit", "stage": 60}, "backbone 'test_vit' has no stage 60; use a smaller stage"),
+        ({"backbone": "resnet18", "stage": 9}, "backbone 'resnet18' has no stage 9; use another stage, or none."),
+        ({"backbone": "test_vit", "stage": 60}, "backbone 'test_vit' has no stage 60; use another stage"),
         ({"arguments": {"nonsense": 1}}, "timm cannot build backbone 'test_resnet' (TypeError)"),
         ({"backbone": "test_vit", "size": 7}, "'test_vit'"),
         ({"backbone": "crossvit_tiny_240"}, "'crossvit_tiny_240' does not end in one map; give a stage."),
@@ -175,11 +177,172 @@ def test_what_cannot_be_built_is_one_sentence(options, said):
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("argument", ["checkpoint_path", "features_only", "img_size", "pretrained", "num_classes"])
+DECIDED = ["checkpoint_path", "features_only", "img_size", "pretrained", "num_classes", "pretrained_cfg_overlay"]
+
+
+@pytest.mark.parametrize("argument", DECIDED)
 def test_arguments_that_other_options_decide(argument):
     source = SourceConfig(encoder="image", options={"backbone": "test_resnet", "arguments": {argument: 1}})
-    with pytest.raises(ConfigError, match=f"arguments cannot hold {argument}; use the options size, stage, pretrained"):
+    said = f"arguments cannot hold {argument}; use the options size, stage, pretrained, weights"
+    with pytest.raises(ConfigError, match=said):
         tiny_model({"image": source})
+
+
+def file_of(path, backbone="test_resnet", seed=7, change=None, **arguments):
+    """A .safetensors file of a whole random backbone with three classes, its tensors first changed by `change`."""
+    torch.manual_seed(seed)
+    tensors = dict(timm.create_model(backbone, **{"num_classes": 3, **arguments}).state_dict())
+    if change:
+        change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return tensors
+
+
+def test_weights_come_from_a_file_and_then_travel_in_the_checkpoint(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tensors = file_of(path)
+    options = {"backbone": "test_resnet", "size": 32, "weights": str(path)}
+    model = tiny_model({"image": SourceConfig(encoder="image", options=options)}, layers=1)
+    for name, tensor in model.encoder("image").backbone.state_dict().items():
+        assert torch.equal(tensor, tensors[name]), name
+    assert {name for name in tensors if name not in model.encoder("image").backbone.state_dict()} == {
+        "fc.weight",
+        "fc.bias",
+    }
+    stored = model.config.sources["image"].options
+    assert (stored["weights"], stored["pretrained"]) == (None, False)
+    folder = save_model(tmp_path / "m", model)
+    path.unlink()
+    again = load_model(folder)
+    assert again.encoder("image").options == model.encoder("image").options
+    assert torch.equal(again.encoder("image").backbone.conv1[0].weight, tensors["conv1.0.weight"])
+
+
+def test_fetched_weights_are_not_fetched_again(monkeypatch):
+    fetched = []
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **kwargs: fetched.append(args))
+    encoder = build(size=32, pretrained=True)
+    assert len(fetched) == 1
+    assert (encoder.options.pretrained, encoder.options.weights) == (False, None)
+    ImageEncoder(encoder.options)
+    assert len(fetched) == 1
+
+
+def test_weights_of_a_stage_leave_the_later_ones_in_the_file(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tensors = file_of(path, "swin_tiny_patch4_window7_224", img_size=64, **SWIN)
+    cut = build("swin_tiny_patch4_window7_224", stage=0, size=64, arguments=SWIN, weights=str(path))
+    names = cut.backbone.state_dict().keys()
+    assert "layers_0.blocks.0.attn.qkv.weight" in names
+    for name, tensor in cut.backbone.state_dict().items():
+        assert torch.equal(tensor, tensors[name.replace("layers_0", "layers.0")])
+    assert len(names) < sum(not name.startswith("head") for name in tensors)
+
+
+def test_weights_of_one_size_are_stretched_to_another_as_timm_does(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tensors = file_of(path, "test_vit", img_size=160)
+    encoder = build("test_vit", size=96, weights=str(path))
+    stretched = timm.layers.resample_abs_pos_embed(tensors["pos_embed"], [6, 6], num_prefix_tokens=1)
+    assert torch.equal(encoder.backbone.pos_embed, stretched)
+
+
+def test_weights_in_half_precision_and_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tensors = file_of(
+        tmp_path / "weights.safetensors", change=lambda own: own.update({n: halved(t) for n, t in own.items()})
+    )
+    encoder = build(size=32, weights="~/weights.safetensors")
+    assert encoder.backbone.conv1[0].weight.dtype == torch.float32
+    assert torch.equal(encoder.backbone.conv1[0].weight, tensors["conv1.0.weight"].float())
+
+
+def halved(tensor):
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+
+def without(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def with_one_of(name, *shape):
+    return lambda tensors: tensors.update({name: torch.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without("conv1.0.weight"), "the file lacks conv1.0.weight; expected timm's names"),
+        (with_one_of("layer9.weight", 3), "the file has layer9.weight, which it knows not; expected"),
+        (with_one_of("bn1.bias", 5), "the file holds bn1.bias as [5], not [32]; expected"),
+        (lambda tensors: [tensors.pop(f"bn1.{name}") for name in ("weight", "bias")], "lacks bn1.weight (1 more such)"),
+        (with_one_of("fc.weight", 7, 9), None),  # it is dropped, whatever its shape
+        (without("fc.bias"), None),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_name(tmp_path, change, said):
+    path = tmp_path / "weights.safetensors"
+    file_of(path, change=change)
+    if said is None:
+        build(size=32, weights=str(path))
+        return
+    with pytest.raises(EncoderError) as caught:
+        build(size=32, weights=str(path))
+    assert str(caught.value).startswith(f"weights {path} do not fit backbone 'test_resnet': ")
+    assert said in str(caught.value)
+    assert str(caught.value).endswith("give the backbone, size and arguments they were saved with.")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_backbone_do_not_fit(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    for own, other in [("test_vit", "test_resnet"), ("test_resnet", "test_vit"), ("test_convnext", "hiera_tiny_224")]:
+        file_of(path, own)
+        with pytest.raises(
+            EncoderError, match=rf"^weights .* do not fit backbone '{other}': the file lacks .*more such"
+        ):
+            build(other, weights=str(path))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".npz", ""])
+def test_pickles_are_refused_with_what_to_type(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    torch.save({"a": torch.zeros(2)}, path)
+    with pytest.raises(EncoderError) as caught:
+        build(size=32, weights=str(path))
+    load = f'torch.load("model{suffix}", weights_only=True)'
+    convert = f'safetensors.torch.save_file({load}, "model.safetensors")'
+    said = f"weights {path} may be a pickle, which can run code; type {convert}."
+    assert str(caught.value) == said
+
+
+def test_weights_that_cannot_be_read(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    with pytest.raises(EncoderError, match=r"are not there; expected a .safetensors file; check the path\.$"):
+        build(size=32, weights=str(path))
+    with pytest.raises(EncoderError, match="are not there"):
+        build(size=32, weights=str(tmp_path.with_suffix(".safetensors")))
+    for content in (b"", b"PK\x03\x04", b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(EncoderError, match=r"are damaged or no safetensors file; copy the file again\.$"):
+            build(size=32, weights=str(path))
+
+
+def test_what_timm_cannot_make_sense_of_is_one_sentence(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    file_of(path, "test_vit", change=with_one_of("patch_embed.proj.weight"))
+    with pytest.raises(
+        EncoderError, match=r"are not those of a VisionTransformer; name the backbone they belong to\.$"
+    ):
+        build("test_vit", weights=str(path))
+
+
+def test_weights_are_fetched_or_read_but_not_both():
+    options = {"backbone": "test_resnet", "pretrained": True, "weights": "a.safetensors"}
+    with pytest.raises(
+        ConfigError, match="pretrained fetches weights, and weights names a file of them; leave out one"
+    ):
+        tiny_model({"image": SourceConfig(encoder="image", options=options)})
 
 
 def test_the_preprocessing_is_resolved_and_travels(tmp_path):
@@ -263,14 +426,13 @@ def test_what_is_no_picture(raw):
 
 
 def test_accepts():
-    assert ImageEncoder.accepts("a/B.JPG")
-    assert not ImageEncoder.accepts("a.wav")
+    encoder = build(size=32)
+    assert encoder.accepts("a/B.JPG")
+    assert not encoder.accepts("a.wav")
 
 
 def test_building_leaves_the_dice_and_the_defaults_alone():
     """Weights are drawn from torch's dice, as always; looking for the width throws none."""
-    import timm
-
     python, numpy, dtype = random.getstate(), np.random.get_state()[1].copy(), torch.get_default_dtype()
     encoder = build("test_resnet", size=32)
     after = torch.random.get_rng_state()
