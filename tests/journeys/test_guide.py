@@ -1,6 +1,7 @@
 """ENCODERS.md is true: its blocks and commands run in the order in which they stand, in an empty folder."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "ENCODERS.md").read_text(encoding="utf-8")
+# Where another process takes a core, two threads wait for each other: twenty times as long for models this small.
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 BLOCK, COMMAND = r"^```\w+(?: file=(?P<file>\S+))?\n(?P<text>.*?)^```", r"^    (?P<command>mmx [^\n]*)$"
 STEP = re.compile(f"{BLOCK}|{COMMAND}", re.M | re.S)
 
@@ -26,7 +29,9 @@ def done(tmp_path_factory):
             (folder / step["file"]).write_text(step["text"])
             continue
         words = ["-m", *shlex.split(step["command"])] if step["command"] else ["-c", step["text"]]
-        ran = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            [sys.executable, *words], cwd=folder, capture_output=True, text=True, env=ONE_THREAD, check=False
+        )
         assert ran.returncode == 0, f"{words}\n{ran.stdout}\n{ran.stderr}"
         printed.append((step["command"] or "python", ran.stdout))
     return folder, printed

@@ -35,7 +35,7 @@ class Environment:
             capture_output=True,
             text=True,
             timeout=900,
-            env=kept | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            env=kept | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"},
             check=False,
         )
 
