@@ -81,14 +81,12 @@ def ask(
     Every picture is encoded once for all of its questions; the answers come in the order asked. Instead of a picture,
     any input that a source of the model accepts.
     """
-    from mmx.pipeline import Asked
-
     told = _told(photo, questions or [], data, _parse_box(box), _parse_also(also or []))
     pipeline = load_pipeline(model, device)
-    asked = [Asked(_inputs(inputs, pipeline), question, region) for _, inputs, question, region in told]
+    asked = [(_by_source(inputs, pipeline), question, region) for _, inputs, question, region in told]
     found = pipeline.answers(asked, batch_size, num_beams=beams, max_new_tokens=max_tokens)
     rows = (
-        result_row(_facts(written, pipeline) | {"question": question}, _name(written), "answer", said)
+        result_row({**_by_source(written, pipeline), "question": question}, _name(written), "answer", said)
         for (written, _, question, _), said in zip(told, found, strict=True)
     )
     many = len({_name(written) for written, *_ in told}) > 1
@@ -145,12 +143,13 @@ def _told(
     return [(inputs, inputs, question, box) for question in questions]
 
 
-def _inputs(inputs: Inputs, pipeline: Pipeline) -> Inputs:
-    return {name or _source(raw, pipeline): raw for name, raw in inputs.items()}
-
-
-def _facts(written: Inputs, pipeline: Pipeline) -> dict[str, Any]:
-    return dict(_inputs(written, pipeline))
+def _by_source(inputs: Inputs, pipeline: Pipeline) -> Inputs:
+    """The inputs with the source found of the one that came without a name."""
+    found = {name or _source(raw, pipeline): raw for name, raw in inputs.items()}
+    if len(found) < len(inputs):
+        taken = _source(inputs[""], pipeline)
+        raise MmxError(f"--also names {taken}, which {inputs['']} is for already; give another source.")
+    return found
 
 
 def _source(path: str, pipeline: Pipeline) -> str:

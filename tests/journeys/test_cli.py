@@ -515,6 +515,7 @@ def test_a_file_goes_to_the_source_that_accepts_it_and_others_stand_beside_it(mm
         ("audio", "--also was given 'audio'; expected a source and its input, such as audio=b.wav."),
         ("=b.snd", "--also was given '=b.snd'; expected"),
         ("sound=b.snd", "the model has no source 'sound'; known: audio, image."),
+        ("image=b.png", "--also names image, which "),
     ],
 )
 def test_another_source_that_is_none_is_refused(mmx, two_senses, tmp_path, also, said) -> None:
