@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmx.config import ModelConfig
+from mmx.config import ModelConfig, SourceConfig
 from mmx.decoder import TextDecoder
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate, prepare
-from mmx.errors import EncoderError, MmxError, suggest
+from mmx.errors import ConfigError, EncoderError, MmxError, suggest
 from mmx.memory import Memory, join
 from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
 from mmx.sources import Source, SourceBatch
@@ -95,3 +95,18 @@ class Model(nn.Module):
             return memory.spread(given.rows, batch * given.streams).by_stream(given.streams)
         in_order = len(given.rows) == batch and torch.equal(given.rows.cpu(), torch.arange(batch))
         return memory if in_order else memory.spread(given.rows, batch)
+
+
+def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
+    """The model with sources added: the same decoder, tokenizer, encoders and weights, and beside them new ones at
+    their random start. Raises ConfigError for a name that is taken."""
+    if not sources:
+        return model
+    if taken := sorted(sources.keys() & model.config.sources.keys()):
+        raise ConfigError(f"mount names {', '.join(taken)}, which the model of init has already; choose another name.")
+    config = model.config.model_copy(update={"sources": {**model.config.sources, **sources}})
+    grown = Model(config, model.tokenizer)
+    for name, source in model.sources.items():
+        grown.sources[name] = source
+    grown.decoder = model.decoder
+    return grown

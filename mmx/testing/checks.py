@@ -5,11 +5,11 @@ Alphabet: B rows, S slots, F feature width. Differences are in units of the root
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,8 +19,8 @@ from mmx.checkpoint import once
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate
 from mmx.errors import ConfigError
-from mmx.settings import dump_settings, parse_settings
-from mmx.testing.subject import Subject, apart, visible
+from mmx.settings import parse_settings
+from mmx.testing.subject import Subject, apart, equal, rebuilt_options, unlike, visible
 from mmx.testing.surroundings import effects_of_import, process_state, roll_all_dice
 
 CLOSE = 1e-3  # kernels add up in another order when the batch has another size
@@ -55,7 +55,7 @@ def options(subject: Subject) -> None:
     encoder = subject.build()
     if not isinstance(encoder.options, subject.kind.Options):
         raise Broken(f"self.options is {type(encoder.options).__name__}, not its Options")
-    read = _written_and_read(encoder)
+    read = rebuilt_options(encoder)
     if read != encoder.options:
         raise Broken("self.options, written as YAML and read again, are other options")
     again, own = subject.build(read).state_dict(), encoder.state_dict()
@@ -68,7 +68,7 @@ def preparing(subject: Subject) -> None:
     encoder = subject.build()
     first, second = subject.prepared(encoder), subject.prepared(encoder)
     for number, (a, b) in enumerate(zip(first, second, strict=True)):
-        if name := _unlike(a, b):
+        if name := unlike(a, b):
             raise Broken(f"{name!r} of sample {number} differs between two calls of prepare")
 
 
@@ -78,7 +78,7 @@ def worker(subject: Subject) -> None:
     sent = ForkingPickler.loads(bytes(ForkingPickler.dumps(encoder)))
     here, there = subject.prepared(encoder), subject.prepared(sent)
     for number, (a, b) in enumerate(zip(here, there, strict=True)):
-        if name := _unlike(a, b):
+        if name := unlike(a, b):
             raise Broken(f"{name!r} of sample {number} is prepared otherwise by a copy in another process")
 
 
@@ -162,7 +162,7 @@ def deterministic(subject: Subject) -> None:
     torch.manual_seed(1)
     first = subject.encode(encoder, rows).states
     torch.manual_seed(2)
-    if not _equal(first, subject.encode(encoder, rows).states):
+    if not equal(first, subject.encode(encoder, rows).states):
         raise Broken("two passes in eval mode over one batch differ")
 
 
@@ -197,14 +197,14 @@ def saved(subject: Subject) -> None:
         save_file({name: _moved(tensor) for name, tensor in tensors.items()}, path)
         encoder.load_state_dict(load_file(path), strict=False)
         encoder.save_files(Path(place))
-        again = subject.build(_written_and_read(encoder))
+        again = subject.build(rebuilt_options(encoder))
         again.load_files(Path(place))
         missing, extra = again.load_state_dict(load_file(path), strict=False)
     names = once(again.state_dict()).keys()
     if lost := [name for name in missing if name in names] + extra:
         raise Broken(f"its tensors do not fit the encoder rebuilt from its options: {', '.join(lost[:3])}")
     one, two = (subject.encode(part, subject.prepared(part)) for part in (encoder, again))
-    if not (_equal(one.states, two.states) and _equal(one.mask, two.mask)):
+    if not (equal(one.states, two.states) and equal(one.mask, two.mask)):
         raise Broken("after saving and loading, the same inputs give other states")
 
 
@@ -344,14 +344,6 @@ CHECKS = (
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 
-def _written_and_read(encoder: Encoder) -> Any:
-    """The options of an encoder after a stay in a checkpoint's config.yaml."""
-    import yaml
-
-    text = dump_settings(encoder.options)
-    return parse_settings(yaml.safe_load(text) or {}, type(encoder.options), where="kit")
-
-
 def _leave_zero(encoder: Encoder) -> None:
     """Move every parameter a little: what starts at zero on purpose (the last norm of a residual branch, a gate) stops
     all gradients until the first step."""
@@ -365,17 +357,6 @@ def _leave_zero(encoder: Encoder) -> None:
 def _moved(tensor: Tensor) -> Tensor:
     """Slightly other numbers, so that loading is seen to do something."""
     return tensor * 1.01 if tensor.is_floating_point() else tensor
-
-
-def _unlike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that two dicts do not share, NaN being equal to NaN."""
-    if a.keys() != b.keys():
-        return next(iter(a.keys() ^ b.keys()))
-    return next((n for n in a if a[n].dtype != b[n].dtype or not _equal(a[n], b[n])), None)
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _spoil(padded: Tensor, real: Tensor) -> None:

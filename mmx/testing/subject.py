@@ -6,11 +6,12 @@ Alphabet: B rows, S slots, F feature width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from mmx.data.scenes import draw_scene, picture
@@ -18,6 +19,7 @@ from mmx.encoders.base import Encoder
 from mmx.encoders.contract import Prepared, check_features, collate, prepare
 from mmx.errors import EncoderError
 from mmx.features import Features
+from mmx.settings import dump_settings, parse_settings
 from mmx.sources import construct
 from mmx.testing.stand_ins import toy_tokenizer
 
@@ -84,6 +86,23 @@ def apart(a: Tensor, b: Tensor) -> float:
     alike = (a == b) | (a.isnan() & b.isnan())
     scale = a[torch.isfinite(a)].square().mean().sqrt().nan_to_num(1.0).clamp(min=1e-6)
     return float((a - b).abs().masked_fill(alike, 0.0).max() / scale) if a.numel() else 0.0
+
+
+def rebuilt_options(encoder: Encoder) -> Any:
+    """The options of an encoder after a stay in a checkpoint's config.yaml."""
+    text = dump_settings(encoder.options)
+    return parse_settings(yaml.safe_load(text) or {}, type(encoder.options), where="kit")
+
+
+def unlike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that two dicts do not share, NaN being equal to NaN."""
+    if a.keys() != b.keys():
+        return next(iter(a.keys() ^ b.keys()))
+    return next((n for n in a if a[n].dtype != b[n].dtype or not equal(a[n], b[n])), None)
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _pictures() -> list[Any]:

@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmx.checkpoint import TOKENIZER, load_generation, load_model
-from mmx.config import Config, DataConfig, GenerationConfig, SourceConfig
+from mmx.config import Config, DataConfig, GenerationConfig
 from mmx.data.batches import IGNORED, Batch, Positions, TrainingSet
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.errors import ConfigError, MmxError, TrainingError, suggest
 from mmx.evaluation import evaluate
-from mmx.model import Model
+from mmx.model import Model, mount
 from mmx.pipeline import Pipeline
 from mmx.prompts import tidy_caption, tidy_question
 from mmx.settings import dump_settings
@@ -324,21 +324,6 @@ def build_model(
         text = (stopped_at / TOKENIZER).read_text(encoding="utf-8")
         return Model(config.model, Tokenizer.from_json(text, str(stopped_at)))
     return Model(config.model, Tokenizer.train(_texts(sets), config.model.vocabulary))
-
-
-def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
-    """The model with sources added: the same decoder, tokenizer, encoders and weights, and beside them new ones at
-    their random start. Raises ConfigError for a name that is taken."""
-    if not sources:
-        return model
-    if taken := sorted(sources.keys() & model.config.sources.keys()):
-        raise ConfigError(f"mount names {', '.join(taken)}, which the model of init has already; choose another name.")
-    config = model.config.model_copy(update={"sources": {**model.config.sources, **sources}})
-    grown = Model(config, model.tokenizer)
-    for name, source in model.sources.items():
-        grown.sources[name] = source
-    grown.decoder = model.decoder
-    return grown
 
 
 def _accelerator(mixed_precision: str) -> Accelerator:

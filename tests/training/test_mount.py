@@ -6,10 +6,11 @@ import torch
 from mmx.checkpoint import load_model, save_model
 from mmx.config import Config, SourceConfig
 from mmx.errors import ConfigError
+from mmx.model import mount
 from mmx.pipeline import Pipeline
 from mmx.settings import parse_settings
 from mmx.testing import tiny_model
-from mmx.training.loop import mount, train
+from mmx.training.loop import train
 
 WORDS = {"encoder": "text", "options": {"width": 32, "layers": 1, "heads": 4, "dropout": 0.0, "max_positions": 16}}
 NUMBERS = {"encoder": "mmx.testing:ToyEncoder", "options": {"features": 16}}
