@@ -256,10 +256,12 @@ def _as_boxes(box: Any, batch: int) -> Tensor:
     """[1 or B, 4] or [B, K, 4]. Raises MmxError for what is no region."""
     try:
         given = box if isinstance(box, Tensor) else torch.tensor(_filled(box), dtype=torch.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise MmxError(_no_region(box, batch)) from error
     boxes = torch.atleast_2d(given.float())
-    good = boxes.ndim < 4 and boxes.shape[-1] == 4 and (boxes.shape == (1, 4) or len(boxes) == batch)
+    good = (
+        boxes.ndim < 4 and boxes.numel() > 0 and boxes.shape[-1] == 4 and (boxes.shape == (1, 4) or len(boxes) == batch)
+    )
     if good:
         x0, y0, x1, y1 = boxes.unbind(-1)
         regions = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)
@@ -267,6 +269,12 @@ def _as_boxes(box: Any, batch: int) -> Tensor:
     if not good:
         raise MmxError(_no_region(box, batch))
     return boxes
+
+
+def check_box(box: Any) -> None:
+    """Raise MmxError for what is no region of one picture; None is everywhere."""
+    if box is not None and _as_boxes(box, 1).shape != (1, 4):
+        raise MmxError(_no_region(box, 1))
 
 
 def _filled(box: Any) -> Any:

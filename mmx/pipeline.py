@@ -21,11 +21,11 @@ from torch import Tensor
 from mmx.checkpoint import BUNDLED, load_generation, load_model
 from mmx.config import GenerationConfig
 from mmx.data.batches import pack_boxes, pad_texts
-from mmx.encoders.contract import Prepared
+from mmx.encoders.contract import Prepared, accepts
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate, rank_texts, stream
 from mmx.generation.generate import Stop
-from mmx.memory import Box, Memory, join
+from mmx.memory import Box, Memory, check_box, join
 from mmx.model import Model
 from mmx.prompts import tidy_question
 from mmx.settings import parse_settings
@@ -74,7 +74,7 @@ class Pipeline:
 
     def accepts(self, path: str) -> bool:
         """Whether a file of this name is something that one of the sources reads."""
-        return any(encoder.accepts(path) for encoder in self.model.encoders.values())
+        return any(accepts(encoder, name, path) for name, encoder in self.model.encoders.items())
 
     def encode(self, **sources: Any) -> Memory:
         """Inputs by source name, one or a list for each (None: absent) -> Memory. Done once, asked many times.
@@ -117,6 +117,8 @@ class Pipeline:
         if not candidates:
             raise MmxError("rank was given no candidates; pass at least one text.")
         memory, count = self._one(image, box), len(candidates)
+        if memory.shown is not None and memory.shown.shape[1] > 1:
+            raise MmxError("rank was given a memory of several views; point with one box for all candidates.")
         prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
         texts = [[(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]]
         self._check_length(max(len(prompt) + len(target) - 1 for _, target in texts[0]))
@@ -160,6 +162,7 @@ class Pipeline:
         for place, item in enumerate(questions):
             try:
                 self.prompt_tokens(item.question)
+                check_box(item.box)
                 places.setdefault(_same(item.image), []).append(place)
             except MmxError as error:
                 found[place] = error

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmx.config import ModelConfig, SourceConfig
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import Prepared, collate, encode, prepare, told_with_name
+from mmx.encoders.contract import Prepared, accepts, collate, encode, prepare, told_with_name
 from mmx.encoders.registry import resolve
 from mmx.errors import EncoderError, MmxError
 from mmx.memory import Memory
@@ -56,7 +56,11 @@ class Source(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Memory:
         """A batch of inputs to its memory."""
-        return self.projection(encode(self.encoder, self.name, inputs, self.projection.key.weight.device))
+        features = encode(self.encoder, self.name, inputs, self.projection.key.weight.device)
+        states = features.states
+        if not torch.is_autocast_enabled(states.device.type):  # an encoder may compute in a type of its own
+            states = states.to(self.projection.key.weight.dtype)
+        return self.projection(features._replace(states=states))
 
 
 def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Encoder:
@@ -69,10 +73,20 @@ def construct(kind: type[Encoder], options: Any, tokenizer: Tokenizer, where: st
     """An encoder of a class with its options. Whatever a stranger's constructor raises is told with its name."""
     with told_with_name(f"encoder {kind.__name__} of {where} cannot be built with its options:"):
         encoder = kind(options, tokenizer) if kind.shares_tokenizer else kind(options)  # type: ignore[call-arg]
-    width = getattr(encoder, "width", None)
-    if not isinstance(width, int) or width < 1:
+        options, width = getattr(encoder, "options", None), getattr(encoder, "width", None)
+    if not isinstance(options, kind.Options):
+        given = (
+            "does not call super().__init__(options)" if options is None else f"has options {type(options).__name__}"
+        )
+        raise EncoderError(f"encoder {kind.__name__} of {where} {given}; self.options must be its Options.")
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
         given = "sets no self.width" if width is None else f"has width {width!r}"
-        raise EncoderError(f"encoder {kind.__name__} of {where} {given}; give its feature width in __init__.")
+        raise EncoderError(
+            f"encoder {kind.__name__} of {where} {given}; give its feature width in __init__, a whole number."
+        )
+    if encoder.dimensions not in (1, 2):
+        given = f"has dimensions {encoder.dimensions!r}"
+        raise EncoderError(f"encoder {kind.__name__} of {where} {given}; expected 1, or 2 for features on a grid.")
     return encoder
 
 
@@ -100,10 +114,9 @@ def batch_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str
 def source_of(encoders: Encoders, raw: Any) -> str:
     """Which source a raw input without a name is meant for: a path goes to the encoder that accepts it; anything else,
     and a path that none accepts, to the picture encoder or to the only one there is. Raises MmxError."""
-    if isinstance(raw, str):
-        accepting = [name for name, encoder in encoders.items() if encoder.accepts(raw)]
-        if accepting:
-            return accepting[0]
+    accepting = [n for n, e in encoders.items() if isinstance(raw, str) and accepts(e, n, raw)]
+    if accepting:
+        return accepting[0]
     if "image" in encoders or len(encoders) == 1:
         return "image" if "image" in encoders else next(iter(encoders))
     shown = repr(raw)[:60] if isinstance(raw, str) else f"a {type(raw).__name__}"

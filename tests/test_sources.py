@@ -237,6 +237,79 @@ def test_numbers_that_spoil_an_answer_are_met_at_the_door():
         assert pipeline.model.encode({"touch": inputs}, 1).keys.isnan().any()
 
 
+class Double(ToyEncoder):
+    """Computes in float64."""
+
+    def forward(self, batch):
+        features = super().forward(batch)
+        return type(features)(features.states.double(), features.mask)
+
+
+def test_an_encoder_may_compute_in_a_type_of_its_own():
+    memory = Pipeline(tiny_model({"touch": f"{__name__}:Double"})).encode(touch=[[1.0, 2.0]])
+    plain = Pipeline(tiny_model({"touch": "mmx.testing:ToyEncoder"})).encode(touch=[[1.0, 2.0]])
+    assert memory.keys.dtype == torch.float32
+    torch.testing.assert_close(memory.keys, plain.keys)
+
+
+class Orphan(ToyEncoder):
+    def __init__(self, options):
+        torch.nn.Module.__init__(self)
+
+
+class Wide(ToyEncoder):
+    def __init__(self, options):
+        super().__init__(options)
+        self.width = True
+
+
+class Deep(ToyEncoder):
+    dimensions = 3
+
+
+class Picky(ToyEncoder):
+    def accepts(self, path):
+        raise KeyError(path)
+
+
+class Leaver(ToyEncoder):
+    def prepare(self, raw):
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "Orphan",
+            "encoder Orphan of model.sources.touch does not call super().__init__(options); self.options must be",
+        ),
+        ("Wide", "encoder Wide of model.sources.touch has width True; give its feature width in __init__, a whole"),
+        ("Deep", "encoder Deep of model.sources.touch has dimensions 3; expected 1, or 2 for features on a grid."),
+        ("Picky", "encoder Picky of source 'touch' failed in accepts with KeyError: 'a.png'"),
+        ("Leaver", "encoder Leaver of source 'touch' failed in prepare(str) with SystemExit: 3"),
+    ],
+)
+def test_odd_encoders_end_in_one_sentence(name, said):
+    with pytest.raises(EncoderError) as caught:
+        Pipeline(tiny_model({"touch": f"{__name__}:{name}"})).ask("a.png", "what?")
+    assert str(caught.value).startswith(said)
+
+
+def test_one_odd_box_of_many_is_an_error_of_its_own(pipeline):
+    asked = [Asked(PARTS, "a?", (0, 0, 2, 2)), Asked(PARTS, "a?"), Asked(PARTS, "a?", "0,0,1,1")]
+    bad, good, worse = pipeline.answers(asked, **OPTIONS)
+    assert "is no region" in str(bad)
+    assert "is no region" in str(worse)
+    assert good.text == pipeline.ask(PARTS, "a?", **OPTIONS)
+
+
+def test_candidates_are_ranked_over_one_view(pipeline):
+    memory = pipeline.encode(**PARTS)
+    with pytest.raises(MmxError, match="rank was given a memory of several views; point with one box"):
+        pipeline.rank(memory.focus([[(0, 0, 0.5, 0.5), None]]), "a?", ["yes", "no"])
+
+
 def test_a_batch_moves_with_all_its_parts():
     batch = SourceBatch({"x": torch.zeros(2, 3)}, torch.tensor([0, 2]), torch.tensor([True, False]), 2)
     moved = batch.to(torch.device("meta"))

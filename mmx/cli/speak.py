@@ -82,6 +82,10 @@ def ask(
     any input that a source of the model accepts.
     """
     told = _told(photo, questions or [], data, _parse_box(box), _parse_also(also or []))
+    if box is not None:
+        from mmx.memory import check_box
+
+        check_box(_parse_box(box))
     pipeline = load_pipeline(model, device)
     asked = [(_by_source(inputs, pipeline), question, region) for _, inputs, question, region in told]
     found = pipeline.answers(asked, batch_size, num_beams=beams, max_new_tokens=max_tokens)
@@ -167,6 +171,9 @@ def _parse_also(texts: Sequence[str]) -> dict[str, str]:
     for text, (name, equals, raw) in zip(texts, pairs):
         if not (name and equals and raw):
             raise MmxError(f"--also was given {text!r}; expected a source and its input, such as audio=b.wav.")
+    names = [name for name, *_ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise MmxError(f"--also names {twice} more than once; a source takes one input.")
     return {name: raw for name, _, raw in pairs}
 
 

@@ -44,7 +44,12 @@ class Encoder(nn.Module):
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Prepared inputs to one batch: stacked; where first axes differ, padded at the end with zeros (False)."""
-        return {name: _stack([item[name] for item in prepared], name) for name in prepared[0]}
+        names = {name: None for item in prepared for name in item}
+        if lacking := next((name for name in names if any(name not in item for item in prepared)), None):
+            raise EncoderError(
+                f"{type(self).__name__} prepared {lacking!r} for some inputs only; give the same for all."
+            )
+        return {name: _stack([item[name] for item in prepared], name) for name in names}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """A batch as `collate` made it -> Features of its rows."""

@@ -27,6 +27,12 @@ def prepare(encoder: Encoder, source: str, raw: Any) -> Prepared:
     return _check_tensors(prepared, encoder, source, "prepare")
 
 
+def accepts(encoder: Encoder, source: str, path: str) -> bool:
+    """Whether a file of this name is something for the encoder."""
+    with _named(encoder, source, "accepts"):
+        return bool(encoder.accepts(path))
+
+
 def collate(encoder: Encoder, source: str, prepared: Sequence[Mapping[str, Tensor]]) -> Prepared:
     """Prepared inputs to one batch."""
     with _named(encoder, source, "collate"):
@@ -58,6 +64,8 @@ def check_features(features: Any, encoder: Encoder, source: str, device: torch.d
         raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.width}")
     if not states.is_floating_point():
         raise refuse(f"states of {states.dtype}", "floating-point ones")
+    if states.layout != torch.strided or mask.layout != torch.strided:
+        raise refuse("sparse tensors", "dense ones")
     if mask.dtype != torch.bool or mask.shape != states.shape[:2]:
         raise refuse(
             f"a mask {mask.dtype} {list(mask.shape)}", f"bool {list(states.shape[:2])}, True = may be attended"
@@ -98,9 +106,17 @@ def told_with_name(beginning: str) -> Iterator[None]:
         yield
     except (MmxError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise EncoderError(f"{beginning} {told} (--traceback shows where).") from error
+    except (Exception, SystemExit) as error:
+        raise EncoderError(f"{beginning} {in_a_line(error)} (--traceback shows where).") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """The kind of an error and what it says, whatever that is, in at most 200 characters."""
+    try:
+        said = str(error)
+    except Exception:
+        said = "(it cannot say why)"
+    return " ".join(f"{type(error).__name__}: {said}".split())[:200]
 
 
 def _check_tensors(given: Any, encoder: Encoder, source: str, method: str) -> Prepared:

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import SkipTest
 
 from mmx.encoders.base import Encoder
+from mmx.encoders.contract import in_a_line
 from mmx.encoders.registry import check_class, resolve
 from mmx.errors import EncoderError, MmxError, suggest
 from mmx.settings import parse_settings
@@ -83,8 +84,8 @@ class Call:
             return "skipped", str(skipped)
         except (Broken, MmxError) as broken:
             return "failed", " ".join(str(broken).split())
-        except Exception as error:  # a stranger's code may raise anything
-            return "failed", " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
+            return "failed", in_a_line(error)
         return "passed", ""
 
 

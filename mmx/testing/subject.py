@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmx.data.scenes import draw_scene, picture
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import Prepared, check_features, collate, prepare
+from mmx.encoders.contract import Prepared, check_features, collate, prepare, told_with_name
 from mmx.errors import EncoderError
 from mmx.features import Features
 from mmx.settings import dump_settings, parse_settings
@@ -51,8 +51,9 @@ class Subject:
 
     def encode(self, encoder: Encoder, rows: Sequence[Prepared]) -> Features:
         """Prepared rows in one batch, without gradients, through the contract's door."""
-        with torch.no_grad():
-            return self.check(encoder, encoder(collate(encoder, "kit", rows)))
+        with torch.no_grad(), told_with_name(f"{self.name} failed in forward with"):
+            features = encoder(collate(encoder, "kit", rows))
+        return self.check(encoder, features)
 
     def check(self, encoder: Encoder, features: Any) -> Features:
         """The features, of which only the form is looked at here; values have a check of their own."""
@@ -62,7 +63,8 @@ class Subject:
 
 def samples_of(encoder: Encoder, given: Sequence[Any] | None) -> list[Any]:
     """The given samples, those the encoder brings, or some of its modality. Raises EncoderError where few."""
-    samples = list(given) if given is not None else encoder.samples()
+    with told_with_name(f"encoder {type(encoder).__name__} has samples that cannot be listed:"):
+        samples = list(encoder.samples() if given is None else given)
     if not samples and encoder.modality in MADE:
         samples = MADE[encoder.modality]()
     if len(samples) < 3:

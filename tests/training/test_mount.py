@@ -125,6 +125,16 @@ def test_mounting_shares_the_old_parts_and_draws_new_ones():
         mount(model, {"image": SourceConfig(**NUMBERS)})
 
 
+def test_a_batch_without_the_new_source_teaches_nothing_and_stops_nothing(tmp_path, data):
+    init = save_model(tmp_path / "init", old_model())
+    rows = [*data.read_text().splitlines()[:3], *['{"text": "up near", "question": "up?", "answer": "yes"}'] * 1]
+    rows += [f'{{"text": "up {n}", "question": "up?", "answer": "yes"}}' for n in range(20)]
+    (tmp_path / "few.jsonl").write_text("\n".join(rows))
+    best = train(config(init, tmp_path / "few.jsonl", tmp_path / "run", steps=12, batch_size=2, warmup=1), quiet=True)
+    old, new = load_model(init).state_dict(), load_model(best).state_dict()
+    assert all(torch.equal(tensor, new[name]) for name, tensor in old.items())
+
+
 @pytest.mark.parametrize(
     ("document", "said"),
     [
