@@ -71,7 +71,13 @@ class Model(nn.Module):
         `boxes` [B, K, 4]: where each text points, see Memory.focus."""
         memory = self.encode(sources, len(tokens))
         states = self.decoder.states(tokens, memory if boxes is None else memory.focus(boxes), mask)
-        return self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
+        logits = self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
+        if torch.is_grad_enabled() and not logits.requires_grad:
+            # All that is trained is a source that no row has: a gradient of zero, and here, where every rank sees it.
+            for parameter in self.parameters():
+                if parameter.requires_grad:
+                    logits = logits + 0.0 * parameter.sum()
+        return logits
 
     def prompt(self, question: str | None = None) -> Prompt:
         """What the decoder is told: to caption, or to answer the question."""

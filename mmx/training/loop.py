@@ -146,8 +146,6 @@ class Trainer:
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 logits = self.wrapped(batch.sources, batch.tokens, batch.mask, batch.wanted, batch.boxes)
                 loss = token_loss(logits, batch.labels, options.label_smoothing) / tokens
-            if not loss.requires_grad:  # all that is trained is a source that no row of this batch has
-                loss = loss + 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
             # Ranks are averaged when their gradients meet; the loss is a sum over ranks.
             accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
