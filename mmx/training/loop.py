@@ -14,15 +14,13 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, gather_object
+from accelerate.utils import broadcast, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -38,6 +36,7 @@ from mmx.pipeline import Pipeline
 from mmx.prompts import tidy_caption, tidy_question
 from mmx.settings import dump_settings
 from mmx.tokenizer import Tokenizer
+from mmx.training.devices import start_processes
 from mmx.training.optim import MovingAverage, build_optimizer, learning_rate, set_mode, token_loss
 from mmx.training.state import Progress, load_state, newest, save_state
 from mmx.training.stop import StopSign
@@ -61,7 +60,7 @@ class Trainer:
     def __init__(self, config: Config, resume: bool, quiet: bool) -> None:
         self.config, self.options, self.run_folder = _with_generation(config), config.training, Path(config.out)
         _check_monitor(config)
-        self.accelerator = _accelerator(self.options.mixed_precision)
+        self.accelerator = start_processes(self.options.mixed_precision)
         self.quiet, self.stop = quiet or not self.accelerator.is_main_process, StopSign()
         found = self._stopped_at(resume)
         sets = [(data, read_examples(data)) for data in config.train]
@@ -324,21 +323,6 @@ def build_model(
         text = (stopped_at / TOKENIZER).read_text(encoding="utf-8")
         return Model(config.model, Tokenizer.from_json(text, str(stopped_at)))
     return Model(config.model, Tokenizer.train(_texts(sets), config.model.vocabulary))
-
-
-def _accelerator(mixed_precision: str) -> Accelerator:
-    # Which parameters a batch uses depends on the sources it has and on the backbone (some keep unused layers).
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
-    try:
-        # Without a GPU, accelerate sees several processes only when it is told that the CPU is meant.
-        cpu = not torch.accelerator.is_available()
-        return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[unused])
-    except ValueError as error:
-        raise TrainingError(
-            f"training.mixed_precision {mixed_precision!r} cannot be had here: this device lacks it, or this process "
-            "has trained with another one; use 'no' or 'bf16', or a new process."
-        ) from error
 
 
 def _with_generation(config: Config) -> Config:
