@@ -33,8 +33,12 @@ def attend(
 ) -> Tensor:
     """Return what the queries read, [B, H, Q, D]; equals `attention_weights(...) @ values`, by a fused kernel.
 
-    values: [B, H, S, D]; the other arguments as in `attention_weights`.
+    values: [B, H, S, D]; the other arguments as in `attention_weights`. Keys and values of fewer heads, H / G, are
+    shared by G query heads in a row each (Ainslie et al. 2023, "GQA"), and not copied for it; mask and bias are then
+    the same for all heads.
     """
+    if keys.shape[1] != queries.shape[1]:
+        return _attend_grouped(queries, keys, values, mask, bias)
     if keys.shape[-2] == 0:
         return torch.zeros_like(queries)
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
@@ -50,6 +54,14 @@ def attend(
     if bias is not None:
         allowed = torch.where(allowed, bias, torch.finfo(queries.dtype).min)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed).masked_fill(~sees, 0.0)
+
+
+def _attend_grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The query heads of a group stand in one head, as further queries."""
+    length, group = queries.shape[2], queries.shape[1] // keys.shape[1]
+    together = queries.unflatten(1, (-1, group)).flatten(2, 3)
+    mask, bias = (t if t is None or t.shape[-2] == 1 else t.repeat(*[1] * (t.ndim - 2), group, 1) for t in (mask, bias))
+    return attend(together, keys, values, mask, bias).unflatten(2, (group, length)).flatten(1, 2)
 
 
 def fold_streams(queries: Tensor, memories: int) -> Tensor:

@@ -78,7 +78,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     """
     folder = _existing(folder)
     config = read_settings(folder / CONFIG, ModelConfig)
-    tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER))
+    tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER), config.marks)
     try:
         model = Model(config, tokenizer)
         for name, encoder in model.encoders.items():

@@ -15,18 +15,35 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class RopeScaling(Frozen):
+    """How rotary positions reach further than they were trained (Dubey et al. 2024, "The Llama 3 Herd of Models",
+    section 3.4.2): waves longer than `original_positions / low` are slowed down by `factor`, those shorter than
+    `original_positions / high` are kept, between them one goes over into the other."""
+
+    factor: float = Field(8.0, gt=0)
+    low: float = Field(1.0, gt=0)
+    high: float = Field(4.0, gt=0)
+    original_positions: PositiveInt = 8192
+
+
 class TransformerConfig(Frozen):
-    """What a stack of self-attention and feed-forward blocks is made of; the decoder and the text encoder share it."""
+    """What a stack of self-attention and feed-forward blocks is made of; the decoder and the text encoder share it.
+
+    `kv_heads`: keys and values of self-attention, each shared by heads / kv_heads queries (grouped-query attention).
+    """
 
     width: PositiveInt = 256
     layers: PositiveInt = 3
     heads: PositiveInt = 4
     head_width: PositiveInt | None = None
+    kv_heads: PositiveInt | None = None
     norm: Literal["layer", "rms"] = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
     norm_eps: float = Field(1e-5, gt=0)
     positions: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
     max_positions: PositiveInt = 64
+    rope_theta: float = Field(10000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
     feed_forward: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
     feed_forward_width: PositiveInt | None = None
     gated: bool = False
@@ -39,6 +56,8 @@ class TransformerConfig(Frozen):
     def _heads_fit(self) -> "TransformerConfig":
         if self.head_width is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; or give head_width")
+        if self.heads % self.key_heads:
+            raise ValueError(f"heads {self.heads} cannot share kv_heads {self.key_heads} evenly; give a divisor")
         if self.positions == "rope" and self.head_size % 2:
             raise ValueError(f"rope turns pairs, and the head width {self.head_size} is odd; give an even head_width")
         return self
@@ -49,19 +68,23 @@ class TransformerConfig(Frozen):
         return self.head_width or self.width // self.heads
 
     @property
+    def key_heads(self) -> int:
+        """Heads of the keys and values of self-attention."""
+        return self.kv_heads or self.heads
+
+    @property
     def hidden_size(self) -> int:
         """Width inside the feed-forward: the given one, or four times the width."""
         return self.feed_forward_width or 4 * self.width
 
 
-class DecoderConfig(TransformerConfig):
-    """The shared text decoder: a transformer that also looks at a memory."""
+class LookingConfig(TransformerConfig):
+    """A transformer over text that also looks at a memory. `table`: rows of its embedding, where it is not just as many
+    as the tokenizer has tokens."""
 
     cross_every: PositiveInt = 1
     gate: Literal["none", "tanh"] = "none"
-    tied_embeddings: bool = True
-    head_transform: bool = False
-    head_bias: bool = False
+    table: PositiveInt | None = None
 
     @property
     def looking(self) -> tuple[int, ...]:
@@ -69,15 +92,29 @@ class DecoderConfig(TransformerConfig):
         return tuple(range(self.cross_every - 1, self.layers, self.cross_every))
 
     @model_validator(mode="after")
-    def _looks_somewhere(self) -> "DecoderConfig":
+    def _looks_somewhere(self) -> "LookingConfig":
         if not self.looking:
             raise ValueError(f"cross_every {self.cross_every} is more than layers {self.layers}: no block would look")
         return self
 
 
-class ProjectionConfig(Frozen):
-    """How the features of one source become keys and values. Positions go on the keys; values stay content."""
+class DecoderConfig(LookingConfig):
+    """The shared text decoder: it looks, and it speaks. `init_from`: the folder or public name of a language model
+    (GPT-2, Llama, Qwen2) that a training run takes it from: its facts, its weights and its tokenizer."""
 
+    tied_embeddings: bool = True
+    head_transform: bool = False
+    head_bias: bool = False
+    init_from: str | None = None
+
+
+class ProjectionConfig(Frozen):
+    """How the features of one source become keys and values. Positions go on the keys; values stay content.
+
+    `width`: a linear map to this width comes first.
+    """
+
+    width: PositiveInt | None = None
     position: Literal["none", "learned", "sinusoidal"] = "learned"
     max_positions: PositiveInt = 64
     share_layers: bool = False
@@ -94,18 +131,43 @@ class SourceConfig(Frozen):
     projection: ProjectionConfig = ProjectionConfig()
 
 
+class ReaderConfig(LookingConfig):
+    """A question read while looking (Li et al. 2022, "BLIP", section 3.1): every token sees the whole question and the
+    memory of the sources, and its states become the memory that the decoder looks at.
+
+    `opening`: tokens before every question, `closing`: after it. `shows_padding`: the states of a batch's padding are
+    looked at as well, as transformers' BLIP does it: what is answered then depends on what else is asked.
+    """
+
+    projection: ProjectionConfig = ProjectionConfig(position="none")
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+    shows_padding: bool = False
+
+
 class ModelConfig(Frozen):
-    """A whole model: named sources, one decoder, where the questions go."""
+    """A whole model: named sources, one decoder, where the questions go (into the prompt, to a source, to the reader).
+
+    `marks`: the tokens of marks that are not tokens of their own, as `caption: []`; with them, a mark that neither the
+    tokenizer nor `marks` has is a task that the model was not made for.
+    """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
     decoder: DecoderConfig = DecoderConfig()
+    reader: ReaderConfig | None = None
     vocabulary: PositiveInt = 4096
     question_to: str = "prompt"
+    marks: dict[str, tuple[int, ...]] = {}
 
     @model_validator(mode="after")
     def _question_goes_somewhere(self) -> "ModelConfig":
-        if self.question_to != "prompt" and self.question_to not in self.sources:
-            raise ValueError(f"question_to is {self.question_to!r}; expected 'prompt' or one of {sorted(self.sources)}")
+        known = ["prompt", *(["reader"] if self.reader else []), *sorted(self.sources)]
+        if self.question_to not in known:
+            raise ValueError(f"question_to is {self.question_to!r}; expected one of {', '.join(known)}")
+        if self.reader and self.question_to != "reader":
+            raise ValueError(f"question_to is {self.question_to!r}, and there is a reader; give question_to: reader")
+        if "reader" in self.sources:
+            raise ValueError("a source is named reader, which is the part that reads questions; choose another name")
         return self
 
 
@@ -162,8 +224,12 @@ class GenerationConfig(Frozen):
     top_p: float = Field(1.0, gt=0, le=1.0)
     num_return_sequences: PositiveInt = 1
     length_penalty: float = 1.0
+    early_stopping: bool = False
     repetition_penalty: float = Field(1.0, gt=0)
     no_repeat_ngram_size: int = Field(0, ge=0)
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_eos_token_id: int | None = None
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmx.attention import attend
-from mmx.config import TransformerConfig
+from mmx.config import RopeScaling, TransformerConfig
 
 
 class Past(Protocol):
@@ -73,17 +73,26 @@ class SinusoidalPositions(nn.Module):
 class Rotary(nn.Module):
     """Rotate queries and keys by their position, so that scores see only distances (Su et al. 2021, section 3.4)."""
 
-    def __init__(self, head_width: int, theta: float = 10000.0) -> None:
+    def __init__(self, head_width: int, theta: float = 10000.0, scaling: RopeScaling | None = None) -> None:
         super().__init__()
-        self.head_width, self.theta = head_width, theta
+        self.head_width, self.theta, self.scaling = head_width, theta, scaling
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """x: [N, H, T, D], positions: [N, T] -> [N, H, T, D]."""
-        exponents = torch.arange(0, self.head_width, 2, device=x.device) / self.head_width
-        angles = positions.unsqueeze(-1) / self.theta**exponents
+        angles = positions.float().unsqueeze(-1) * self._rates(x.device)
         cosine, sine = (wave.to(x.dtype).unsqueeze(1) for wave in (angles.cos(), angles.sin()))
         first, second = x.chunk(2, -1)
         return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+    def _rates(self, device: torch.device) -> Tensor:
+        """Radians a position, [D / 2]."""
+        rates = 1.0 / self.theta ** (torch.arange(0, self.head_width, 2, device=device) / self.head_width)
+        if self.scaling is None:
+            return rates
+        low, high = self.scaling.low, self.scaling.high
+        turns = self.scaling.original_positions * rates / (2 * math.pi)  # within the positions that were trained
+        kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+        return kept * rates + (1 - kept) * rates / self.scaling.factor
 
 
 def build_positions(config: TransformerConfig) -> nn.Module:
@@ -105,14 +114,16 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, inner = config.heads, config.heads * config.head_size
-        self.qkv = nn.Linear(config.width, 3 * inner, bias=config.biases)
-        self.out = nn.Linear(inner, config.width, bias=config.biases)
-        self.rotary = Rotary(config.head_size) if config.positions == "rope" else None
+        self.heads, self.key_heads = config.heads, config.key_heads
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * config.head_size, bias=config.biases)
+        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=config.biases)
+        rope = config.positions == "rope"
+        self.rotary = Rotary(config.head_size, config.rope_theta, config.rope_scaling) if rope else None
 
     def forward(self, x: Tensor, mask: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
         """x: [N, T, E], mask: bool [N, 1, T, all positions], positions: [N, T] -> [N, T, E]."""
-        queries, keys, values = split_heads(self.qkv(x), 3 * self.heads).chunk(3, 1)
+        together = split_heads(self.qkv(x), self.heads + 2 * self.key_heads)
+        queries, keys, values = together.split([self.heads, self.key_heads, self.key_heads], 1)
         if self.rotary is not None:
             queries, keys = self.rotary(queries, positions), self.rotary(keys, positions)
         if past is not None:

@@ -18,6 +18,7 @@ from mmx.encoders.contract import collate, prepare
 from mmx.errors import ConfigError, EncoderError, MmxError, suggest
 from mmx.memory import Memory, join
 from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
+from mmx.reader import READER, Reader
 from mmx.sources import Source, SourceBatch
 from mmx.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ class Model(nn.Module):
         self.sources = nn.ModuleDict(
             {name: Source(name, source, config, tokenizer) for name, source in config.sources.items()}
         )
+        self.reader = Reader(config.reader, config.decoder, tokenizer) if config.reader else None
         self.decoder = TextDecoder(config.decoder, len(tokenizer))
         resolved = {
             name: source.model_copy(update={"options": self.encoder(name).options.model_dump(mode="json")})
@@ -55,9 +57,23 @@ class Model(nn.Module):
         return self.decoder.embedding.table.device
 
     def encode(self, sources: Mapping[str, SourceBatch], batch: int) -> Memory:
-        """The memory of `batch` rows: each source encoded once, an absent one not joined."""
+        """The memory of `batch` rows: each source encoded once, an absent one not joined. Where there is a reader, it
+        is what the reader looks at."""
         memories = [self._remember(name, given, batch) for name, given in sources.items() if len(given.rows)]
-        return join(*memories) if memories else self.decoder.empty_memory(batch)
+        return join(*memories) if memories else (self.reader or self.decoder).empty_memory(batch)
+
+    def read(self, memory: Memory, questions: SourceBatch) -> Memory:
+        """What the decoder looks at, once questions are asked over the memory of the sources: both, side by side, or
+        what the reader makes of them."""
+        if self.reader is not None:
+            return self.reader(questions.inputs, questions.rows, memory, questions.streams)
+        return join(memory, self.encode({self.config.question_to: questions}, memory.batch))
+
+    @property
+    def questioned(self) -> Encoder | Reader | None:
+        """What reads the questions, by `prepare` and `collate`; None where they are a part of the prompt."""
+        name = self.config.question_to
+        return None if name == "prompt" else self.reader or self.encoder(name)
 
     def forward(
         self,
@@ -69,8 +85,10 @@ class Model(nn.Module):
     ) -> Tensor:
         """Logits [B, K, T, V] of tokens [B, K, T]; with `wanted` (int [n], places among B*K*T) only those, [n, V].
         `boxes` [B, K, 4]: where each text points, see Memory.focus."""
-        memory = self.encode(sources, len(tokens))
-        states = self.decoder.states(tokens, memory if boxes is None else memory.focus(boxes), mask)
+        asked = sources.get(self.config.question_to)
+        memory = self.encode({n: s for n, s in sources.items() if s is not asked}, len(tokens))
+        memory = memory if boxes is None else memory.focus(boxes)
+        states = self.decoder.states(tokens, memory if asked is None else self.read(memory, asked), mask)
         logits = self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
         if torch.is_grad_enabled() and not logits.requires_grad:
             # All that is trained is a source that no row has: a gradient of zero, and here, where every rank sees it.
@@ -86,8 +104,9 @@ class Model(nn.Module):
         return question_prompt(question) if self.config.question_to == "prompt" else answer_prompt()
 
     def collate(self, source: str, raw: Sequence[Any], rows: Sequence[int] | None = None) -> SourceBatch:
-        """Prepare and collate raw inputs of one source, on the model's device; rows default to 0, 1, 2, ..."""
-        encoder = self.encoder(source)
+        """Prepare and collate raw inputs of one source (or questions for the reader), on the model's device; rows
+        default to 0, 1, 2, ..."""
+        encoder = self.reader if self.reader is not None and source == READER else self.encoder(source)
         inputs = collate(encoder, source, [prepare(encoder, source, item) for item in raw])
         return SourceBatch(inputs, torch.tensor(range(len(raw)) if rows is None else rows)).to(self.device)
 
@@ -114,5 +133,5 @@ def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
     grown = Model(config, model.tokenizer)
     for name, source in model.sources.items():
         grown.sources[name] = source
-    grown.decoder = model.decoder
+    grown.reader, grown.decoder = model.reader, model.decoder
     return grown

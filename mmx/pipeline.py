@@ -25,7 +25,7 @@ from mmx.encoders.contract import Prepared, accepts
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate, rank_texts, stream
 from mmx.generation.generate import Stop
-from mmx.memory import Box, Memory, check_box, join
+from mmx.memory import Box, Memory, check_box
 from mmx.model import Model
 from mmx.prompts import tidy_question
 from mmx.settings import parse_settings
@@ -266,13 +266,13 @@ class Pipeline:
         return memory if packed is None else memory.focus(packed)
 
     def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
-        """Where the model's questions go to a text encoder, its memory of them beside that of the picture."""
+        """What the decoder looks at, where the model's questions are read by a text encoder or by the reader."""
         name, streams = self.model.config.question_to, len(questions[0])
         asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q]
         if name == "prompt" or not asked:
             return memory
         given = self.model.collate(name, [tidy_question(q) for _, q in asked], [row for row, _ in asked])
-        return join(memory, self.model.encode({name: given._replace(streams=streams)}, memory.batch))
+        return self.model.read(memory, given._replace(streams=streams))
 
     def _memory(self, image: Any) -> Memory:
         if isinstance(image, Memory):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmx.config import DecoderConfig, ProjectionConfig
+from mmx.config import LookingConfig, ProjectionConfig
 from mmx.errors import EncoderError
 from mmx.features import Features
 from mmx.layers import Dropout, LearnedPositions, NoPositions, SinusoidalPositions, build_norm
@@ -58,13 +58,15 @@ class KeyValueProjection(nn.Module):
     """Features [B, S, F] to keys and values [L, B, H, S, D] (one shared layer with `share_layers`)."""
 
     def __init__(
-        self, config: ProjectionConfig, decoder: DecoderConfig, width: int, dimensions: int, source: str
+        self, config: ProjectionConfig, looker: LookingConfig, width: int, dimensions: int, source: str
     ) -> None:
         super().__init__()
-        self.source, self.heads = source, decoder.heads
-        self.layers = 1 if config.share_layers else len(decoder.looking)
-        inner = self.layers * decoder.heads * decoder.head_size
+        self.source, self.heads = source, looker.heads
+        self.layers = 1 if config.share_layers else len(looker.looking)
+        inner = self.layers * looker.heads * looker.head_size
         self.norm, self.dropout = build_norm(config.norm, width), Dropout(config.dropout)
+        self.bridge = nn.Linear(width, config.width) if config.width else nn.Identity()
+        width = config.width or width
         self.positions = KeyPositions(config.position, dimensions, config.max_positions, width)
         self.key, self.value = (nn.Linear(width, inner, bias=config.bias) for _ in range(2))
         if config.bias:
@@ -72,7 +74,7 @@ class KeyValueProjection(nn.Module):
 
     def forward(self, features: Features) -> Memory:
         """Return this source's memory."""
-        content = self.dropout(self.norm(features.states))
+        content = self.bridge(self.dropout(self.norm(features.states)))
         placed = content + self.positions(features, self.source)
         keys = self._by_layer(self.key(placed.to(content.dtype)))  # the waves of sinusoidal positions are float32
         values = self._by_layer(self.value(content))

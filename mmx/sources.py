@@ -52,7 +52,7 @@ class Source(nn.Module):
         self.name = name
         self.encoder = build_encoder(config, tokenizer, f"model.sources.{name}")
         dimensions, width = self.encoder.dimensions, self.encoder.width
-        self.projection = KeyValueProjection(config.projection, model.decoder, width, dimensions, name)
+        self.projection = KeyValueProjection(config.projection, model.reader or model.decoder, width, dimensions, name)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Memory:
         """A batch of inputs to its memory."""

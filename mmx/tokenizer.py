@@ -6,25 +6,29 @@ PreTrainedTokenizerFast reads as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from mmx.errors import CheckpointError
-from mmx.prompts import BOS, EOS, MARKS, PAD, Mark, Prompt, tidy_text
+from mmx.errors import CheckpointError, MmxError
+from mmx.prompts import BOS, CAPTION, EOS, MARKS, PAD, Mark, Prompt, tidy_text
 
 
 class Tokenizer:
-    """`encode` and `decode` plain text, `prompt` to tokens. Holds the ids of pad, bos and eos."""
+    """`encode` and `decode` plain text, `prompt` to tokens. Holds the ids of pad and eos.
 
-    def __init__(self, engine: Engine) -> None:
+    A mark is a token of its own, or, where `marks` names it ("bos", "caption", ...), those tokens (of a tokenizer that
+    was not made here). With `marks`, some may be lacking: that is a task which the model was not made for.
+    """
+
+    def __init__(self, engine: Engine, marks: Mapping[str, Sequence[int]] | None = None) -> None:
         # With this switch a person who types "<eos>" gets its letters, not the mark.
         engine.encode_special_tokens = True
         self.engine = engine
-        self.ids = {mark: _id(engine, mark) for mark in MARKS}
-        self.pad, self.bos, self.eos = (self.ids[mark] for mark in (PAD, BOS, EOS))
+        self.marks = {mark: ids for mark in MARKS if (ids := _tokens_of(engine, mark, marks or {})) is not None}
+        self.pad, self.eos = (self.marks[mark][0] for mark in (PAD, EOS))
 
     def __len__(self) -> int:
         return int(self.engine.get_vocab_size())
@@ -38,8 +42,11 @@ class Tokenizer:
         return tidy_text(self.engine.decode(list(tokens), skip_special_tokens=True))
 
     def prompt(self, prompt: Prompt) -> list[int]:
-        """A prompt to tokens: marks by their ids, strings as plain text."""
-        parts = ([self.ids[p]] if isinstance(p, Mark) else self.encode(p) for p in prompt)
+        """A prompt to tokens: marks by their ids, strings as plain text. Raises MmxError for a task that is lacking."""
+        if lacking := next((p for p in prompt if isinstance(p, Mark) and p not in self.marks), None):
+            made, asked = ("answer questions", "caption") if lacking is CAPTION else ("caption", "answer questions")
+            raise MmxError(f"this model was made to {made}, not to {asked}; give another model with --model.")
+        parts = (self.marks[p] if isinstance(p, Mark) else self.encode(p) for p in prompt)
         return [token for part in parts for token in part]
 
     def save(self, path: Path) -> None:
@@ -51,10 +58,12 @@ class Tokenizer:
         return str(self.engine.to_str())
 
     @staticmethod
-    def from_json(text: str, where: str = "tokenizer.json") -> Tokenizer:
+    def from_json(
+        text: str, where: str = "tokenizer.json", marks: Mapping[str, Sequence[int]] | None = None
+    ) -> Tokenizer:
         """Rebuild from the content of a `tokenizer.json`."""
         try:
-            return Tokenizer(Engine.from_str(text))
+            return Tokenizer(Engine.from_str(text), marks)
         except CheckpointError:
             raise
         except Exception as error:  # the library raises bare Exception
@@ -78,8 +87,14 @@ class Tokenizer:
         return Tokenizer(engine)
 
 
-def _id(engine: Engine, mark: Mark) -> int:
+def _tokens_of(engine: Engine, mark: Mark, marks: Mapping[str, Sequence[int]]) -> list[int] | None:
+    """The tokens of a mark; None for a task that the marks do not name."""
+    name = mark.text.strip("<>")
+    if name in marks:
+        return list(marks[name])
     found = engine.token_to_id(mark.text)
-    if found is None:
-        raise CheckpointError(f"the tokenizer has no token {mark.text!r}; train one with mmx, or add it to this one.")
-    return int(found)
+    if found is not None:
+        return [int(found)]
+    if marks and mark not in (PAD, BOS, EOS):
+        return None
+    raise CheckpointError(f"the tokenizer has no token {mark.text!r}; train one with mmx, or add it to this one.")

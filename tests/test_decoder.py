@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmx.config import DecoderConfig, ProjectionConfig
-from mmx.decoder import DecoderBlock, TextDecoder
+from mmx.decoder import TextDecoder
 from mmx.errors import MmxError
 from mmx.features import Features
+from mmx.looking import LookingBlock
 from mmx.memory import Memory, Segment, join
 from mmx.projection import KeyValueProjection
 
@@ -273,7 +274,7 @@ def theirs_of(kind, norm_first, activation):
 def ours_of(norm_first, activation, looking):
     facts = {"width": 16, "heads": 4, "feed_forward_width": 40, "feed_forward": activation, "dropout": 0.0}
     config = DecoderConfig(**facts, norm_placement="pre" if norm_first else "post", layers=1)
-    return config, DecoderBlock(config, looking).double().eval()
+    return config, LookingBlock(config, looking).double().eval()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])

@@ -141,8 +141,8 @@ class TrainingSet(Dataset[Prepared]):
         max_text: int,
         source_dropout: float = 0.0,
     ) -> None:
-        self.encoders = model.encoders
-        self.tokenizer, self.prompt, self.question_to = model.tokenizer, model.prompt, model.config.question_to
+        self.encoders, self.questioned, self.question_to = model.encoders, model.questioned, model.config.question_to
+        self.tokenizer, self.prompt = model.tokenizer, model.prompt
         self.sets, self.seed, self.streams = sets, seed, streams
         self.longest = model.config.decoder.max_positions
         self.max_text = min(max_text, self.longest)
@@ -170,8 +170,11 @@ class TrainingSet(Dataset[Prepared]):
         inputs = prepare_inputs(
             self.encoders, {name: self._opened(raw, name, changes, rng) for name, raw in example.sources.items()}
         )
-        asked = [(k, t.question) for k, t in enumerate(chosen) if t.question and self.question_to in self.encoders]
-        questions = {k: prepare(self.encoders[self.question_to], self.question_to, tidy_question(q)) for k, q in asked}
+        questions = {
+            k: prepare(self.questioned, self.question_to, tidy_question(text.question))
+            for k, text in enumerate(chosen)
+            if text.question and self.questioned is not None
+        }
         texts = [self._tokens(text.question, text.target) for text in chosen]
         boxes = [text.box for text in chosen]
         return Prepared(example.id, inputs, questions, texts, boxes, rng.random() < self.source_dropout, bad)
@@ -194,8 +197,8 @@ class TrainingSet(Dataset[Prepared]):
         withheld = torch.tensor([item.withheld for item in prepared])
         sources = {name: batch._replace(withheld=withheld[batch.rows]) for name, batch in given.items()}
         asked = [(b * self.streams + k, q) for b, item in enumerate(prepared) for k, q in item.questions.items()]
-        if asked:
-            inputs = collate(self.encoders[self.question_to], self.question_to, [question for _, question in asked])
+        if asked and self.questioned is not None:
+            inputs = collate(self.questioned, self.question_to, [question for _, question in asked])
             places = torch.tensor([place for place, _ in asked])
             sources[self.question_to] = SourceBatch(inputs, places, streams=self.streams)
         texts = [item.texts for item in prepared]

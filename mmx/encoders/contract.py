@@ -8,7 +8,7 @@ what it gave, what the contract is, and so what to mend. Errors made on purpose 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,15 @@ from mmx.features import Features
 Prepared = dict[str, Tensor]
 
 
-def prepare(encoder: Encoder, source: str, raw: Any) -> Prepared:
+class Preparing(Protocol):
+    """The half of an encoder that data workers see; whatever reads questions has it too."""
+
+    def prepare(self, raw: Any) -> dict[str, Tensor]: ...
+
+    def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]: ...
+
+
+def prepare(encoder: Preparing, source: str, raw: Any) -> Prepared:
     """One raw input of a source to named tensors."""
     with _named(encoder, source, f"prepare({_kind(raw)})"):
         prepared = encoder.prepare(raw)
@@ -33,7 +41,7 @@ def accepts(encoder: Encoder, source: str, path: str) -> bool:
         return bool(encoder.accepts(path))
 
 
-def collate(encoder: Encoder, source: str, prepared: Sequence[Mapping[str, Tensor]]) -> Prepared:
+def collate(encoder: Preparing, source: str, prepared: Sequence[Mapping[str, Tensor]]) -> Prepared:
     """Prepared inputs to one batch."""
     with _named(encoder, source, "collate"):
         batch = encoder.collate(prepared)
@@ -95,7 +103,7 @@ def _check_values(states: Tensor, mask: Tensor, refuse: Any) -> None:
         raise refuse(f"NaN or infinite states in row {row}, slot {slot}", "finite numbers wherever the mask is True")
 
 
-def _named(encoder: Encoder, source: str, doing: str) -> AbstractContextManager[None]:
+def _named(encoder: Preparing, source: str, doing: str) -> AbstractContextManager[None]:
     return told_with_name(f"encoder {type(encoder).__name__} of source {source!r} failed in {doing} with")
 
 
@@ -119,7 +127,7 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {said}".split())[:200]
 
 
-def _check_tensors(given: Any, encoder: Encoder, source: str, method: str) -> Prepared:
+def _check_tensors(given: Any, encoder: Preparing, source: str, method: str) -> Prepared:
     wrong = _kind(given) if not isinstance(given, Mapping) else None
     if wrong is None and not given:
         wrong = "nothing"

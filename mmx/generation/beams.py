@@ -29,8 +29,12 @@ class _Pool:
     def add(self, text: Generated) -> None:
         self.texts = sorted([*self.texts, text], key=lambda t: -t.score)[: self.size]
 
+    @property
+    def full(self) -> bool:
+        return len(self.texts) == self.size
+
     def cannot_improve(self, reachable: float) -> bool:
-        return len(self.texts) == self.size and self.texts[-1].score >= reachable
+        return self.full and self.texts[-1].score >= reachable
 
 
 def beam_search(
@@ -133,13 +137,14 @@ class _Beams:
         self.logprobs = torch.cat([self.logprobs[rows, origin], logprob[:, :, None]], -1)
 
     def _close(self, alive: Tensor, length: int) -> None:
-        """A prompt is done when its pool is full and its best live beam, at its present length, cannot enter it; or
-        when the rules refuse every way on: where nothing has ended by then, the beams end as they stand."""
+        """A prompt is done when its pool is full and its best live beam, at its present length, cannot enter it (with
+        early_stopping, when it is full); or when the rules refuse every way on: where nothing has ended by then, the
+        beams end as they stand."""
         for group, (pool, total) in enumerate(zip(self.pools, alive.tolist(), strict=True)):
             if total == float("-inf") and not pool.texts:
                 self._release(group)
             over = total == float("-inf") or pool.cannot_improve(total / length**self.options.length_penalty)
-            pool.done = pool.done or over
+            pool.done = pool.done or over or (self.options.early_stopping and pool.full)
 
     def _release(self, group: int) -> None:
         """The live beams of a prompt go to its pool."""

@@ -17,11 +17,13 @@ Stop = Callable[[Tensor, Tensor], Tensor]  # (generated [N, t], logits [N, V]) -
 REFUSED = float("-inf")
 
 
-def build_rules(options: GenerationConfig, eos: int, banned: Sequence[int] = ()) -> list[Rule]:
+def build_rules(options: GenerationConfig, eos: int) -> list[Rule]:
     """The rules that the options switch on, in the order they are applied."""
     rules: list[Rule] = []
-    if banned:
-        rules.append(ban(banned))
+    if options.suppress_tokens:
+        rules.append(ban(options.suppress_tokens))
+    if options.begin_suppress_tokens:
+        rules.append(ban_first(options.begin_suppress_tokens))
     if options.min_new_tokens:
         rules.append(at_least(options.min_new_tokens, eos))
     if options.repetition_penalty != 1.0:
@@ -30,6 +32,8 @@ def build_rules(options: GenerationConfig, eos: int, banned: Sequence[int] = ())
         rules.append(no_repeated_ngram(options.no_repeat_ngram_size))
     if options.do_sample:
         rules += [temper(options.temperature), keep_best(options.top_k), keep_nucleus(options.top_p)]
+    if options.forced_eos_token_id is not None:
+        rules.append(force_last(options.max_new_tokens, options.forced_eos_token_id))
     return rules
 
 
@@ -37,6 +41,23 @@ def ban(tokens: Sequence[int]) -> Rule:
     """These tokens are never chosen."""
     index = torch.tensor(list(tokens))
     return lambda said, logits: logits.index_fill(-1, index.to(logits.device), REFUSED)
+
+
+def ban_first(tokens: Sequence[int]) -> Rule:
+    """These tokens do not come first."""
+    never = ban(tokens)
+    return lambda said, logits: logits if said.shape[1] else never(said, logits)
+
+
+def force_last(length: int, token: int) -> Rule:
+    """Where only one token more may come, it is this one, and certain."""
+
+    def rule(said: Tensor, logits: Tensor) -> Tensor:
+        if said.shape[1] != length - 1:
+            return logits
+        return torch.full_like(logits, REFUSED).index_fill(-1, torch.tensor(token, device=logits.device), 0.0)
+
+    return rule
 
 
 def at_least(length: int, eos: int) -> Rule:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mmx.cache import KeyValueCache
-from mmx.decoder import Recorder, TextDecoder
+from mmx.decoder import TextDecoder
+from mmx.looking import Recorder
 from mmx.memory import Memory
 
 

@@ -321,7 +321,7 @@ def build_model(
     assert config.model is not None, "the configuration has one or the other"
     if stopped_at is not None:
         text = (stopped_at / TOKENIZER).read_text(encoding="utf-8")
-        return Model(config.model, Tokenizer.from_json(text, str(stopped_at)))
+        return Model(config.model, Tokenizer.from_json(text, str(stopped_at), config.model.marks))
     return Model(config.model, Tokenizer.train(_texts(sets), config.model.vocabulary))
 
 

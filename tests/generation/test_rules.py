@@ -136,7 +136,7 @@ def test_options_switch_on_their_rules_and_no_others():
     assert build_rules(GenerationConfig(temperature=0.5, top_k=3, top_p=0.5), EOS) == [], "these are about sampling"
     one = {"min_new_tokens": 2}, {"repetition_penalty": 1.1}, {"no_repeat_ngram_size": 3}
     assert [len(build_rules(GenerationConfig(**options), EOS)) for options in one] == [1, 1, 1]
-    assert len(build_rules(GenerationConfig(do_sample=True), EOS, banned=[0])) == 4
+    assert len(build_rules(GenerationConfig(do_sample=True, suppress_tokens=(0,)), EOS)) == 4
 
 
 @EFFORT

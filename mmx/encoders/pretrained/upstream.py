@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from mmx.config import Frozen
@@ -85,6 +85,7 @@ _NOT_KEPT = """architectures auto_map id2label label2id dtype torch_dtype attn_i
 DROPPED = frozenset(_NOT_KEPT.split())
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TOKENIZER = "tokenizer.json"
+SPARE = ("pooler.", "embeddings.position_ids")  # may lie beside an encoder's tensors: they hand nothing over
 
 
 class PretrainedOptions(Frozen):
@@ -132,6 +133,27 @@ def load_upstream(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, A
     found = {"layer": layer, "architecture": architecture, "preprocessing": facts}
     found |= {"name": None, "revision": None} if folder.is_dir() else {}  # a path says nothing elsewhere
     return options.model_copy(update=found), encoder, tokenizer
+
+
+def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The options of an encoder that is part of a published model: from its part of config.json, and the processor
+    that lies in the folder."""
+    import transformers
+
+    with _quiet():
+        whole = _config(_clean(config), name)
+        architecture, _ = _resolve(whole, PretrainedOptions(name=name))
+        kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[FAMILIES[architecture["model_type"]].modality]
+        with reading(name, kind, "preprocessor_config.json"):
+            processor = getattr(transformers, f"Auto{kind}").from_pretrained(str(folder))
+    return {"architecture": architecture, "preprocessing": _facts(processor)}
+
+
+def load_tensors(name: str, architecture: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published tensors of one encoder, under the names that its module has here. None may lack or be left over."""
+    with _quiet():
+        source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
+        return dict(build_upstream(architecture, None, name, source).state_dict())
 
 
 def _has(place: dict[str, Any], file: str) -> bool:
@@ -199,6 +221,10 @@ def build_upstream(
     if own := sorted(key for key in lacking if key.startswith(path) and not key.startswith(unused)):
         given = f"{name!r} lacks {len(own)} tensors of its {config.model_type} encoder, such as {own[0]}"
         raise EncoderError(f"{given}; expected all of them; download it again.")
+    extra = sorted(key for key in report.get("unexpected_keys", ()) if not key.startswith(SPARE))
+    if extra and source and "state_dict" in source:
+        given = f"{name!r} holds {extra[0]}, which a {config.model_type} encoder does not have"
+        raise EncoderError(f"{given}; is its config.json its own?")
     encoder = model.get_submodule(path)
     for part in unused:
         encoder.set_submodule(part, nn.Identity())

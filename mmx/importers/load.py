@@ -1,0 +1,78 @@
+"""From a published checkpoint to a model of ours: its family is found, its tables followed, nothing left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmx.checkpoint import fill
+from mmx.config import GenerationConfig
+from mmx.encoders.pretrained.upstream import load_tensors
+from mmx.errors import CheckpointError, MmxError
+from mmx.importers.plan import Plan
+from mmx.importers.published import Published, open_published
+from mmx.importers.tables import convert
+from mmx.model import Model
+
+FAMILIES = {  # as config.json tells them: model_type, and the decoder's or the first architecture where it decides
+    "vision-encoder-decoder gpt2": "vit_gpt2",
+    "vision-encoder-decoder trocr": "trocr",
+    "blip BlipForConditionalGeneration": "blip",
+    "blip BlipForQuestionAnswering": "blip_vqa",
+    "marian": "marian",
+    "whisper": "whisper",
+}
+
+
+def load_published(
+    name: str, revision: str | None = None, allow_pickle: bool = False, device: str | torch.device = "cpu"
+) -> tuple[Model, GenerationConfig, dict[str, Any]]:
+    """The model of a published checkpoint (a folder or a public name), how it chooses words, and where it is from.
+
+    Raises CheckpointError for an unknown family, a missing or extra tensor, a damaged file or a pickle.
+    """
+    published = open_published(name, revision, allow_pickle)
+    family, plan_for = family_of(published)
+    try:
+        plan = plan_for(published)
+    except MmxError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        lacking = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has facts that do not fit together"
+        raise CheckpointError(f"config.json of {name!r} {lacking}; expected that of a {family}, whole.") from error
+    model = Model(plan.config, plan.tokenizer)
+    fill(model, _tensors(published, plan, model), repr(name))
+    origin = {"imported_from": name, "family": family, "revision": revision}
+    return model.to(device).eval(), plan.generation, origin
+
+
+def family_of(published: Published) -> tuple[str, Callable[[Published], Plan]]:
+    """The family's name and its plan. Raises CheckpointError for one that is not known, with those that are."""
+    config = published.config
+    decoder = config.get("decoder")
+    told = [config.get("model_type"), decoder.get("model_type") if isinstance(decoder, dict) else None]
+    architectures = [str(a) for a in config.get("architectures") or []]
+    for named in (f"{told[0]} {told[1]}", *(f"{told[0]} {a}" for a in architectures), str(told[0])):
+        if named in FAMILIES:
+            return named, import_module(f"mmx.importers.{FAMILIES[named]}").plan
+    given = " ".join(str(part) for part in (*told, *architectures) if part) or "no model_type"
+    raise CheckpointError(
+        f"{published.name!r} is {given}, a family that mmx does not read; expected one of {', '.join(FAMILIES)}."
+    )
+
+
+def _tensors(published: Published, plan: Plan, model: Model) -> dict[str, Tensor]:
+    """All of our tensors: those that the tables make, and those that pretrained encoders load by their own names."""
+    theirs = dict(published.tensors)
+    ours: dict[str, Tensor] = {}
+    for source, prefix in plan.encoders.items():
+        own = {name.removeprefix(prefix): theirs.pop(name) for name in list(theirs) if name.startswith(prefix)}
+        architecture = plan.config.sources[source].options["architecture"]
+        loaded = load_tensors(published.name, architecture, own)
+        ours |= {f"sources.{source}.encoder.model.{name}": tensor for name, tensor in loaded.items()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return ours | convert(plan.weights, plan.dropped, theirs, shapes, repr(published.name))
