@@ -270,6 +270,12 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
+def is_checkpoint(folder: str | Path) -> bool:
+    """Whether a name is `bundled`, or leads to a folder with a checkpoint of ours."""
+    place = Path(folder)
+    return str(folder) == "bundled" or (place / CONFIG).is_file() or _aside(place.resolve()).is_dir()
+
+
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
     if str(folder) == "bundled" and not folder.exists():

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+Precision = Literal["float32", "bfloat16", "int8"]  # of the decoder's weights; int8: on the CPU
+
 
 class Frozen(BaseModel):
     """Immutable; a key that is not a field is refused."""
@@ -255,6 +257,17 @@ class PartConfig(Frozen):
     freeze: bool = False
 
 
+class LoraConfig(Frozen):
+    """Low-rank adapters (Hu et al. 2021, "LoRA", section 4.1) on linear maps of the decoder's blocks, by their names
+    there: qkv and out of the self-attention, up, gate and out of the feed-forward. All else of the decoder but its
+    cross-attention is frozen, unless `training.parts` has an entry for it."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    targets: tuple[str, ...] = Field(("qkv", "out", "up"), min_length=1)
+
+
 class TrainingConfig(Frozen):
     """One training run. A step is one optimizer update of `batch_size` pictures a process times `accumulation`."""
 
@@ -273,6 +286,7 @@ class TrainingConfig(Frozen):
     ema: float = Field(0.0, ge=0.0, lt=1.0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     parts: dict[str, PartConfig] = {}
+    lora: LoraConfig | None = None
     seed: int = 0
     workers: int = Field(0, ge=0)
     log_every: PositiveInt = 50

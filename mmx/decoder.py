@@ -4,6 +4,8 @@ Alphabet: B memories, K streams, N = B*K, T text positions, S source slots, L la
 V vocabulary. Masks: True = may be attended. The cache and the recorder are arguments; the decoder keeps no state.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from mmx.config import DecoderConfig
 from mmx.layers import ACTIVATIONS, build_norm, initialise
 from mmx.looking import LookingStack, Recorder
 from mmx.memory import Memory
+from mmx.packing import LEAST, Packing, pack, packed
 
 
 class Head(nn.Module):
@@ -23,10 +26,18 @@ class Head(nn.Module):
         self.table = None if config.tied_embeddings else nn.Parameter(torch.randn(vocabulary, config.width) * 0.02)
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.head_bias else None
         self.transform = HeadTransform(config) if config.head_transform else nn.Identity()
+        self.scores: Callable[[Tensor], Tensor] | None = None  # the same maps packed; no part of what is saved
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """[..., E] -> [..., V]."""
-        return F.linear(self.transform(states), embedding if self.table is None else self.table, self.bias)
+        states = self.transform(states)
+        if self.scores is not None:
+            return self.scores(states)
+        return F.linear(states, embedding if self.table is None else self.table, self.bias)
+
+    def pack(self, embedding: Tensor, kind: Packing) -> None:
+        """Lay the scores out for speaking, beside the embedding, whose rows are still looked up."""
+        self.scores = packed(embedding if self.table is None else self.table, self.bias, kind).forward
 
 
 class HeadTransform(nn.Module):
@@ -65,6 +76,12 @@ class TextDecoder(LookingStack):
     def logits(self, states: Tensor) -> Tensor:
         """[..., E] -> [..., V]."""
         return self.head(states, self.embedding.table)
+
+    def pack(self, kind: Packing) -> None:
+        """For inference on a CPU: every large map in the layout that is fastest to read, see `mmx.packing`."""
+        pack(self, kind)
+        if self.embedding.table.numel() >= LEAST:
+            self.head.pack(self.embedding.table, kind)
 
     def new_cache(self, streams: int, capacity: int) -> KeyValueCache:
         """An empty cache for N `streams` of up to `capacity` tokens."""

@@ -120,8 +120,8 @@ class SelfAttention(nn.Module):
         rope = config.positions == "rope"
         self.rotary = Rotary(config.head_size, config.rope_theta, config.rope_scaling) if rope else None
 
-    def forward(self, x: Tensor, mask: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
-        """x: [N, T, E], mask: bool [N, 1, T, all positions], positions: [N, T] -> [N, T, E]."""
+    def forward(self, x: Tensor, mask: Tensor | None, positions: Tensor, past: Past | None = None) -> Tensor:
+        """x: [N, T, E], mask: bool [N, 1, T, all positions] (None: all), positions: [N, T] -> [N, T, E]."""
         together = split_heads(self.qkv(x), self.heads + 2 * self.key_heads)
         queries, keys, values = together.split([self.heads, self.key_heads, self.key_heads], 1)
         if self.rotary is not None:

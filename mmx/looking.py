@@ -43,8 +43,8 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(config.width, inner, bias=config.biases)
         self.out = nn.Linear(inner, config.width, bias=config.biases)
 
-    def forward(self, x: Tensor, memory: Memory, mask: Tensor, recorder: Recorder | None) -> Tensor:
-        """x: [N, T, E], mask: bool broadcastable to [B, 1, K*T, S] -> [N, T, E]."""
+    def forward(self, x: Tensor, memory: Memory, mask: Tensor | None, recorder: Recorder | None) -> Tensor:
+        """x: [N, T, E], mask: bool broadcastable to [B, 1, K*T, S] (None: all) -> [N, T, E]."""
         queries = fold_streams(split_heads(self.query(x), self.heads), memory.batch)
         if recorder is not None:
             recorder.note(self.index, queries)
@@ -68,11 +68,11 @@ class LookingBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         positions: Tensor,
         past: Past | None,
         memory: Memory,
-        memory_mask: Tensor,
+        memory_mask: Tensor | None,
         recorder: Recorder | None,
     ) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
@@ -117,7 +117,7 @@ class LookingStack(nn.Module):
         exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.flatten(0, 1)
         held = exists if cache is None else cache.extend_mask(exists)
         positions = real_positions(held)[:, -length:]
-        may_attend = _causal(held, length) if causal else held[:, None, None]
+        may_attend = _attendable(held, length, causal)
         memory_mask = memory.attendable(streams, length, visibility)
         x = self.embedding(tokens, positions)
         for index, block in enumerate(self.blocks):
@@ -143,6 +143,13 @@ class LookingStack(nn.Module):
         return Memory.empty(
             len(config.looking), batch, config.heads, config.head_size, dtype=like.dtype, device=like.device
         )
+
+
+def _attendable(held: Tensor, length: int, causal: bool) -> Tensor | None:
+    """bool [N, 1, T or 1, held]: which of their own text's positions the last T may attend; None for all of them."""
+    if length == 1 and held.device.type == "cpu" and bool(held.all()):  # on a GPU it would cost more than it saves
+        return None
+    return _causal(held, length) if causal else held[:, None, None]
 
 
 def _causal(held: Tensor, length: int) -> Tensor:

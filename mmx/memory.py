@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,16 @@ class Memory:
             raise MmxError(f"{streams} streams cannot share a memory of {views} questions; give a multiple of {views}.")
         return None if self.shown is None else self.shown.repeat_interleave(streams // views, 1)
 
-    def attendable(self, streams: int, length: int, visibility: Tensor | None = None) -> Tensor:
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every slot exists and every stream may see it."""
+        return self.shown is None and bool(self.mask.all())
+
+    def attendable(self, streams: int, length: int, visibility: Tensor | None = None) -> Tensor | None:
         """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` (bool
-        [T, S]) withholds; K = `streams`, T = `length`, as cross-attention folds them."""
+        [T, S]) withholds; K = `streams`, T = `length`, as cross-attention folds them. None where that is every slot."""
+        if self.complete and visibility is None:
+            return None
         mask, shown = self.mask[:, None, None], self.seen_by(streams)
         if visibility is None and shown is None:
             return mask

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmx.config import ModelConfig, SourceConfig
+from mmx.config import ModelConfig, Precision, SourceConfig
 from mmx.decoder import TextDecoder
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate, prepare
 from mmx.errors import ConfigError, EncoderError, MmxError, suggest
 from mmx.memory import Memory, join
+from mmx.packing import can_pack
 from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
 from mmx.reader import READER, Reader
 from mmx.sources import Source, SourceBatch
@@ -51,6 +52,16 @@ class Model(nn.Module):
             raise MmxError(f"the model has no source {source!r}; {suggest(source, list(self.sources))}")
         return self.encoders[source]
 
+    def speak_in(self, dtype: Precision) -> None:
+        """For inference: the decoder's weights in this type and, on a CPU, laid out for speaking. Raises MmxError."""
+        on_cpu = self.device.type == "cpu"
+        if dtype == "int8" and not on_cpu:
+            raise MmxError(f"dtype int8 is for the CPU, the model is on {self.device}; give bfloat16, or device cpu.")
+        if dtype == "bfloat16":
+            self.decoder.to(torch.bfloat16)
+        if on_cpu and can_pack():
+            self.decoder.pack("int8" if dtype == "int8" else "blocks")
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -62,11 +73,15 @@ class Model(nn.Module):
         memories = [self._remember(name, given, batch) for name, given in sources.items() if len(given.rows)]
         return join(*memories) if memories else (self.reader or self.decoder).empty_memory(batch)
 
-    def read(self, memory: Memory, questions: SourceBatch) -> Memory:
+    def read(self, memory: Memory, questions: SourceBatch | None) -> Memory:
         """What the decoder looks at, once questions are asked over the memory of the sources: both, side by side, or
-        what the reader makes of them."""
+        what the reader makes of them. Without a question a reader leaves nothing to see."""
         if self.reader is not None:
+            if questions is None or not len(questions.rows):
+                return self.decoder.empty_memory(memory.batch)  # the sources' keys are for the reader's queries
             return self.reader(questions.inputs, questions.rows, memory, questions.streams)
+        if questions is None:
+            return memory
         return join(memory, self.encode({self.config.question_to: questions}, memory.batch))
 
     @property
@@ -88,7 +103,7 @@ class Model(nn.Module):
         asked = sources.get(self.config.question_to)
         memory = self.encode({n: s for n, s in sources.items() if s is not asked}, len(tokens))
         memory = memory if boxes is None else memory.focus(boxes)
-        states = self.decoder.states(tokens, memory if asked is None else self.read(memory, asked), mask)
+        states = self.decoder.states(tokens, self.read(memory, asked), mask)
         logits = self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
         if torch.is_grad_enabled() and not logits.requires_grad:
             # All that is trained is a source that no row has: a gradient of zero, and here, where every rank sees it.

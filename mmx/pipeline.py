@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmx.checkpoint import BUNDLED, load_generation, load_model
-from mmx.config import GenerationConfig
+from mmx.checkpoint import BUNDLED, is_checkpoint, load_generation, load_model
+from mmx.config import GenerationConfig, Precision
 from mmx.data.batches import pack_boxes, pad_texts
 from mmx.encoders.contract import Prepared, accepts
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate, rank_texts, stream
 from mmx.generation.generate import Stop
+from mmx.importers import load_published
+from mmx.importers.published import CONFIG as PUBLISHED
 from mmx.memory import Box, Memory, check_box
 from mmx.model import Model
 from mmx.prompts import tidy_question
@@ -60,10 +62,20 @@ class Ranked:
     logprob: float
 
 
-def load(model: str | Path | None = None, device: str | torch.device = "cpu") -> Pipeline:
-    """The bundled model, or that of a checkpoint folder, ready to be asked. Raises CheckpointError."""
-    folder = BUNDLED if model is None else model
-    return Pipeline(load_model(folder, device), load_generation(folder))
+def load(model: str | Path | None = None, device: str | torch.device = "cpu", dtype: Precision = "float32") -> Pipeline:
+    """A model ready to be asked: the bundled one, that of a checkpoint folder, or a published one (its folder, or its
+    public name) of a family that `mmx.importers` knows. Raises CheckpointError.
+
+    dtype: that of the decoder. On a CPU its weights are laid out for speaking (see `mmx.packing`): such a model is for
+    asking; to train one, take `mmx.checkpoint.load_model`.
+    """
+    name = BUNDLED if model is None else model
+    if is_checkpoint(name) or (Path(name).is_dir() and not (Path(name) / PUBLISHED).exists()):
+        loaded, generation = load_model(name, device), load_generation(name)
+    else:
+        loaded, generation, _ = load_published(str(name), device=device)
+    loaded.speak_in(dtype)
+    return Pipeline(loaded, generation)
 
 
 class Pipeline:
@@ -222,11 +234,13 @@ class Pipeline:
     ) -> tuple[DecoderStep, Tensor, Tensor, GenerationConfig]:
         """The step over a memory, the prompts [B, K, T] with their mask (rows with fewer questions are filled up), and
         the options with no more new tokens than the decoder has positions for."""
-        most = max(len(row) for row in questions)
+        most, eos = max(len(row) for row in questions), self.model.tokenizer.eos
+        told = [[(self.prompt_tokens(question), [eos]) for question in row] for row in questions]
+        spare = next(text for row in told for text in row)  # not the caption's, which a model may not have
+        texts = [[*row, *([spare] * (most - len(row)))] for row in told]
         filled = [[*row, *([None] * (most - len(row)))] for row in questions]
-        texts = [[(self.prompt_tokens(question), [self.model.tokenizer.eos]) for question in row] for row in filled]
         tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
-        memory = self.with_questions(memory, filled)
+        memory = self.with_questions(memory, filled).to(dtype=self.model.decoder.embedding.table.dtype)
         options = self._fitted(options, asked=any(q is not None for row in questions for q in row))
         return DecoderStep(self.model.decoder, memory, options.max_new_tokens), tokens, mask, options
 
@@ -268,9 +282,9 @@ class Pipeline:
     def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
         """What the decoder looks at, where the model's questions are read by a text encoder or by the reader."""
         name, streams = self.model.config.question_to, len(questions[0])
-        asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q]
+        asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q is not None]
         if name == "prompt" or not asked:
-            return memory
+            return memory if name == "prompt" else self.model.read(memory, None)
         given = self.model.collate(name, [tidy_question(q) for _, q in asked], [row for row, _ in asked])
         return self.model.read(memory, given._replace(streams=streams))
 

@@ -14,13 +14,21 @@ from torch import Tensor, nn
 from mmx.config import DecoderConfig, ReaderConfig
 from mmx.errors import MmxError
 from mmx.features import Features
-from mmx.layers import initialise
+from mmx.layers import TokenEmbedding, initialise
 from mmx.looking import LookingStack
 from mmx.memory import Memory
 from mmx.projection import KeyValueProjection
 from mmx.tokenizer import Tokenizer
 
 READER = "reader"  # its name among the sources of a batch, and that of its slots in a memory
+
+
+class EmbeddingByPlace(TokenEmbedding):
+    """Padding after a text has positions of its own, which those who show it expect; elsewhere it counts nothing."""
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens, positions: int [N, T] -> [N, T, E], each token at its place in the row."""
+        return super().forward(tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(positions))
 
 
 class Reader(LookingStack):
@@ -30,6 +38,8 @@ class Reader(LookingStack):
         super().__init__(config, len(tokenizer))
         self.tokenizer, self.opening, self.closing = tokenizer, list(config.opening), list(config.closing)
         self.shows_padding = config.shows_padding
+        if config.shows_padding:
+            self.embedding = EmbeddingByPlace(config, self.vocabulary)
         initialise(self, config.layers)
         self.projection = KeyValueProjection(config.projection, decoder, config.width, 1, READER)
 

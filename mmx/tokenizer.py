@@ -43,7 +43,7 @@ class Tokenizer:
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """A prompt to tokens: marks by their ids, strings as plain text. Raises MmxError for a task that is lacking."""
-        if lacking := next((p for p in prompt if isinstance(p, Mark) and p not in self.marks), None):
+        if lacking := next((p for p in prompt if p in MARKS and p not in self.marks), None):
             made, asked = ("answer questions", "caption") if lacking is CAPTION else ("caption", "answer questions")
             raise MmxError(f"this model was made to {made}, not to {asked}; give another model with --model.")
         parts = (self.marks[p] if isinstance(p, Mark) else self.encode(p) for p in prompt)

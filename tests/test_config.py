@@ -88,7 +88,7 @@ REFUSED = [
     (
         ModelConfig,
         {"sources": SOURCES, "question_to": "text"},
-        r"question_to is 'text'; expected 'prompt' or one of \['image'\]",
+        r"question_to is 'text'; expected one of prompt, image",
     ),
     (DataConfig, {"path": "x", "part": (0.5, 0.5)}, r"part is \[0.5, 0.5\]; expected two fractions such as \[0, 0.9\]"),
     (DataConfig, {"path": "x", "part": (0.5, 1.5)}, "part is"),

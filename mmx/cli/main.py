@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mmx.cli import measure, plugins, speak
+from mmx.cli import convert, measure, plugins, speak
 from mmx.errors import ConfigError, MmxError
 from mmx.output import one_line
 
@@ -33,6 +33,7 @@ def _common(
 
 app.command("caption")(speak.caption)
 app.command("ask")(speak.ask)
+app.command("import")(convert.import_)
 app.command("train")(measure.train)
 app.command("eval")(measure.evaluate_)
 app.command("new-encoder")(plugins.new_encoder)

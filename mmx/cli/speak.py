@@ -13,6 +13,7 @@ from mmx.cli.options import (
     BatchOption,
     BeamsOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
     OutOption,
@@ -35,9 +36,10 @@ AlsoOption = Annotated[
 
 
 def caption(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO", help="Pictures, or folders to be walked.")],
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Pictures, or folders to be walked.")],
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     batch_size: BatchOption = 16,
     beams: BeamsOption = None,
     max_tokens: TokensOption = None,
@@ -47,13 +49,18 @@ def caption(
 ) -> None:
     """Say what is in each picture: path, tab, caption.
 
-    Other inputs as well, where the model has a source that reads them.
+    Other inputs as well, where the model has a source that reads them: a sound's path is heard, and "text=Guten Tag"
+    is what a translator's source `text` reads.
     """
-    pipeline = load_pipeline(model, device)
-    paths, refused = _find_inputs(photos, pipeline)
-    said = pipeline.captions(paths, batch_size, num_beams=beams, max_new_tokens=max_tokens)
-    rows = (result_row({_source(path, pipeline): path}, path, "caption", text) for path, text in chain(refused, said))
-    total = len(refused) + len(paths)
+    pipeline = load_pipeline(model, device, dtype)
+    typed = [photo for photo in photos if _named(photo, pipeline)]
+    files = [Path(photo) for photo in photos if photo not in typed]
+    paths, refused = _find_inputs(files, pipeline) if files else ([], [])
+    given = [*(_named(text, pipeline) for text in typed), *({_source(path, pipeline): path} for path in paths)]
+    said = pipeline.captions(given, batch_size, num_beams=beams, max_new_tokens=max_tokens)
+    unread = (({_source(path, pipeline): path}, error) for path, error in refused)
+    rows = (result_row(dict(inputs), _name(inputs), "caption", text) for inputs, text in chain(unread, said))
+    total = len(refused) + len(given)
     leave(deliver(rows, total, out, as_json, quiet, lambda row: f"{row.name}\t{one_line(row.facts['caption'])}"))
 
 
@@ -69,6 +76,7 @@ def ask(
     also: AlsoOption = None,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
     batch_size: BatchOption = 16,
     beams: BeamsOption = None,
     max_tokens: TokensOption = None,
@@ -86,7 +94,7 @@ def ask(
         from mmx.memory import check_box
 
         check_box(_parse_box(box))
-    pipeline = load_pipeline(model, device)
+    pipeline = load_pipeline(model, device, dtype)
     asked = [(_by_source(inputs, pipeline), question, region) for _, inputs, question, region in told]
     found = pipeline.answers(asked, batch_size, num_beams=beams, max_new_tokens=max_tokens)
     rows = (
@@ -107,6 +115,12 @@ def ask(
 
 Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
 Told = tuple[Inputs, Inputs, str, "Box | None"]  # as written, with paths found, the question, the region
+
+
+def _named(text: str, pipeline: Pipeline) -> Inputs | None:
+    """An input typed with the name of its source, as text=...; None for a path."""
+    name, _, raw = text.partition("=")
+    return {name: raw} if raw and name in pipeline.model.encoders and not Path(text).exists() else None
 
 
 def _find_inputs(photos: Sequence[Path], pipeline: Pipeline) -> tuple[list[str], list[tuple[str, MmxError]]]:

@@ -123,8 +123,9 @@ class _Choice:
     def _choose(self, history: Tensor, logits: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each stream, and its log-probability under the model before any rule."""
         scores = logits.float()
-        for rule in [*self.rules, end_at_dead_ends(self.eos)]:
-            scores = rule(history, scores)
+        if self.rules:
+            for rule in [*self.rules, end_at_dead_ends(self.eos)]:
+                scores = rule(history, scores)
         if self.options.do_sample:
             # The first token whose share reaches beyond the draw; one that is refused reaches no further than the one
             # before it (in float64 also where a GPU adds up in another order).

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from mmx.config import GenerationConfig, ProjectionConfig, SourceConfig
 from mmx.encoders.pretrained.upstream import describe_encoder
 from mmx.errors import CheckpointError
 from mmx.importers.published import Published, reading
+from mmx.importers.tables import Rule
 from mmx.tokenizer import Tokenizer
 
 ACTIVATIONS = {
@@ -85,9 +88,11 @@ def read_generation(published: Published, prompt: int) -> GenerationConfig:
         ours = {fact: value for fact in kept if (value := getattr(theirs, fact)) is not None}
         if "early_stopping" in ours:
             ours["early_stopping"] = ours["early_stopping"] is True
+        if banned := [word[0] for word in theirs.bad_words_ids or [] if len(word) == 1]:  # longer ones are not kept
+            ours["suppress_tokens"] = sorted({*ours.get("suppress_tokens", ()), *banned})
         if isinstance(ours.get("forced_eos_token_id"), list):
             ours["forced_eos_token_id"] = ours["forced_eos_token_id"][0]
-        most = theirs.max_new_tokens or (theirs.max_length or 20) - prompt
+        most = theirs.max_new_tokens or (theirs.max_length - prompt if theirs.max_length else 20)
         least = theirs.min_new_tokens or max(0, (theirs.min_length or 0) - prompt)
         return GenerationConfig(max_new_tokens=max(1, most), min_new_tokens=min(least, max(1, most)), **ours)
 
@@ -95,3 +100,18 @@ def read_generation(published: Published, prompt: int) -> GenerationConfig:
 def first(token: Any) -> int:
     """A special token, or the first of several."""
     return int(token[0] if isinstance(token, list) else token)
+
+
+def special(published: Published, fact: str, *configs: Mapping[str, Any]) -> int:
+    """A special token by its name, from where transformers looks first: generation_config.json, then config.json, then
+    other `configs` of parts. Raises CheckpointError where none has it."""
+    saved = (published.folder / "generation_config.json").exists()
+    for told in (published.facts("generation_config.json") if saved else {}, published.config, *configs):
+        if told.get(fact) is not None:
+            return first(told[fact])
+    raise CheckpointError(f"{published.name!r} tells no {fact}; expected it in config.json, download it again.")
+
+
+def computed(ours: str, beside: str, table: Tensor) -> Rule:
+    """A rule for what is computed and not published, such as waves; `beside`: a tensor that is there anyway."""
+    return Rule(ours, (beside,), lambda _: table)

@@ -29,13 +29,13 @@ FAMILIES = {  # as config.json tells them: model_type, and the decoder's or the 
 
 
 def load_published(
-    name: str, revision: str | None = None, allow_pickle: bool = False, device: str | torch.device = "cpu"
+    name: str, revision: str | None = None, pickles: bool = False, device: str | torch.device = "cpu"
 ) -> tuple[Model, GenerationConfig, dict[str, Any]]:
     """The model of a published checkpoint (a folder or a public name), how it chooses words, and where it is from.
 
     Raises CheckpointError for an unknown family, a missing or extra tensor, a damaged file or a pickle.
     """
-    published = open_published(name, revision, allow_pickle)
+    published = open_published(name, revision, pickles)
     family, plan_for = family_of(published)
     try:
         plan = plan_for(published)

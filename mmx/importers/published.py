@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmx.errors import CheckpointError, MmxError
 
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+CONFIG, SAFE, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 FETCHED = ["*.json", "*.txt", "*.model", "*.spm", "*.safetensors"]
 
 
@@ -28,12 +28,12 @@ class Published:
 
     name: str
     folder: Path
-    allow_pickle: bool = False
+    pickles: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json."""
-        return self.facts("config.json")
+        return self.facts(CONFIG)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class Published:
             raise CheckpointError(f"{path} {what}; expected whole safetensors, download it again.") from error
 
     def _read_pickled(self, path: Path) -> dict[str, Tensor]:
-        if not self.allow_pickle:
+        if not self.pickles:
             raise CheckpointError(
                 f"{self.name!r} has its weights in {path.name}, a pickle, which may run code; look for a version with "
                 f"{SAFE}, or add --allow-pickle, which reads tensors alone."
@@ -93,29 +93,29 @@ class Published:
         return dict(found)
 
 
-def open_published(name: str, revision: str | None = None, allow_pickle: bool = False) -> Published:
+def open_published(name: str, revision: str | None = None, pickles: bool = False) -> Published:
     """The published checkpoint of a folder, or of a public name, which is downloaded by huggingface_hub.
 
     Raises CheckpointError where there is none.
     """
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
-        folder = _download(name, revision, allow_pickle)
-    found = Published(name, folder, allow_pickle)
-    found.facts("config.json")
+        folder = _download(name, revision, pickles)
+    found = Published(name, folder, pickles)
+    found.facts(CONFIG)
     return found
 
 
-def _download(name: str, revision: str | None, allow_pickle: bool) -> Path:
+def _download(name: str, revision: str | None, pickles: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [*FETCHED, "*.bin"] if allow_pickle else FETCHED
+    wanted = [*FETCHED, "*.bin"] if pickles else FETCHED
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the library raises what it likes, from wrong names to broken connections
         raise CheckpointError(
             f"{name!r} is no folder here and could not be downloaded (no such name, no network, or HF_HUB_OFFLINE=1 is "
-            "set); check the name, or give the folder of a downloaded model."
+            "set); check the name, or give a folder: runs/NAME/best of mmx train, or that of a downloaded model."
         ) from error
 
 

@@ -31,11 +31,13 @@ from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.errors import ConfigError, MmxError, TrainingError, suggest
 from mmx.evaluation import evaluate
+from mmx.importers.language import build_from_language_model
 from mmx.model import Model, mount
 from mmx.pipeline import Pipeline
 from mmx.prompts import tidy_caption, tidy_question
 from mmx.settings import dump_settings
 from mmx.tokenizer import Tokenizer
+from mmx.training.adapters import prepare_parts
 from mmx.training.devices import start_processes
 from mmx.training.optim import MovingAverage, build_optimizer, learning_rate, set_mode, token_loss
 from mmx.training.state import Progress, load_state, newest, save_state
@@ -68,6 +70,7 @@ class Trainer:
         options = self.options
         torch.manual_seed(options.seed)
         self.model = build_model(config, sets, found)
+        self.options = options = prepare_parts(self.model, config)
         self.data = TrainingSet(
             self.model, sets, options.seed, options.streams, options.max_text, options.source_dropout
         )
@@ -311,14 +314,16 @@ class Trainer:
 def build_model(
     config: Config, sets: Sequence[tuple[DataConfig, Sequence[Example]]], stopped_at: Path | None = None
 ) -> Model:
-    """A new model with a tokenizer learned from the training texts, or the checkpoint that `init` names, with what is
-    mounted beside its sources.
+    """A new model with a tokenizer learned from the training texts, or round the language model that its decoder names,
+    or the checkpoint that `init` names, with what is mounted beside its sources.
 
-    A run that goes on keeps its tokenizer, whatever has become of the data.
+    A run that goes on keeps its tokenizer, whatever has become of the data, and needs no language model again.
     """
     if config.init is not None:
         return mount(load_model(config.init), config.mount)
     assert config.model is not None, "the configuration has one or the other"
+    if config.model.decoder.init_from is not None:
+        return load_model(stopped_at) if stopped_at else build_from_language_model(config.model)
     if stopped_at is not None:
         text = (stopped_at / TOKENIZER).read_text(encoding="utf-8")
         return Model(config.model, Tokenizer.from_json(text, str(stopped_at), config.model.marks))

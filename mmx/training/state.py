@@ -28,7 +28,10 @@ from mmx.checkpoint import WEIGHTS, fill, once, read_tensors, write_folder, writ
 from mmx.config import Config
 from mmx.errors import CheckpointError
 from mmx.model import Model
+from mmx.training.adapters import averaged_adapters, plain
 from mmx.training.optim import MovingAverage
+
+ADAPTERS = "adapters.safetensors"  # their average, which a checkpoint has added up with what they stand on
 
 
 @dataclass
@@ -63,9 +66,12 @@ def save_state(
     is complete. Raises CheckpointError when it cannot be written; what stood there is untouched."""
 
     def write(place: Path) -> None:
-        write_model(place, model, provenance, config.generation, weights=average.weights)
+        with plain(model, average) as weights:
+            write_model(place, model, provenance, config.generation, weights=weights)
         inner = place / "training"
         inner.mkdir()
+        if adapters := averaged_adapters(average):
+            save_file({name: tensor.contiguous() for name, tensor in adapters.items()}, inner / ADAPTERS)
         raw = {name: tensor.detach().contiguous() for name, tensor in once(model.state_dict()).items()}
         save_file(raw, inner / WEIGHTS)
         names = {"parameters": json.dumps(_trained_names(model, optimizer))}
@@ -92,6 +98,8 @@ def load_state(folder: Path, model: Model, optimizer: torch.optim.Optimizer, ave
     _check_names(inner / "optimizer.safetensors", _trained_names(model, optimizer))
     _unflatten(optimizer, read_tensors(inner / "optimizer.safetensors"), folder)
     averaged = read_tensors(folder / WEIGHTS)
+    if (inner / ADAPTERS).exists():
+        averaged |= read_tensors(inner / ADAPTERS)
     for name, tensor in average.weights.items():
         tensor.copy_(averaged[name])
     try:

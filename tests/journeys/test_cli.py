@@ -21,7 +21,7 @@ from mmx.output import one_line
 from mmx.pipeline import Pipeline
 from mmx.testing import tiny_model
 
-COMMANDS = ("caption", "ask", "train", "eval", "new-encoder", "scenes", "bench", "encoders")
+COMMANDS = ("caption", "ask", "import", "train", "eval", "new-encoder", "scenes", "bench", "encoders")
 
 
 class Ran(NamedTuple):
@@ -569,7 +569,7 @@ def test_a_check_of_what_is_not_there(mmx, words, said) -> None:
         (["ask", "a.png"], "ask was given a.png and no question; type: mmx ask a.png"),
         (["ask", "a.png", "what?", "--data", "q.jsonl"], "ask needs a picture and a question, or --data FILE"),
         (["ask", "--data", "nowhere.jsonl"], "there is no file nowhere.jsonl; expected JSON lines"),
-        (["caption", "a.png", "--model", "nowhere"], "nowhere is no folder; expected a checkpoint folder"),
+        (["caption", "a.png", "--model", "nowhere"], "'nowhere' is no folder here and could not be downloaded"),
         (["caption", "a.png", "--device", "gpu"], "device 'gpu' is not available here; try --device cpu."),
         (["caption", "a.png", "--device", "meta"], "device 'meta' is not available here; try --device cpu."),
         (["caption", "a.png", "--device", "cuda:99"], "device 'cuda:99' is not available here; try --device cpu."),

@@ -151,8 +151,10 @@ def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[st
 
 def load_tensors(name: str, architecture: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors of one encoder, under the names that its module has here. None may lack or be left over."""
+    _, _, path = FAMILIES[architecture["model_type"]].model.partition(".")
     with _quiet():
-        source = {"pretrained_model_name_or_path": None, "state_dict": tensors}
+        whole = {f"{path}.{own}" if path else own: tensor for own, tensor in tensors.items()}
+        source = {"pretrained_model_name_or_path": None, "state_dict": whole}
         return dict(build_upstream(architecture, None, name, source).state_dict())
 
 
