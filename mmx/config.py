@@ -232,6 +232,7 @@ class GenerationConfig(Frozen):
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
     forced_eos_token_id: int | None = None
+    renormalize_logits: bool = False
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
 

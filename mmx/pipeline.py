@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,9 +156,8 @@ class Pipeline:
         self, images: Iterable[Any], batch_size: int = 16, **options: Any
     ) -> Iterator[tuple[Any, Said | MmxError]]:
         """Many pictures, in batches: yields (picture as given, what was said or why not), in the order given."""
-        pictures, chosen = iter(images), self.options(options)
-        while batch := list(islice(pictures, max(1, batch_size))):
-            prepared = [self._try_prepare(image) for image in batch]
+        chosen = self.options(options)
+        for batch, prepared in self._prepared(_batches(images, batch_size)):
             good = [item for item in prepared if not isinstance(item, MmxError)]
             said = iter(self.say(self.encode_prepared(good), [[None]] * len(good), chosen) if good else ())
             for image, item in zip(batch, prepared, strict=True):
@@ -178,18 +178,22 @@ class Pipeline:
                 places.setdefault(_same(item.image), []).append(place)
             except MmxError as error:
                 found[place] = error
-        groups, due = iter(places.values()), 0
-        while due < len(questions):
-            found |= self._answered(questions, list(islice(groups, max(1, batch_size))), chosen)
+        due = 0
+        batches = ([questions[where[0]].image for where in groups] for groups in _batches(places.values(), batch_size))
+        prepared_batches = zip(_batches(places.values(), batch_size), self._prepared(batches), strict=True)
+        for groups, (_, prepared) in chain(prepared_batches, [([], ([], []))]):  # the last: what no picture is for
+            found |= self._answered(questions, list(zip(prepared, groups, strict=True)), chosen)
             while due in found:
                 yield found.pop(due)
                 due += 1
 
     def _answered(
-        self, questions: Sequence[Asked], groups: Sequence[Sequence[int]], options: GenerationConfig
+        self,
+        questions: Sequence[Asked],
+        prepared: Sequence[tuple[dict[str, Prepared] | MmxError, Sequence[int]]],
+        options: GenerationConfig,
     ) -> dict[int, Said | MmxError]:
-        """By their places, the answers of some groups of questions about the same input, in one batch."""
-        prepared = [(self._try_prepare(questions[where[0]].image), where) for where in groups]
+        """By their places, the answers of some groups of questions about the same input each, in one batch."""
         found: dict[int, Said | MmxError] = {
             place: item for item, where in prepared if isinstance(item, MmxError) for place in where
         }
@@ -316,6 +320,25 @@ class Pipeline:
         except MmxError as error:
             return error
 
+    def _prepared(
+        self, batches: Iterable[Sequence[Any]]
+    ) -> Iterator[tuple[Sequence[Any], list[dict[str, Prepared] | MmxError]]]:
+        """Each batch of inputs with what they were prepared to, in threads: files are read and decoded side by side.
+
+        Beside a GPU the next batch is prepared while this one is spoken about. On a CPU that would only take turns
+        with the model's own threads, which wait for each other.
+        """
+        ahead = self.model.device.type != "cpu"
+        pending: list[tuple[Sequence[Any], Iterator[dict[str, Prepared] | MmxError]]] = []
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            for batch in batches:
+                pending.append((batch, pool.map(self._try_prepare, batch)))
+                while len(pending) > ahead:
+                    first, found = pending.pop(0)
+                    yield first, list(found)
+            for first, found in pending:
+                yield first, list(found)
+
     @torch.inference_mode()
     def encode_prepared(self, rows: Sequence[Mapping[str, Prepared]]) -> Memory:
         """The memory of rows that were prepared, each with the sources it has."""
@@ -342,6 +365,13 @@ class Pipeline:
         for string in options.stop_strings:
             text = text.split(string)[0]
         return text.strip()
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Stretches of up to `size` items."""
+    following = iter(items)
+    while batch := list(islice(following, max(1, size))):
+        yield batch
 
 
 def _plain(raw: Any) -> Any:

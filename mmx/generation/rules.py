@@ -34,6 +34,8 @@ def build_rules(options: GenerationConfig, eos: int) -> list[Rule]:
         rules += [temper(options.temperature), keep_best(options.top_k), keep_nucleus(options.top_p)]
     if options.forced_eos_token_id is not None:
         rules.append(force_last(options.max_new_tokens, options.forced_eos_token_id))
+    if options.renormalize_logits:
+        rules.append(share_out_again)
     return rules
 
 
@@ -58,6 +60,11 @@ def force_last(length: int, token: int) -> Rule:
         return torch.full_like(logits, REFUSED).index_fill(-1, torch.tensor(token, device=logits.device), 0.0)
 
     return rule
+
+
+def share_out_again(said: Tensor, logits: Tensor) -> Tensor:
+    """What was refused is shared out among the rest, so that beams of prompts with many refusals compare fairly."""
+    return torch.where((logits == REFUSED).all(-1, keepdim=True), logits, logits.log_softmax(-1))
 
 
 def at_least(length: int, eos: int) -> Rule:

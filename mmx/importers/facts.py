@@ -32,6 +32,7 @@ LIKE_OURS = (  # facts of transformers' GenerationConfig that have the same name
     "suppress_tokens",
     "begin_suppress_tokens",
     "forced_eos_token_id",
+    "renormalize_logits",
 )
 WHEN_SAMPLING = ("temperature", "top_k", "top_p")
 

@@ -7,7 +7,7 @@ import torch
 
 from mmx.config import ModelConfig
 from mmx.importers import gpt2
-from mmx.importers.facts import first, picture_source, read_generation, read_tokenizer
+from mmx.importers.facts import picture_source, read_generation, read_tokenizer, special
 from mmx.importers.plan import Plan
 from mmx.importers.published import Published
 from mmx.importers.tables import linear
@@ -21,10 +21,10 @@ def plan(published: Published) -> Plan:
     config, tensors = published.config["decoder"], published.tensors
     bridged, own_head = f"{BRIDGE}.weight" in tensors, has_own_head(published, HEAD, f"{PREFIX}wte.weight")
     decoder = gpt2.decoder_config(published, config, tied=not own_head)
-    start = first(published.config.get("decoder_start_token_id") or config["bos_token_id"])
-    end = first(published.config.get("eos_token_id") or config["eos_token_id"])
-    filler = published.config.get("pad_token_id")
-    marks = {"pad": [end if filler is None else filler], "bos": [start], "eos": [end], "caption": []}
+    start = special(published, "decoder_start_token_id", {"decoder_start_token_id": config["bos_token_id"]})
+    end = special(published, "eos_token_id", config)
+    marks = {"pad": [special(published, "pad_token_id", {"pad_token_id": end})], "bos": [start], "eos": [end]}
+    marks["caption"] = []
     source = picture_source(published, published.config["encoder"], decoder.width if bridged else None)
     return Plan(
         config=ModelConfig(sources={"image": source}, decoder=decoder, vocabulary=config["vocab_size"], marks=marks),

@@ -75,6 +75,9 @@ def plain(model: Model, average: MovingAverage) -> Iterator[Mapping[str, Tensor]
     would not give the same bits.
     """
     adapted = {name: part for name, part in model.named_modules() if hasattr(part, "get_delta_weight")}
+    if not adapted:
+        yield average.weights
+        return
     average.swap(model)
     sums = {name: _sum(part) for name, part in adapted.items()}
     average.swap(model)

@@ -99,7 +99,7 @@ def test_it_sees_what_it_could_not_know(tmp_path):
     assert sum(losses[-5:]) / 5 < 0.75 * math.log(2) / 5, losses
     shutil.rmtree(folder)
     pipe = mmx.load(str(best))
-    assert [pipe.caption(numbers=[n]).text for n in (0.9, -0.9)] == ["high", "deep"]
+    assert pipe.caption(pipe.encode(numbers=[[0.9], [-0.9]])) == ["high", "deep"]
 
 
 def test_a_run_goes_on_to_the_bit_without_the_language_model(place):
@@ -193,8 +193,9 @@ def test_adapters_learn_and_are_handed_over_added_up(place, monkeypatch):
     without_peft(monkeypatch)
     last = load_model(place / "run" / "last")
     assert not any("lora" in name or "base_layer" in name for name in last.state_dict())
-    difference = float((answers(last) - expected).abs().max())
-    assert difference < 1e-5, difference
+    difference = float((answers(last) - expected).abs().max() / expected.abs().max())
+    print(f"{difference:.1e} of the largest logit")
+    assert difference < 1e-5
     changed = [
         name for name, weight in last.state_dict().items() if name in known and not torch.equal(weight, known[name])
     ]
