@@ -51,7 +51,7 @@ GUESTS = {  # heavy package -> the rooms it may enter
     "gradio": {"demo"},
     "matplotlib": {"inspection"},
     "typer": {"cli"},
-    "transformers": {"tokenizer", "encoders", "importers"},
+    "transformers": {"tokenizer", "encoders", "importers", "bench"},
 }
 WITHOUT_TORCH = ["errors", "complaints", "config", "settings", "prompts", "metrics"]
 TORCH = {"torch", "torchvision", "timm", "transformers", "accelerate", "safetensors.torch"}

@@ -21,7 +21,9 @@ def import_(
 ) -> None:
     """Convert a published model into a checkpoint folder.
 
-    ViT-GPT2, TrOCR, BLIP (captions, questions), Marian, Whisper. Every tensor finds its place in the one decoder, or the model is refused. --model reads such a model as well.
+    ViT-GPT2, TrOCR, BLIP (captions, questions), Marian, Whisper. Every tensor finds
+    its place in the one decoder, or the model is refused. --model reads such a model
+    as well.
     """
     from mmx.checkpoint import save_model
     from mmx.importers import load_published

@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +15,18 @@ from mmx.cli.options import (
     BatchOption,
     BeamsOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
-    ModelOption,
     QuietOption,
     TokensOption,
+    check_device,
     leave,
     load_pipeline,
 )
-from mmx.output import one_line, progress_bar, table
+from mmx.output import one_line, progress_bar, table, write_json
+
+if TYPE_CHECKING:
+    from mmx.bench import Figure
 
 
 def train(
@@ -104,19 +108,38 @@ def scenes(
 
 
 def bench(
-    model: ModelOption = None,
-    device: DeviceOption = "cpu",
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 9,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="greedy, beams, questions, training, pictures, start; else all."),
+    ] = None,
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="tiny (as bundled), or base.")] = "tiny",
+    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 5,
+    dtype: DtypeOption = "float32",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write one JSON object, notes too.")] = None,
     as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
+    quiet: QuietOption = False,
 ) -> None:
-    """Measure what questions and captions cost here.
+    """Measure speed and memory beside transformers.
 
-    Medians, ranges and ratios of alternating runs in one process.
+    Same machine, same random weights, same inputs, alternating runs in one
+    process: medians, ranges, ratios, and whether the tokens are the same.
     """
-    pipeline = load_pipeline(model, device)
-    pipeline.model.encoder("image")
-    from mmx.bench import run
+    check_device(device)
+    from mmx.bench import machine, run
+    from mmx.bench.table import HEADER, line, notes
 
-    for figure in run(pipeline, repeats):
-        line = f"{figure.name:<36} {figure.median:9.2f} {figure.unit} ({figure.low:.2f} to {figure.high:.2f})"
-        print(json.dumps(asdict(figure)) if as_json else line)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # before the work, for it may be refused
+    figures: list[Figure] = []
+    with progress_bar(0, quiet) as bar:
+        for figure in run(names or (), size, repeats, dtype, device, bar.set_description):  # type: ignore[arg-type]
+            if not as_json and not figures:
+                bar.write(HEADER)
+            figures.append(figure)
+            bar.write(json.dumps(asdict(figure)) if as_json else line(figure))
+    if not as_json:
+        print(notes(figures))
+    if out is not None:
+        facts = {"machine": machine(device), "size": size, "repeats": repeats, "dtype": dtype, "device": device}
+        write_json(out, {**facts, "figures": [asdict(figure) for figure in figures]})

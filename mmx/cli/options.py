@@ -32,15 +32,20 @@ def load_pipeline(model: str | None, device: str, dtype: str = "float32") -> Pip
 
     if dtype not in (known := get_args(Precision)):
         raise MmxError(f"--dtype was given {dtype!r}; expected one of {', '.join(known)}.")
-    import torch
-
+    check_device(device)
     from mmx.pipeline import load
+
+    return load(model, device, dtype)  # type: ignore[arg-type]
+
+
+def check_device(device: str) -> None:
+    """Raise MmxError for a device that is not there."""
+    import torch
 
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise MmxError(f"device {device!r} is not available here; try --device cpu.") from error
-    return load(model, device, dtype)  # type: ignore[arg-type]
 
 
 def leave(all_well: bool) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmx.config import GenerationConfig
 from mmx.generation.beams import beam_search
 from mmx.generation.outcome import Generated
-from mmx.generation.rules import Rule, Stop, build_rules, end_at_dead_ends
+from mmx.generation.rules import REFUSED, Rule, Stop, build_rules, end_at_dead_ends
 from mmx.generation.step import Step
 
 __all__ = ["Generated", "Stop", "generate", "stream"]
@@ -123,17 +123,18 @@ class _Choice:
     def _choose(self, history: Tensor, logits: Tensor, chances: Tensor) -> tuple[Tensor, Tensor]:
         """The next token of each stream, and its log-probability under the model before any rule."""
         scores = logits.float()
-        if self.rules:
-            for rule in [*self.rules, end_at_dead_ends(self.eos)]:
-                scores = rule(history, scores)
+        for rule in self.rules:
+            scores = rule(history, scores)
         if self.options.do_sample:
+            scores = end_at_dead_ends(self.eos)(history, scores)
             # The first token whose share reaches beyond the draw; one that is refused reaches no further than the one
             # before it (in float64 also where a GPU adds up in another order).
             reached = scores.softmax(-1).double().cumsum(-1)
             chosen = torch.searchsorted(reached, chances[:, None] * reached[:, -1:], right=True)[:, 0]
             chosen = chosen.clamp(max=scores.shape[-1] - 1)
         else:
-            chosen = scores.argmax(-1)
+            best, chosen = scores.max(-1)
+            chosen = chosen.masked_fill(best == REFUSED, self.eos)  # a text that may not go on is over
         return chosen, logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
 
     def _note(self, streams: Tensor, ended: Tensor, chosen: Tensor, logprobs: Tensor) -> None:

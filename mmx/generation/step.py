@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmx.cache import KeyValueCache
 from mmx.decoder import TextDecoder
+from mmx.generation.unrolled import OneToken, can_unroll
 from mmx.looking import Recorder
 from mmx.memory import Memory
 
@@ -37,11 +38,20 @@ class Step(Protocol):
 
 
 class DecoderStep:
-    """The real step: a decoder over a memory, with a cache for what was said."""
+    """The real step: a decoder over a memory, with a cache for what was said; `unrolled` where nothing is recorded."""
 
-    def __init__(self, decoder: TextDecoder, memory: Memory, capacity: int, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        decoder: TextDecoder,
+        memory: Memory,
+        capacity: int,
+        recorder: Recorder | None = None,
+        unrolled: bool = True,
+    ) -> None:
         self.decoder, self.memory, self.capacity, self.recorder = decoder, memory, capacity, recorder
+        self.unrolled = unrolled and recorder is None and can_unroll(decoder)
         self.cache: KeyValueCache | None = None
+        self.one_token: OneToken | None = None
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """See Step.prefill; after it `capacity` more tokens fit."""
@@ -53,6 +63,11 @@ class DecoderStep:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """See Step."""
+        assert self.cache is not None, "prefill comes first"
+        if self.unrolled:
+            if self.one_token is None or self.one_token.memory is not self.memory:
+                self.one_token = OneToken(self.decoder, self.memory)
+            return self.one_token(tokens, self.cache)
         tokens = tokens.view(self.memory.batch, -1, 1)
         states = self.decoder.states(tokens, self.memory, cache=self.cache, recorder=self.recorder)
         return self.decoder.logits(states.flatten(0, 2))

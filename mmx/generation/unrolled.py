@@ -1,0 +1,151 @@
+"""One more token of every stream, as plain calls: what `TextDecoder` does for T = 1, without the way through modules.
+
+Alphabet: B memories, K streams, N = B*K, H heads, D head width, E width, S slots, V vocabulary.
+
+Word after word the same few operations run on single rows; half of the time of a small model is Python finding them.
+Here they are found once. The slow twin is the decoder itself (`DecoderStep` with `unrolled=False`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmx.attention import attend, fold_streams, unfold_streams
+from mmx.cache import KeyValueCache
+from mmx.decoder import TextDecoder
+from mmx.layers import (
+    FeedForward,
+    GatedFeedForward,
+    LearnedPositions,
+    NoPositions,
+    PostNorm,
+    PreNorm,
+    SelfAttention,
+    TokenEmbedding,
+)
+from mmx.looking import CrossAttention, LookingBlock
+from mmx.memory import Memory
+
+Map = Callable[[Tensor], Tensor]
+
+
+class OneToken:
+    """A decoder's step over one memory: tokens [N] in, logits [N, V] out, the cache one position longer."""
+
+    def __init__(self, decoder: TextDecoder, memory: Memory) -> None:
+        self.decoder, self.memory = decoder, memory
+        like = decoder.embedding.table
+        self.looked_at = [(k.to(like.dtype), v.to(like.dtype)) for k, v in zip(memory.keys, memory.values)]
+        self.on_cpu = like.device.type == "cpu"
+        self.embed, self.norm = self._embedding(decoder.embedding), _norm(decoder.norm)
+        self.sublayers: list[Map] = []
+        blocks: list[LookingBlock] = list(decoder.blocks)  # type: ignore[arg-type]
+        for index, block in enumerate(blocks):
+            self.sublayers.append(_residual(block.self_residual, self._self_attention(block.self_attention, index)))
+            if block.cross_attention is not None:
+                self.sublayers.append(_residual(block.cross_residual, self._cross_attention(block.cross_attention)))
+            self.sublayers.append(_residual(block.feed_residual, _feed_forward(block.feed_forward)))
+
+    def __call__(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
+        """Append one token to each of N streams; return the logits [N, V] of what follows."""
+        held = cache.extend_mask(torch.ones_like(tokens, dtype=torch.bool)[:, None])
+        self.end = held.shape[1]
+        # Where no stream was padded all stand at one place, and see all that is held. To ask a GPU would take longer.
+        everything = self.on_cpu and bool(held.all())
+        self.seen = None if everything else held[:, None, None]
+        self.positions = tokens.new_full((1, 1), self.end - 1) if everything else held.sum(-1, keepdim=True) - 1
+        self.keys, self.values = cache.keys.unbind(), cache.values.unbind()
+        self.streams = len(tokens) // self.memory.batch
+        self.visible = self.memory.attendable(self.streams, 1)
+        x = self.embed(tokens)
+        for sublayer in self.sublayers:
+            x = sublayer(x)
+        cache.advance(1)
+        return self.decoder.logits(self.norm(x))
+
+    def _embedding(self, part: TokenEmbedding) -> Map:
+        table, scale, scheme, norm = part.table, part.scale, part.positions, _norm(part.norm)
+
+        def run(tokens: Tensor) -> Tensor:
+            x = F.embedding(tokens, table)
+            x = x if scale == 1.0 else x * scale
+            if isinstance(scheme, LearnedPositions):
+                x = x + F.embedding(self.positions[:, 0], scheme.table)
+            elif not isinstance(scheme, NoPositions):
+                x = (x + scheme(self.positions[:, 0])).to(table.dtype)
+            return norm(x)
+
+        return run
+
+    def _self_attention(self, part: SelfAttention, index: int) -> Map:
+        qkv, out, rotary = _linear(part.qkv), _linear(part.out), part.rotary
+        heads, first_value = part.heads, part.heads + part.key_heads
+        together = first_value + part.key_heads
+
+        def run(x: Tensor) -> Tensor:
+            parts = qkv(x).view(len(x), together, 1, -1)
+            queries, key, value = parts[:, :heads], parts[:, heads:first_value], parts[:, first_value:]
+            if rotary is not None:
+                queries, key = rotary(queries, self.positions), rotary(key, self.positions)
+            keys, values, end = self.keys[index], self.values[index], self.end
+            keys[:, :, end - 1 : end], values[:, :, end - 1 : end] = key, value
+            return out(attend(queries, keys[:, :, :end], values[:, :, :end], self.seen).flatten(1))
+
+        return run
+
+    def _cross_attention(self, part: CrossAttention) -> Map:
+        query, out, heads = _linear(part.query), _linear(part.out), part.heads
+        keys, values = self.looked_at[part.index if len(self.looked_at) > 1 else 0]
+
+        def run(x: Tensor) -> Tensor:
+            queries = query(x).view(len(x), heads, 1, -1)
+            if self.streams == 1:
+                return out(attend(queries, keys, values, self.visible).flatten(1))
+            read = attend(fold_streams(queries, len(keys)), keys, values, self.visible)
+            return out(unfold_streams(read, self.streams).flatten(1))
+
+        return run
+
+
+def can_unroll(decoder: TextDecoder) -> bool:
+    """Whether nothing is lost: dropout and gradients are for training."""
+    return not decoder.training and not torch.is_grad_enabled()
+
+
+def _linear(part: nn.Module) -> Map:
+    """A linear map; what stands in for one (packed, or with an adapter) is asked as it is."""
+    if type(part) is not nn.Linear:
+        return part.forward
+    weight, bias = part.weight, part.bias
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _norm(part: nn.Module) -> Map:
+    """A norm, or a gate; of those that do nothing not even the call is left."""
+    if isinstance(part, nn.LayerNorm):
+        shape, weight, bias, eps = part.normalized_shape, part.weight, part.bias, part.eps
+        return lambda x: F.layer_norm(x, shape, weight, bias, eps)
+    return _as_it_is if isinstance(part, nn.Identity) else part.forward
+
+
+def _residual(part: PreNorm, sublayer: Map) -> Map:
+    norm, gate = _norm(part.norm), _norm(part.gate)
+    if isinstance(part, PostNorm):
+        return lambda x: norm(x + gate(sublayer(x)))
+    return lambda x: x + gate(sublayer(norm(x)))
+
+
+def _feed_forward(part: FeedForward) -> Map:
+    up, out, activation = _linear(part.up), _linear(part.out), part.activation
+    if isinstance(part, GatedFeedForward):
+        gate = _linear(part.gate)
+        return lambda x: out(activation(gate(x)) * up(x))
+    return lambda x: out(activation(up(x)))

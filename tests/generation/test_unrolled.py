@@ -1,0 +1,84 @@
+"""The unrolled step against its slow twin, the modules of the decoder: every kind of it, padding, streams, views."""
+
+import pytest
+import torch
+from decoder_cases import VOCABULARY, some_decoder, some_memory
+
+from mmx.generation import DecoderStep
+
+KINDS = {
+    "plain": {},
+    "post": {"norm_placement": "post", "embedding_norm": True, "head_transform": True, "head_bias": True},
+    "llama": {"norm": "rms", "positions": "rope", "gated": True, "biases": False, "feed_forward": "silu"},
+    "grouped": {"heads": 4, "kv_heads": 2, "head_width": 8, "positions": "rope"},
+    "gated": {"gate": "tanh", "cross_every": 2},
+    "waves": {"positions": "sinusoidal", "embedding_scale": 4.0, "feed_forward": "relu", "tied_embeddings": False},
+    "no positions": {"positions": "none", "feed_forward": "gelu_tanh"},
+}
+
+
+def memory_for(facts, batch, **changes):
+    layers = 1 if facts.get("cross_every") == 2 else 2
+    return some_memory(batch, layers=layers, heads=facts.get("heads", 2), **changes)
+
+
+def steps_of(facts, memory):
+    decoder = some_decoder(**facts)
+    return [DecoderStep(decoder, memory, 8, unrolled=unrolled) for unrolled in (True, False)]
+
+
+def assert_alike(found, expected):
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [[3, 3, 3, 3], [3, 1, 2, 3]], ids=["equal", "unequal"])
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_scores_are_those_of_the_modules(kind, lengths):
+    torch.manual_seed(0)
+    memory = memory_for(KINDS[kind], 2, hidden=2)
+    tokens = torch.randint(VOCABULARY, (2, 2, 3))
+    mask = (torch.arange(3) < torch.tensor(lengths)[:, None]).view(2, 2, 3)
+    fast, slow = steps_of(KINDS[kind], memory)
+    assert fast.unrolled and not slow.unrolled
+    assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
+    for turn in range(6):
+        said = torch.randint(VOCABULARY, (4,))
+        assert_alike(fast(said), slow(said))
+        if turn == 2:
+            order = torch.tensor([1, 1, 3, 2])
+            fast.reorder(order), slow.reorder(order)
+
+
+@torch.inference_mode()
+def test_what_streams_may_see_and_who_has_left_is_heeded():
+    torch.manual_seed(1)
+    shown = torch.rand(3, 2, 5) < 0.6
+    whole = some_memory(3)
+    memory = type(whole)(whole.keys, whole.values, whole.mask, whole.layout, shown)
+    fast, slow = steps_of({}, memory)
+    tokens, mask = torch.randint(VOCABULARY, (3, 2, 2)), torch.ones(3, 2, 2, dtype=torch.bool)
+    assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
+    said = torch.randint(VOCABULARY, (6,))
+    assert_alike(fast(said), slow(said))
+    [step.keep(torch.tensor([2, 0])) for step in (fast, slow)]
+    assert_alike(fast(said[:4]), slow(said[:4]))
+
+
+@torch.inference_mode()
+def test_nothing_to_see_and_one_shared_layer():
+    torch.manual_seed(2)
+    for memory in (some_memory(2, slots=0), some_memory(2, layers=1)):
+        fast, slow = steps_of({}, memory)
+        tokens, mask = torch.randint(VOCABULARY, (2, 1, 2)), torch.ones(2, 1, 2, dtype=torch.bool)
+        assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
+        assert_alike(fast(tokens[:, 0, 0]), slow(tokens[:, 0, 0]))
+
+
+def test_training_and_recording_go_through_the_modules():
+    decoder, memory = some_decoder(), some_memory()
+    assert not DecoderStep(decoder, memory, 4).unrolled, "gradients are on"
+    with torch.no_grad():
+        assert DecoderStep(decoder, memory, 4).unrolled
+        assert not DecoderStep(decoder, memory, 4, recorder=object()).unrolled
+        assert not DecoderStep(decoder.train(), memory, 4).unrolled
