@@ -1,0 +1,228 @@
+"""Published folders as people have them: whole, in parts, pickled, half downloaded, of families nobody knows."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from parity_cases import letters, saved, shaken
+from safetensors.torch import load_file, save_file
+from transformers import (
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+)
+
+from mmx.checkpoint import load_model, save_model
+from mmx.errors import CheckpointError, ConfigError, MmxError
+from mmx.importers import FAMILIES, load_published
+from mmx.pipeline import Pipeline, load
+
+SIZE, WEIGHTS = 90, "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A tiny ViT-GPT2 with pictures of 32 pixels, as save_pretrained writes it."""
+    vision = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
+    )
+    text = GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=SIZE, n_positions=40, add_cross_attention=True, is_decoder=True,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 0, 0, 0
+    tokenizer = letters(SIZE, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    reference = shaken(VisionEncoderDecoderModel(config))
+    return Path(saved(tmp_path_factory.mktemp("published") / "whole", reference, tokenizer, processor))
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+    return Path(shutil.copytree(published, tmp_path / "copy"))
+
+
+def change(folder, **facts):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+def refused(folder, **how):
+    """The one sentence a folder is refused with."""
+    with pytest.raises(MmxError) as caught:
+        load_published(str(folder), **how)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 500
+    return sentence
+
+
+def test_a_folder_speaks_at_once_and_as_a_checkpoint_of_ours(published, tmp_path, picture):
+    direct = load(published)
+    model, generation, origin = load_published(str(published))
+    folder = save_model(tmp_path / "ours", model, origin, generation)
+    again = load(folder)
+    assert direct.caption(picture) == again.caption(picture) != ""
+    assert (again.generation, again.model.config) == (direct.generation, direct.model.config)
+    assert json.loads((folder / "provenance.json").read_text())["family"] == "vision-encoder-decoder gpt2"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(load_model(folder).state_dict()[name], tensor), name
+
+
+@pytest.fixture(scope="module")
+def picture():
+    from mmx.data.scenes import draw_scene
+    from mmx.data.scenes import picture as paint
+
+    return paint(draw_scene(0, 3))
+
+
+def test_what_it_was_not_made_for_is_one_sentence(published, picture):
+    with pytest.raises(MmxError, match="was made to caption, not to answer questions"):
+        load(published).ask(picture, "what is this?")
+
+
+def test_weights_in_parts_are_read(copy, published):
+    tensors = load_file(copy / WEIGHTS)
+    names = sorted(tensors)
+    half = len(names) // 2
+    parts = {"a.safetensors": names[:half], "b.safetensors": names[half:]}
+    for file, own in parts.items():
+        save_file({name: tensors[name] for name in own}, copy / file)
+    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
+    (copy / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    (copy / WEIGHTS).unlink()
+    ours, whole = (load_published(str(f))[0].state_dict() for f in (copy, published))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
+    (copy / "b.safetensors").unlink()
+    assert "b.safetensors is missing" in refused(copy)
+
+
+def test_weights_of_half_precision_become_float32(copy):
+    save_file({name: tensor.half() for name, tensor in load_file(copy / WEIGHTS).items()}, copy / WEIGHTS)
+    assert {tensor.dtype for tensor in load_published(str(copy))[0].state_dict().values()} == {torch.float32}
+
+
+def test_a_family_nobody_knows_is_refused_with_those_that_are_known(copy):
+    change(copy, model_type="mllama", architectures=["MllamaForConditionalGeneration"], decoder=None)
+    sentence = refused(copy)
+    assert "mllama" in sentence and all(family in sentence for family in FAMILIES)
+    change(copy, model_type=None, architectures=None)
+    assert "no model_type" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder.transformer.h.1.crossattention.c_attn.weight", "encoder.layernorm.bias"], ids=["ours", "encoder"]
+)
+def test_a_tensor_that_lacks_is_named(copy, name):
+    tensors = load_file(copy / WEIGHTS)
+    del tensors[name]
+    save_file(tensors, copy / WEIGHTS)
+    assert name.removeprefix("encoder.") in refused(copy)
+
+
+@pytest.mark.parametrize("name", ["decoder.transformer.h.0.adapter.weight", "encoder.extra.weight", "stray"])
+def test_a_tensor_left_over_is_named(copy, name):
+    save_file({**load_file(copy / WEIGHTS), name: torch.ones(2)}, copy / WEIGHTS)
+    assert name.removeprefix("encoder.") in refused(copy)
+
+
+def test_a_tensor_of_another_shape_is_named(copy):
+    tensors = load_file(copy / WEIGHTS)
+    name = "decoder.transformer.h.0.mlp.c_fc.weight"
+    save_file({**tensors, name: tensors[name][:, :-4].contiguous()}, copy / WEIGHTS)
+    assert name in refused(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS, "tokenizer.json", "preprocessor_config.json"])
+def test_a_file_that_is_missing_or_half_downloaded_is_one_sentence(copy, file):
+    whole = (copy / file).read_bytes()
+    (copy / file).write_bytes(whole[: len(whole) // 2])
+    refused(copy)
+    (copy / file).unlink()
+    if file != "tokenizer.json" or not (copy / "vocab.json").exists():
+        refused(copy)
+
+
+def test_a_folder_without_a_config_and_a_name_without_a_network(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in refused(tmp_path / "empty")
+    sentence = refused("nobody/has-this-model")
+    assert "is no folder here and could not be downloaded" in sentence and "no network" in sentence
+    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+        load(tmp_path / "empty")
+
+
+def test_facts_that_change_the_arithmetic_are_refused(copy):
+    decoder = json.loads((copy / "config.json").read_text())["decoder"]
+    change(copy, decoder={**decoder, "scale_attn_by_inverse_layer_idx": True})
+    assert "scale_attn_by_inverse_layer_idx" in refused(copy)
+    change(copy, decoder={**decoder, "activation_function": "sinc"})
+    assert "'sinc'" in refused(copy)
+    change(copy, decoder={key: value for key, value in decoder.items() if key != "n_embd"})
+    assert "n_embd" in refused(copy)
+    change(copy, decoder={**decoder, "n_layer": 3})
+    assert "h.2" in refused(copy)
+
+
+# ---- pickles ---------------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Run when it is unpickled without care."""
+
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+def pickled(folder):
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+
+
+def test_a_pickle_is_refused_and_read_when_it_is_allowed(copy, published):
+    pickled(copy)
+    sentence = refused(copy)
+    assert "pickle, which may run code" in sentence and "--allow-pickle" in sentence
+    ours, whole = load_published(str(copy), pickles=True)[0], load_published(str(published))[0]
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("make", ["trap", "zip", "list", "junk"])
+def test_a_pickle_that_holds_more_than_tensors_runs_nothing(copy, tmp_path, make):
+    pickled(copy)
+    canary, place = tmp_path / "canary", copy / "pytorch_model.bin"
+    if make == "trap":
+        place.write_bytes(pickle.dumps({"a": Trap(canary)}))
+    elif make == "zip":
+        torch.save({"a": Trap(canary)}, place)
+    elif make == "list":
+        torch.save([torch.ones(2)], place)
+    else:
+        place.write_bytes(place.read_bytes()[:1000])
+    sentence = refused(copy, pickles=True)
+    assert "pytorch_model.bin" in sentence
+    assert not canary.exists()
+
+
+def test_a_pipeline_of_a_published_model_has_its_own_way_of_choosing_words(copy):
+    (copy / "generation_config.json").write_text(
+        json.dumps({"num_beams": 4, "max_length": 17, "no_repeat_ngram_size": 3, "early_stopping": True})
+    )
+    asked = load(copy)
+    chosen = asked.generation
+    assert isinstance(asked, Pipeline)
+    assert (chosen.num_beams, chosen.max_new_tokens, chosen.no_repeat_ngram_size) == (4, 16, 3)
+    assert chosen.early_stopping
+    with pytest.raises(ConfigError):
+        asked.options({"num_beans": 2})
