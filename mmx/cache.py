@@ -52,8 +52,12 @@ class KeyValueCache:
     def reorder(self, index: Tensor) -> None:
         """Let stream i continue from what stream index[i] held. `index`: [M]: streams may also leave or multiply.
 
-        Only the filled part moves; Memory is not touched by this, however many beams there are.
+        Only the filled part moves, and where nobody changes place nothing; Memory is not touched by this, however many
+        beams there are.
         """
+        stays = torch.arange(self.keys.shape[1], device=index.device)
+        if index.device.type == "cpu" and torch.equal(index, stays):  # to ask a GPU would cost more than it saves
+            return
         for name in ("keys", "values"):
             held = getattr(self, name)
             moved = held[:, :, :, : self.length].index_select(1, index)

@@ -54,6 +54,12 @@ def deliver(
     return not told
 
 
+def write_json(out: Path, facts: Any) -> None:
+    """One JSON object to the file of --out."""
+    with _open_out(out) as file:
+        print(json.dumps(facts, ensure_ascii=False, indent=2), file=file)
+
+
 @contextmanager
 def _open_out(out: Path | None) -> Iterator[TextIO]:
     """stdout, or the file of --out."""

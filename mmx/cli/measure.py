@@ -110,7 +110,7 @@ def scenes(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="greedy, beams, questions, training, pictures, start; else all."),
+        typer.Argument(metavar="NAME", help="greedy, beams, questions, training, pictures, start; else all."),
     ] = None,
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="tiny (as bundled), or base.")] = "tiny",
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 5,
