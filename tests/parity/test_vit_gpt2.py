@@ -11,6 +11,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from mmx.importers import load_published
 from mmx.sources import SourceBatch
 
 SIDE, SIZE, EOS = 32, 90, 0
@@ -66,3 +67,21 @@ def test_texts_are_the_same(pair, batch, options):
     assert [row[0] for row in ours] == expected
     if batch > 1:
         assert_diverse(expected)
+
+
+@pytest.mark.slow
+def test_logits_are_the_same_at_the_published_size(tmp_path):
+    """As nlpconnect/vit-gpt2-image-captioning: a ViT-B/16 of 224 pixels and a GPT-2 of 12 layers."""
+    torch.manual_seed(0)
+    text = GPT2Config(add_cross_attention=True, is_decoder=True, bos_token_id=EOS, eos_token_id=EOS)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), text)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = EOS, EOS, EOS
+    reference = VisionEncoderDecoderModel(config).eval()
+    tokenizer = letters(SIZE, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    model = load_published(saved(tmp_path, reference, tokenizer, ViTImageProcessor()))[0]
+    pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(7))
+    tokens = torch.randint(1, text.vocab_size, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = reference(pixel_values=pixels, decoder_input_ids=tokens).logits
+        found = model.decoder(tokens[:, None], encoded(model, pixels))[:, 0]
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -156,3 +156,25 @@ def test_keys_have_no_bias(pair):
     assert not model.sources["audio"].projection.key.bias.any()
     assert all(not block.self_attention.qkv.bias[width : 2 * width].any() for block in model.decoder.blocks)
     assert all(block.self_attention.qkv.bias[:width].any() for block in model.decoder.blocks)
+
+
+@pytest.mark.slow
+def test_logits_are_the_same_at_the_published_size(tmp_path):
+    """As openai/whisper-tiny: 80 bands, 30 seconds, four layers of 384 on both sides."""
+    facts = {"d_model": 384, "encoder_attention_heads": 6, "decoder_attention_heads": 6, "vocab_size": 51865}
+    facts |= {"encoder_layers": 4, "decoder_layers": 4, "encoder_ffn_dim": 1536, "decoder_ffn_dim": 1536}
+    special = {"bos_token_id": EOS, "pad_token_id": EOS, "eos_token_id": EOS, "decoder_start_token_id": START}
+    torch.manual_seed(0)
+    reference = WhisperForConditionalGeneration(WhisperConfig(**facts, **special)).eval()
+    tokenizer = letters(SIZE, bos_token=NAMES[0], eos_token=NAMES[0])
+    tokenizer.add_special_tokens({"additional_special_tokens": NAMES[1:]})
+    folder = saved(tmp_path, reference, tokenizer, WhisperFeatureExtractor())
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | FACTS | MULTILINGUAL))
+    model = load_published(folder)[0]
+    given = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(7))
+    tokens = torch.randint(1, 51865, (1, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = reference(input_features=given, decoder_input_ids=tokens).logits
+        found = model.decoder(tokens[:, None], encoded(model, given))[:, 0]
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
