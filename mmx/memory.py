@@ -203,6 +203,8 @@ def join(*memories: Memory) -> Memory:
     if not memories:
         raise MmxError("join was given no memory; pass at least one, such as model.encode(image=...).")
     first = memories[0]
+    if len(memories) == 1:
+        return first
     for other in memories[1:]:
         if _without_slots(other.keys) != _without_slots(first.keys):
             raise MmxError(

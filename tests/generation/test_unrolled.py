@@ -1,5 +1,8 @@
 """The unrolled step against its slow twin, the modules of the decoder: every kind of it, padding, streams, views."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from decoder_cases import VOCABULARY, some_decoder, some_memory
@@ -82,3 +85,19 @@ def test_training_and_recording_go_through_the_modules():
         assert DecoderStep(decoder, memory, 4).unrolled
         assert not DecoderStep(decoder, memory, 4, recorder=object()).unrolled
         assert not DecoderStep(decoder.train(), memory, 4).unrolled
+
+
+@torch.inference_mode()
+def test_a_memory_goes_with_the_step_that_looked_at_it():
+    """Circles of closures would keep every picture's keys and values until the garbage collector comes by."""
+    memory = some_memory()
+    keys = weakref.ref(memory.keys)
+    step = DecoderStep(some_decoder(), memory, 4)
+    step.prefill(torch.zeros(2, 1, 1, dtype=torch.long), torch.ones(2, 1, 1, dtype=torch.bool))
+    step(torch.zeros(2, dtype=torch.long))
+    gc.disable()
+    try:
+        del memory, step
+        assert keys() is None
+    finally:
+        gc.enable()
