@@ -11,10 +11,11 @@ import torch
 
 from mmx.bench.decoding import beams, greedy, questions
 from mmx.bench.pictures import pictures, start
-from mmx.bench.references import SHAPES, Setting, quietly
+from mmx.bench.references import SHAPES, Setting
 from mmx.bench.timing import Figure
 from mmx.bench.training import training
 from mmx.config import Precision
+from mmx.encoders.pretrained.upstream import quietly
 from mmx.errors import MmxError, suggest
 
 __all__ = ["SIZES", "WORKLOADS", "Figure", "machine", "run"]

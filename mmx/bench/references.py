@@ -6,8 +6,6 @@ tests. Random words cost what real ones cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -16,7 +14,6 @@ import tokenizers
 import torch
 import transformers as typed_transformers
 from torch import Tensor
-from transformers.utils import logging
 
 from mmx.config import GenerationConfig, Precision
 from mmx.importers import load_published
@@ -135,20 +132,6 @@ def build_pair(kind: Kind, setting: Setting) -> Pair:
             part.save_pretrained(folder)
         model, generation, _ = load_published(folder, device=setting.device)
     return Pair(reference.to(setting.device).eval(), processor, tokenizer, model, generation, setting)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without what transformers tells of random weights and of saving them."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.ERROR)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _vit_gpt2(shape: Shape) -> Any:

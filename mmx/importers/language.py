@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mmx.config import DecoderConfig, ModelConfig
 from mmx.decoder import TextDecoder
-from mmx.errors import CheckpointError, ConfigError, MmxError
+from mmx.errors import CheckpointError, ConfigError
 from mmx.importers import gpt2, llama
 from mmx.importers.facts import first, read_tokenizer
-from mmx.importers.published import Published, open_published
+from mmx.importers.published import Published, open_published, planning
 from mmx.importers.tables import Rule, convert
 from mmx.importers.vit_gpt2 import has_own_head
 from mmx.model import Model
@@ -71,16 +71,11 @@ def read_language_model(
     kind = published.config.get("model_type")
     if kind not in TABLES:
         raise CheckpointError(f"{name!r} has model_type {kind!r}; expected a language model of {', '.join(TABLES)}.")
-    try:
+    with planning(published, str(kind)):
         facts, rules, dropped = _maps(published, str(kind))
         kept = {fact: getattr(ours, fact) for fact in OURS}
         config = parse_settings({**facts.model_dump(), **kept}, DecoderConfig, where="model.decoder")
         tokenizer = _tokenizer(published)
-    except MmxError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        lacking = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has facts that do not fit together"
-        raise CheckpointError(f"config.json of {name!r} {lacking}; expected that of a {kind}, whole.") from error
     with torch.device("meta"):  # for its shapes alone
         decoder = TextDecoder(config, len(tokenizer))
     shapes = {f"decoder.{own}": tensor.shape for own, tensor in decoder.state_dict().items()}

@@ -12,9 +12,9 @@ from torch import Tensor
 from mmx.checkpoint import fill
 from mmx.config import GenerationConfig
 from mmx.encoders.pretrained.upstream import load_tensors
-from mmx.errors import CheckpointError, MmxError
+from mmx.errors import CheckpointError
 from mmx.importers.plan import Plan
-from mmx.importers.published import Published, open_published
+from mmx.importers.published import Published, open_published, planning
 from mmx.importers.tables import convert
 from mmx.model import Model
 
@@ -37,13 +37,8 @@ def load_published(
     """
     published = open_published(name, revision, pickles)
     family, plan_for = family_of(published)
-    try:
+    with planning(published, family):
         plan = plan_for(published)
-    except MmxError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        lacking = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has facts that do not fit together"
-        raise CheckpointError(f"config.json of {name!r} {lacking}; expected that of a {family}, whole.") from error
     model = Model(plan.config, plan.tokenizer)
     fill(model, _tensors(published, plan, model), repr(name))
     origin = {"imported_from": name, "family": family, "revision": revision}

@@ -120,6 +120,20 @@ def _download(name: str, revision: str | None, pickles: bool) -> Path:
 
 
 @contextmanager
+def planning(published: Published, family: str) -> Iterator[None]:
+    """A fact that lacks in config.json, or fits no model, becomes a sentence that names it."""
+    try:
+        yield
+    except MmxError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        lacking = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has facts that do not fit together"
+        raise CheckpointError(
+            f"config.json of {published.name!r} {lacking}; expected that of a {family}, whole."
+        ) from error
+
+
+@contextmanager
 def reading(published: Published, what: str) -> Iterator[None]:
     """Whatever goes wrong while one thing is read becomes a sentence that names it."""
     try:

@@ -10,9 +10,10 @@ import torch
 from mmx import cli
 from mmx.bench import SIZES, WORKLOADS, Figure, machine, run
 from mmx.bench.decoding import _greedy_runs, bandwidth, bytes_read, questions
-from mmx.bench.references import QUESTIONS, SHAPES, Setting, build_pair, quietly
+from mmx.bench.references import QUESTIONS, SHAPES, Setting, build_pair
 from mmx.bench.table import HEADER, line, notes
 from mmx.bench.timing import STATM, ResidentMemory, Runs, Spread, alternate, compare
+from mmx.encoders.pretrained.upstream import quietly
 from mmx.errors import MmxError
 
 FIGURES = {"greedy": 3, "beams": 4, "questions": 2, "training": 1, "pictures": 1, "start": 3 if STATM.exists() else 2}

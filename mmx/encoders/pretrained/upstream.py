@@ -116,7 +116,7 @@ def load_upstream(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, A
     there = str(folder) if folder.is_dir() else name
     place: dict[str, Any] = {"pretrained_model_name_or_path": there, "revision": options.revision}
     _fetch(name, folder, place)
-    with _quiet():
+    with quietly():
         with reading(name, "config", "a whole config.json"):
             whole = _config(_clean(transformers.PreTrainedConfig.get_config_dict(**place)[0]), name)
         architecture, layer = _resolve(whole, options)
@@ -140,7 +140,7 @@ def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[st
     that lies in the folder."""
     import transformers
 
-    with _quiet():
+    with quietly():
         whole = _config(_clean(config), name)
         architecture, _ = _resolve(whole, PretrainedOptions(name=name))
         kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[FAMILIES[architecture["model_type"]].modality]
@@ -152,7 +152,7 @@ def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[st
 def load_tensors(name: str, architecture: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors of one encoder, under the names that its module has here. None may lack or be left over."""
     _, _, path = FAMILIES[architecture["model_type"]].model.partition(".")
-    with _quiet():
+    with quietly():
         whole = {f"{path}.{own}" if path else own: tensor for own, tensor in tensors.items()}
         source = {"pretrained_model_name_or_path": None, "state_dict": whole}
         return dict(build_upstream(architecture, None, name, source).state_dict())
@@ -284,8 +284,8 @@ def reading(name: str, what: str, expected: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' report of the weights that a tower leaves over; those that are lacking are told by us."""
+def quietly() -> Iterator[None]:
+    """Without what transformers tells while it loads and saves; what is lacking, we tell ourselves."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
