@@ -36,6 +36,7 @@ from mmx.settings import dump_settings, read_settings
 from mmx.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).parent / "bundled"
+PUBLISHED = "config.json"  # what a folder of transformers has, and none of ours
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer.json"
 PROVENANCE, GENERATION, SOURCES = "provenance.json", "generation.yaml", "sources"
 
@@ -166,13 +167,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary folder beside `folder`, then put it in place; an error leaves nothing behind.
 
-    What stands there is replaced only if it is a checkpoint: nobody's pictures go because of a slip of the hand.
+    What stands there is replaced only if it is a checkpoint of ours: nobody's pictures, and no published model, go
+    because of a slip of the hand.
     """
     place = Path(folder).resolve()
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists() and not (place / WEIGHTS).is_file() and (place.is_file() or any(place.iterdir())):
+        if place.exists() and not _is_ours(place) and (place.is_file() or any(place.iterdir())):
             raise CheckpointError(f"{folder} exists and is no checkpoint; give a new name, or that of an empty folder.")
         _sweep(place)
         temporary.mkdir()
@@ -186,6 +188,11 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Path(folder)
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a folder is one of ours, by its weights; a published model's has a config.json."""
+    return (place / WEIGHTS).is_file() and not (place / PUBLISHED).is_file()
 
 
 def _put_in_place(temporary: Path, place: Path) -> None:
@@ -285,6 +292,8 @@ def _existing(folder: str | Path) -> Path:
         return aside  # the process that was replacing it was killed between two renames
     if not (folder / CONFIG).is_file():
         given = "is no folder" if not folder.is_dir() else f"has no {CONFIG}"
+        if (folder / PUBLISHED).is_file():
+            raise CheckpointError(f"{folder} is a published model; convert it first: mmx import {folder} OUT.")
         raise CheckpointError(f"{folder} {given}; expected a checkpoint folder, such as runs/NAME/best from mmx train.")
     return folder
 

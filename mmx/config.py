@@ -219,7 +219,7 @@ class GenerationConfig(Frozen):
 
     max_new_tokens: PositiveInt = 32
     min_new_tokens: int = Field(0, ge=0)
-    num_beams: PositiveInt = 1
+    num_beams: int = Field(1, ge=1, le=1000)
     do_sample: bool = False
     temperature: float = Field(1.0, gt=0)
     top_k: int = Field(0, ge=0)

@@ -15,7 +15,7 @@ from mmx.config import DecoderConfig
 from mmx.layers import ACTIVATIONS, build_norm, initialise
 from mmx.looking import LookingStack, Recorder
 from mmx.memory import Memory
-from mmx.packing import LEAST, Packing, pack, packed
+from mmx.packing import LEAST, PackedLinear, Packing, pack, packed
 
 
 class Head(nn.Module):
@@ -76,6 +76,11 @@ class TextDecoder(LookingStack):
     def logits(self, states: Tensor) -> Tensor:
         """[..., E] -> [..., V]."""
         return self.head(states, self.embedding.table)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether `pack` was called: its weights then stay as they are."""
+        return any(isinstance(part, PackedLinear) for part in self.modules())
 
     def pack(self, kind: Packing) -> None:
         """For inference on a CPU: every large map in the layout that is fastest to read, see `mmx.packing`."""

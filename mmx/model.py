@@ -54,6 +54,8 @@ class Model(nn.Module):
 
     def speak_in(self, dtype: Precision) -> None:
         """For inference: the decoder's weights in this type and, on a CPU, laid out for speaking. Raises MmxError."""
+        if self.decoder.is_packed:
+            raise MmxError("the decoder is laid out for speaking already; load the model again with another dtype.")
         on_cpu = self.device.type == "cpu"
         if dtype == "int8" and not on_cpu:
             raise MmxError(f"dtype int8 is for the CPU, the model is on {self.device}; give bfloat16, or device cpu.")

@@ -250,6 +250,8 @@ class Pipeline:
 
     def prompt_tokens(self, question: str | None) -> list[int]:
         """What the decoder is told, as tokens. Raises MmxError for a question longer than half of its positions."""
+        if not isinstance(question, str | None):
+            raise MmxError(f"a question is a {type(question).__name__}; expected a text, such as 'what is this?'.")
         prompt = self.model.tokenizer.prompt(self.model.prompt(question))
         most = self._longest_prompt
         if len(prompt) > most:

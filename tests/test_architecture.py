@@ -58,6 +58,7 @@ TORCH = {"torch", "torchvision", "timm", "transformers", "accelerate", "safetens
 DRAWERS = {"utils", "util", "common", "core", "helpers", "helper", "misc"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load"}
+REMOTE = ("trust_remote_code", "allow_pickle")
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 450, 80
 
 
@@ -279,7 +280,7 @@ def unsafe(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in UNSAFE_CALLS and not tensors_alone(node):
             yield node.lineno, ast.unparse(node.func)
-        elif isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+        elif isinstance(node, ast.keyword) and node.arg in REMOTE and ast.unparse(node.value) != "False":
             yield node.value.lineno, node.arg
         elif isinstance(node, ast.Constant) and node.value in ("trust_remote_code", "allow_pickle"):
             yield node.lineno, node.value

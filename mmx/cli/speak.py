@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -56,6 +57,9 @@ def caption(
     typed = [photo for photo in photos if _named(photo, pipeline)]
     files = [Path(photo) for photo in photos if photo not in typed]
     paths, refused = _find_inputs(files, pipeline) if files else ([], [])
+    strange = [path for path in paths if pipeline.model.encoder(_source(path, pipeline)).modality == "text"]
+    refused += [(path, MmxError(f"{path!r} is no text; type it with its source, as text=...")) for path in strange]
+    paths = [path for path in paths if path not in strange]
     given = [*(_named(text, pipeline) for text in typed), *({_source(path, pipeline): path} for path in paths)]
     said = pipeline.captions(given, batch_size, num_beams=beams, max_new_tokens=max_tokens)
     unread = (({_source(path, pipeline): path}, error) for path, error in refused)
@@ -120,7 +124,7 @@ Told = tuple[Inputs, Inputs, str, "Box | None"]  # as written, with paths found,
 def _named(text: str, pipeline: Pipeline) -> Inputs | None:
     """An input typed with the name of its source, as text=...; None for a path."""
     name, _, raw = text.partition("=")
-    return {name: raw} if raw and name in pipeline.model.encoders and not Path(text).exists() else None
+    return {name: raw} if raw and name in pipeline.model.encoders and not os.path.exists(text) else None
 
 
 def _find_inputs(photos: Sequence[Path], pipeline: Pipeline) -> tuple[list[str], list[tuple[str, MmxError]]]:

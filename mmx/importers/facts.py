@@ -34,6 +34,14 @@ LIKE_OURS = (  # facts of transformers' GenerationConfig that have the same name
     "forced_eos_token_id",
     "renormalize_logits",
 )
+NOT_HEEDED = (
+    "forced_bos_token_id",
+    "sequence_bias",
+    "exponential_decay_length_penalty",
+    "encoder_no_repeat_ngram_size",
+    "diversity_penalty",
+    "penalty_alpha",
+)
 WHEN_SAMPLING = ("temperature", "top_k", "top_p")
 
 
@@ -66,7 +74,7 @@ def read_tokenizer(published: Published, marks: Mapping[str, Sequence[int]]) -> 
     from transformers import AutoTokenizer
 
     with reading(published, "tokenizer"):
-        found = AutoTokenizer.from_pretrained(str(published.folder), config=None)
+        found = AutoTokenizer.from_pretrained(str(published.folder), config=None, trust_remote_code=False)
         return Tokenizer.from_json(found.backend_tokenizer.to_str(), published.name, marks)
 
 
@@ -84,9 +92,12 @@ def read_generation(published: Published, prompt: int) -> GenerationConfig:
             nested = published.config.get("decoder") or published.config.get("text_config") or {}
             facts = {**nested, **published.config}
         known = Theirs().to_dict()  # type: ignore[no-untyped-call]
+        _refuse_unheeded(published, facts)
         theirs = Theirs(**{fact: value for fact, value in facts.items() if fact in known})  # type: ignore[no-untyped-call]
         kept = [*LIKE_OURS, *(WHEN_SAMPLING if theirs.do_sample else ())]
         ours = {fact: value for fact in kept if (value := getattr(theirs, fact)) is not None}
+        if ours.get("num_beams", 1) > 1:
+            ours["do_sample"] = False  # beams that are drawn by lot are not to be had here; the likeliest are
         if "early_stopping" in ours:
             ours["early_stopping"] = ours["early_stopping"] is True
         if banned := [word[0] for word in theirs.bad_words_ids or [] if len(word) == 1]:  # longer ones are not kept
@@ -96,6 +107,20 @@ def read_generation(published: Published, prompt: int) -> GenerationConfig:
         most = theirs.max_new_tokens or (theirs.max_length - prompt if theirs.max_length else 20)
         least = theirs.min_new_tokens or max(0, (theirs.min_length or 0) - prompt)
         return GenerationConfig(max_new_tokens=max(1, most), min_new_tokens=min(least, max(1, most)), **ours)
+
+
+def _refuse_unheeded(published: Published, facts: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for a way of choosing words that would be passed over without a word."""
+    end = facts.get("eos_token_id")
+    words = [word for word in facts.get("bad_words_ids") or [] if len(word) > 1]
+    told = [name for name in NOT_HEEDED if facts.get(name)]
+    told += ["several eos_token_id"] if isinstance(end, list) and len(end) > 1 else []
+    told += ["bad_words_ids of several tokens"] if words else []
+    if told:
+        raise CheckpointError(
+            f"{published.name!r} chooses its words with {told[0]}, which mmx does not have; take it out of "
+            "generation_config.json to read the model without."
+        )
 
 
 def first(token: Any) -> int:

@@ -39,6 +39,7 @@ def load_published(
     family, plan_for = family_of(published)
     with planning(published, family):
         plan = plan_for(published)
+    _check_tokens(published, plan)
     model = Model(plan.config, plan.tokenizer)
     fill(model, _tensors(published, plan, model), repr(name))
     origin = {"imported_from": name, "family": family, "revision": revision}
@@ -60,6 +61,20 @@ def family_of(published: Published) -> tuple[str, Callable[[Published], Plan]]:
     )
 
 
+def _check_tokens(published: Published, plan: Plan) -> None:
+    """Raise CheckpointError for a special token without a row in the decoder: speaking would find it out too late."""
+    decoder, chosen = plan.config.decoder, plan.generation
+    size = decoder.table or len(plan.tokenizer)
+    told = {f"the mark {name}": ids for name, ids in plan.config.marks.items()}
+    told |= {name: getattr(chosen, name) for name in ("suppress_tokens", "begin_suppress_tokens")}
+    told["forced_eos_token_id"] = () if chosen.forced_eos_token_id is None else (chosen.forced_eos_token_id,)
+    for name, ids in told.items():
+        if wrong := [token for token in ids if not 0 <= token < size]:
+            raise CheckpointError(
+                f"{published.name!r} has token {wrong[0]} for {name}; expected 0 to {size - 1}, as its vocabulary goes."
+            )
+
+
 def _tensors(published: Published, plan: Plan, model: Model) -> dict[str, Tensor]:
     """All of our tensors: those that the tables make, and those that pretrained encoders load by their own names."""
     theirs = dict(published.tensors)
@@ -70,4 +85,8 @@ def _tensors(published: Published, plan: Plan, model: Model) -> dict[str, Tensor
         loaded = load_tensors(published.name, architecture, own)
         ours |= {f"sources.{source}.encoder.model.{name}": tensor for name, tensor in loaded.items()}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    return ours | convert(plan.weights, plan.dropped, theirs, shapes, repr(published.name))
+    made = ours | convert(plan.weights, plan.dropped, theirs, shapes, repr(published.name))
+    for name, tensor in made.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{published.name!r} holds values that are not finite, in {name}; download it again.")
+    return made

@@ -126,7 +126,7 @@ def planning(published: Published, family: str) -> Iterator[None]:
         yield
     except MmxError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         lacking = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has facts that do not fit together"
         raise CheckpointError(
             f"config.json of {published.name!r} {lacking}; expected that of a {family}, whole."

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,72 @@ def test_a_pipeline_of_a_published_model_has_its_own_way_of_choosing_words(copy)
     assert chosen.early_stopping
     with pytest.raises(ConfigError):
         asked.options({"num_beans": 2})
+
+
+# ---- what a folder says of words, and of code ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "facts, named",
+    [
+        ({"suppress_tokens": [99999]}, "token 99999 for suppress_tokens"),
+        ({"bad_words_ids": [[99999]]}, "token 99999"),
+        ({"forced_eos_token_id": 99999}, "token 99999 for forced_eos_token_id"),
+        ({"decoder_start_token_id": -1}, "token -1 for the mark bos"),
+        ({"eos_token_id": []}, "config.json"),
+        ({"eos_token_id": [0, 82]}, "several eos_token_id"),
+        ({"forced_bos_token_id": 3}, "forced_bos_token_id"),
+        ({"bad_words_ids": [[3, 4]]}, "bad_words_ids of several tokens"),
+        ({"num_beams": 1000000}, "generation config"),
+    ],
+)
+def test_words_that_cannot_be_chosen_so_are_refused_at_once(copy, facts, named):
+    (copy / "generation_config.json").write_text(json.dumps(facts))
+    assert named in refused(copy)
+
+
+def test_beams_that_are_drawn_by_lot_become_plain_beams(copy):
+    (copy / "generation_config.json").write_text(json.dumps({"num_beams": 3, "do_sample": True}))
+    chosen = load_published(str(copy))[1]
+    assert (chosen.num_beams, chosen.do_sample) == (3, False)
+
+
+@pytest.mark.parametrize("name", ["decoder.transformer.h.0.mlp.c_fc.weight", "encoder.layernorm.bias"])
+def test_values_that_are_not_finite_are_named(copy, name):
+    tensors = load_file(copy / WEIGHTS)
+    tensors[name][0] = float("nan")
+    save_file(tensors, copy / WEIGHTS)
+    assert "not finite" in refused(copy)
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "tokenizer_config.json"])
+def test_code_that_comes_with_a_model_is_never_run(copy, tmp_path, file, capsys):
+    canary = tmp_path / "canary"
+    (copy / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\nclass Evil: pass\n")
+    path = copy / file
+    facts = json.loads(path.read_text())
+    facts |= {"auto_map": {"AutoImageProcessor": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}}
+    facts |= {"image_processor_type": "Evil"} if "image_processor_type" in facts else {"tokenizer_class": "Evil"}
+    path.write_text(json.dumps(facts))
+    with suppress(MmxError):
+        load_published(str(copy))
+    assert not canary.exists()
+    assert "custom code" not in capsys.readouterr().out
+
+
+def test_a_published_folder_is_never_written_over(copy):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    model, generation, origin = load_published(str(copy))
+    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+        save_model(copy, model, origin, generation)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    with pytest.raises(CheckpointError, match="convert it first: mmx import"):
+        load_model(copy)
+
+
+def test_a_model_that_speaks_is_not_laid_out_again(tmp_path):
+    from mmx.testing import tiny_model
+
+    asked = load(save_model(tmp_path / "wide", tiny_model(width=256)))
+    with pytest.raises(MmxError, match="load the model again"):
+        asked.model.speak_in("int8")

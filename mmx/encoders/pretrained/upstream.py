@@ -125,7 +125,9 @@ def load_upstream(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, A
         kind = {"image": "ImageProcessor", "text": "Tokenizer", "audio": "FeatureExtractor"}[modality]
         expected = f"preprocessor_config.json, for texts {TOKENIZER} (others: pip install sentencepiece protobuf)"
         with reading(name, kind, expected):
-            processor = getattr(transformers, f"Auto{kind}").from_pretrained(**place, config=whole)
+            processor = getattr(transformers, f"Auto{kind}").from_pretrained(
+                **place, config=whole, trust_remote_code=False
+            )
             tokenizer, most = getattr(processor, "backend_tokenizer", None), getattr(processor, "model_max_length", 0)
             facts = {"max_tokens": most if most < 10**6 else None} if tokenizer else _facts(processor)
             if tokenizer and not any(_has(place, file) for file in processor.vocab_files_names.values()):
@@ -145,7 +147,7 @@ def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[st
         architecture, _ = _resolve(whole, PretrainedOptions(name=name))
         kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[FAMILIES[architecture["model_type"]].modality]
         with reading(name, kind, "preprocessor_config.json"):
-            processor = getattr(transformers, f"Auto{kind}").from_pretrained(str(folder))
+            processor = getattr(transformers, f"Auto{kind}").from_pretrained(str(folder), trust_remote_code=False)
     return {"architecture": architecture, "preprocessing": _facts(processor)}
 
 
