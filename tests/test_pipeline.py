@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmx.config import GenerationConfig, SourceConfig
 from mmx.errors import ConfigError, ImageError, MmxError
-from mmx.pipeline import Pipeline, Said
+from mmx.pipeline import Pipeline, Said, _one_ahead
 from mmx.testing import tiny_model
 
 IMAGE = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
@@ -314,3 +314,18 @@ def test_an_absent_picture_is_nothing_to_see(pipeline, pictures):
     blind = pipeline.encode(image=[None])
     assert (blind.batch, blind.slots) == (1, 0)
     assert pipeline.caption(memory) == [pipeline.caption(pictures[0]), pipeline.caption(blind)]
+
+
+def test_the_next_batch_is_started_before_this_one_is_given_and_no_other():
+    started = []
+
+    def batches():
+        for name in "abcd":
+            started.append(name)
+            yield [name], iter([name.upper()])
+
+    given = _one_ahead(batches())
+    assert next(given) == (["a"], ["A"]) and started == ["a", "b"]
+    assert next(given) == (["b"], ["B"]) and started == ["a", "b", "c"]
+    assert list(given) == [(["c"], ["C"]), (["d"], ["D"])]
+    assert list(_one_ahead([])) == []

@@ -7,34 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from parity_cases import letters, saved, shaken
-from transformers import (
-    GPT2Config,
-    VisionEncoderDecoderConfig,
-    VisionEncoderDecoderModel,
-    ViTConfig,
-    ViTImageProcessor,
-)
+from parity_cases import publish_vit_gpt2
+
+from mmx.checkpoint import save_model
+from mmx.config import SourceConfig
+from mmx.testing import tiny_model
 
 PICTURES = Path(__file__).parents[2] / "demos" / "pictures"
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    vision = ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
-    )
-    text = GPT2Config(
-        n_embd=32, n_layer=2, n_head=4, vocab_size=90, n_positions=40, add_cross_attention=True, is_decoder=True,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
-    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 0, 0, 0
-    parts = (
-        letters(90, bos_token="<|endoftext|>", eos_token="<|endoftext|>"),
-        ViTImageProcessor(size={"height": 32, "width": 32}),
-    )
-    return saved(tmp_path_factory.mktemp("published"), shaken(VisionEncoderDecoderModel(config)), *parts)
+    return str(publish_vit_gpt2(tmp_path_factory.mktemp("published")))
 
 
 def mmx(*words, code=0):
@@ -82,3 +66,23 @@ def test_half_a_download_leaves_nothing(published, tmp_path):
     weights.write_bytes(weights.read_bytes()[:5000])
     assert "half downloaded" in mmx("import", copy, tmp_path / "ours", code=2).stderr
     assert not (tmp_path / "ours").exists()
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory):
+    """A model of a text source alone."""
+    options = {"width": 32, "layers": 1, "heads": 4, "max_positions": 64}
+    model = tiny_model({"text": SourceConfig(encoder="text", options=options)})
+    return save_model(tmp_path_factory.mktemp("models") / "translator", model)
+
+
+def test_texts_are_typed_with_their_source(translator):
+    long = "guten tag " * 60
+    ran = mmx("caption", "text=Guten Morgen", f"text={long}", "--model", translator, "--json", "--max-tokens", 4)
+    assert [json.loads(line)["text"] for line in ran.stdout.splitlines()] == ["Guten Morgen", long]
+
+
+@pytest.mark.parametrize("typed", ["text=", "letter.txt"])
+def test_what_is_no_text_is_not_read_as_one(translator, typed):
+    ran = mmx("caption", typed, "--model", translator, code=1)
+    assert ran.stdout == "" and "type it with its source, as text=..." in ran.stderr

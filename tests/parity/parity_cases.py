@@ -6,13 +6,23 @@ Alphabet: B rows, K streams, T text positions, V vocabulary.
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+)
 from transformers.utils import logging
 
 from mmx.config import GenerationConfig
+from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate
 from mmx.importers import load_published
 from mmx.memory import Memory
@@ -103,3 +113,34 @@ def assert_diverse(texts: list[list[int]]) -> None:
     """A comparison of texts that are all alike would show nothing."""
     assert len({tuple(text) for text in texts}) > 1
     assert any(len(set(text)) > 1 for text in texts)
+
+
+def change(folder: str | Path, made: Any) -> dict[str, Tensor]:
+    """Rewrite the tensors of a folder; returns those that it had."""
+    path = f"{folder}/model.safetensors"
+    tensors = load_file(path)
+    save_file(made(dict(tensors)), path, metadata={"format": "pt"})
+    return tensors
+
+
+def refused(folder: str | Path, **how: Any) -> str:
+    """The one sentence that says why a folder is not read."""
+    with pytest.raises(MmxError) as caught:
+        load_published(str(folder), **how)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and len(sentence) < 500
+    return sentence
+
+
+def publish_vit_gpt2(folder: Path) -> Path:
+    """A tiny ViT-GPT2 with pictures of 32 pixels, as `save_pretrained` writes it."""
+    vision = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
+    )
+    facts = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 90, "n_positions": 40}
+    text = GPT2Config(**facts, add_cross_attention=True, is_decoder=True, bos_token_id=0, eos_token_id=0)
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
+    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 0, 0, 0
+    tokenizer = letters(90, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    return Path(saved(folder, shaken(VisionEncoderDecoderModel(config)), tokenizer, processor))

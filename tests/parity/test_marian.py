@@ -8,11 +8,9 @@ import warnings
 import pytest
 import sentencepiece
 import torch
-from parity_cases import assert_diverse, assert_logits, read, saved, shaken, spoken, until_end
-from safetensors.torch import load_file, save_file
+from parity_cases import assert_diverse, assert_logits, change, read, refused, saved, shaken, spoken, until_end
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
-from mmx.errors import CheckpointError
 from mmx.importers import load_published
 from mmx.pipeline import Pipeline
 from mmx.prompts import tidy_text
@@ -317,19 +315,3 @@ def test_logits_are_the_same_at_the_published_size(tmp_path, trained, theirs):
         memory = model.encode({"text": SourceBatch({"tokens": given, "mask": mask}, torch.arange(3))}, 3)
         found = model.decoder(tokens[:, None], memory)[:, 0]
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def change(folder, made):
-    """Rewrite the tensors of a folder; returns those that it had."""
-    path = f"{folder}/model.safetensors"
-    tensors = load_file(path)
-    save_file(made(dict(tensors)), path, metadata={"format": "pt"})
-    return tensors
-
-
-def refused(folder):
-    """The one sentence that says why a folder is not read."""
-    with pytest.raises(CheckpointError) as caught:
-        load_published(folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from parity_cases import assert_diverse, assert_logits, letters, read, saved, shaken, spoken, until_end
-from safetensors.torch import load_file, save_file
+from parity_cases import assert_diverse, assert_logits, change, letters, read, refused, saved, shaken, spoken, until_end
 from transformers import (
     TrOCRConfig,
     VisionEncoderDecoderConfig,
@@ -12,7 +11,6 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from mmx.errors import CheckpointError
 from mmx.importers import load_published
 from mmx.sources import SourceBatch
 
@@ -154,19 +152,3 @@ def test_logits_are_the_same_at_the_published_size(tmp_path):
         expected = reference(pixel_values=pixels, decoder_input_ids=tokens).logits
         found = model.decoder(tokens[:, None], encoded(model, pixels))[:, 0]
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def change(folder, made):
-    """Rewrite the tensors of a folder; returns those that it had."""
-    path = f"{folder}/model.safetensors"
-    tensors = load_file(path)
-    save_file(made(dict(tensors)), path, metadata={"format": "pt"})
-    return tensors
-
-
-def refused(folder):
-    """The one sentence that says why a folder is not read."""
-    with pytest.raises(CheckpointError) as caught:
-        load_published(folder)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
