@@ -7,9 +7,10 @@ and what the sentence calls the thing.
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
 
 from mmx.errors import DataError
 
@@ -70,32 +71,115 @@ def spoken_name(source: object, thing: str) -> tuple[str, str]:
     return "'" + "".join(letter if letter.isprintable() else "?" for letter in tail) + "'", name
 
 
-def find_files(paths: Iterable[str | os.PathLike[str]], accepts: Callable[[str], bool]) -> list[Path]:
-    """The files among `paths` as given, whatever they are, and in place of each folder those in and below it whose
-    path is accepted.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to, which takes its place at the end; nothing half-written is left behind."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # the suffix tells some the format
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
-    The files of a folder are sorted by path; hidden files and folders and links to folders are left out. A file found
-    through two folders is listed once. Raises DataError for a folder that cannot be listed.
+
+def find_files(
+    paths: Iterable[str | os.PathLike[str]], accepts: Callable[[str], bool], walked: list[str] | None = None
+) -> Iterator[Path | DataError]:
+    """The files among `paths` as given, whatever they are, and in place of each folder, and of each pattern such as
+    photos/**/*.jpg, those in and below it whose path is accepted; in place of a folder that cannot be listed, why not.
+
+    One after the other, sorted by path: no more than the names in one folder (and in those above it) are held. Hidden
+    files and folders and links to folders are left out. A file found through two folders is given once: the folders
+    that were walked are noted in `walked`, which calls may share.
     """
-    found: list[Path] = []
-    seen: set[str] = set()
+    known = [] if walked is None else walked
     for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        wanted = sorted(file for file in _walk(path) if accepts(str(file)))
-        fresh = [file for file in wanted if os.path.abspath(file) not in seen]
-        seen.update(map(os.path.abspath, fresh))
-        found += fresh
-    return found
+        if path.is_dir():
+            yield from _walk(path, [(DEEP,)], accepts, tuple(known))
+            known.append(os.path.abspath(path))
+        elif is_pattern(path):
+            yield from _matching(path, accepts, tuple(known))
+        else:
+            yield path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder, onerror=_cannot_list):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(root, name) for name in files if not name.startswith("."))
+def is_pattern(path: str | os.PathLike[str]) -> bool:
+    """Whether this stands for files by their names; a file that bears such a name is itself."""
+    return any(sign in os.fspath(path) for sign in "*?[") and not os.path.lexists(path)
 
 
-def _cannot_list(error: OSError) -> NoReturn:
-    name = os.fsdecode(error.filename)
-    raise DataError(f"folder {name!r} cannot be listed: {error.strerror}; check its permissions.") from None
+DEEP = "**"  # the part of a pattern that stands for any number of folders, or for all that is in them
+Pattern = tuple[str, ...]  # what remains to be matched, part by part
+
+
+def _matching(path: Path, accepts: Callable[[str], bool], walked: tuple[str, ...]) -> Iterator[Path | DataError]:
+    """Walk from the last folder before the first sign of a pattern; what is not a folder matches nothing."""
+    plain = next(place for place, part in enumerate(path.parts) if any(sign in part for sign in "*?["))
+    folder = Path(*path.parts[:plain])
+    if folder.is_dir():
+        yield from _walk(folder, [path.parts[plain:]], accepts, walked)
+
+
+def _walk(
+    folder: Path, patterns: Sequence[Pattern], accepts: Callable[[str], bool], walked: tuple[str, ...]
+) -> Iterator[Path | DataError]:
+    if _was_walked(folder, walked):
+        return
+    listed = _listed(folder)
+    if isinstance(listed, DataError):
+        yield listed
+        return
+    names, folders = listed
+    while names:  # let go of each name once it is dealt with
+        name = names.pop()
+        left = [rest for pattern in patterns for rest in _advanced(pattern, name)]
+        whole = any(all(part == DEEP for part in rest) for rest in left)
+        if name not in folders and whole and accepts(str(folder / name)):
+            yield folder / name
+        elif name in folders and left:
+            yield from _walk(folder / name, [(DEEP,)] if whole else left, accepts, walked)
+
+
+def _listed(folder: Path) -> tuple[list[str], set[str]] | DataError:
+    """The names in a folder, last first, and those among them that are folders; links to folders are left out."""
+    names, folders = [], set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+                elif entry.is_dir():
+                    continue
+                names.append(entry.name)
+    except OSError as error:
+        told = f"folder {str(folder)!r} cannot be listed: {error.strerror}; check its permissions."
+        return DataError(told)
+    return sorted(names, reverse=True), folders
+
+
+def _advanced(pattern: Pattern, name: str) -> Iterator[Pattern]:
+    """What remains of a pattern after a part of this name, in every way that it matches; nothing where it does not."""
+    if not pattern or (name.startswith(".") and not pattern[0].startswith(".")):
+        return
+    if pattern[0] != DEEP:
+        if fnmatchcase(name, pattern[0]):
+            yield pattern[1:]
+        return
+    yield pattern
+    yield from _advanced(pattern[1:], name)
+
+
+def _was_walked(folder: Path, walked: tuple[str, ...]) -> bool:
+    """Whether an earlier walk came through here: from one of its folders down, through nothing hidden and no link."""
+    if not walked:
+        return False
+    place = Path(os.path.abspath(folder))
+    while not place.name.startswith(".") or str(place) in walked:
+        if str(place) in walked:
+            return True
+        if place.is_symlink() or place == place.parent:
+            return False
+        place = place.parent
+    return False

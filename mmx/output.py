@@ -1,16 +1,18 @@
-"""How results leave the command line: lines on stdout, or a file that appears once it is whole; errors on stderr."""
+"""How results leave the command line: lines on stdout, a file that grows by them or appears whole; errors on stderr."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple, TextIO
 
 from mmx.errors import MmxError
+from mmx.files import replacing
+from mmx.journal import Journal, Known, number_of, open_journal
 
 
 class Row(NamedTuple):
@@ -27,31 +29,46 @@ def result_row(facts: dict[str, Any], name: str, kind: str, said: Any) -> Row:
     return Row(name, {**facts, kind: said.text, "score": round(said.score, 4)})
 
 
-def deliver(
-    rows: Iterable[Row],
-    total: int,
-    out: Path | None,
-    as_json: bool,
-    quiet: bool,
-    line: Callable[[Row], str],
-) -> bool:
-    """Print each row, or write all to a file that appears once it is whole.
+@contextmanager
+def results(
+    out: Path | None, made: Mapping[str, Any], overwrite: bool = False, retry_errors: bool = False
+) -> Iterator[Journal | None]:
+    """The file of --out, to be gone on with (see `mmx.journal`); None for stdout."""
+    if out is None:
+        if overwrite or retry_errors:
+            flag = "--overwrite" if overwrite else "--retry-errors"
+            raise MmxError(f"{flag} was given and no file; type {flag} --out FILE.")
+        yield None
+        return
+    with _told_of(out), open_journal(out, made, overwrite, retry_errors) as journal:
+        if journal.errors:
+            rows = f"{journal.errors:,} rows are errors" if journal.errors > 1 else "one row is an error"
+            print(f"{out}: {rows} of an earlier run; --retry-errors tries again.", file=sys.stderr)
+        yield journal
 
-    Errors go to stderr, each picture's once, however many questions it was asked. Returns whether all went well.
+
+def deliver(rows: Iterable[Row], bar: Any, journal: Journal | None, as_json: bool, line: Callable[[Row], str]) -> bool:
+    """Print each row, or append it to a file.
+
+    Errors go to stderr, each picture's once, however many questions it was asked. Returns whether all went well, now
+    and in the runs that the file is of.
     """
-    told: set[str] = set()
-    with progress_bar(total, quiet or (out is None and sys.stdout.isatty())) as bar, _open_out(out) as file:
-        for row in rows:
-            bar.update()
-            failed = "error" in row.facts
-            if failed and row.name not in told:
-                told.add(row.name)
-                bar.write(row.facts["error"], file=sys.stderr)
-            if out is not None or as_json:
-                print(json.dumps(row.facts, ensure_ascii=False), file=file, flush=out is None)
-            elif not failed:
-                print(line(row), file=file, flush=True)
-    return not told
+    told = Known()
+    well = journal is None or not journal.errors
+    for row in rows:
+        bar.update()
+        failed = "error" in row.facts
+        if failed and (number := number_of(row.name)) not in told:
+            told.add(number)
+            bar.write(row.facts["error"], file=sys.stderr)
+        well = well and not failed
+        if journal is not None:
+            journal.write(row.facts)
+        elif as_json:
+            print(json.dumps(row.facts, ensure_ascii=False), flush=True)
+        elif not failed:
+            print(line(row), flush=True)
+    return well
 
 
 def write_json(out: Path, facts: Any) -> None:
@@ -61,14 +78,17 @@ def write_json(out: Path, facts: Any) -> None:
 
 
 @contextmanager
-def _open_out(out: Path | None) -> Iterator[TextIO]:
-    """stdout, or the file of --out."""
-    if out is None:
-        yield sys.stdout
-        return
+def _open_out(out: Path) -> Iterator[TextIO]:
+    """The file of --out, which appears once it is whole."""
+    with _told_of(out), _replacing(out) as file:
+        yield file
+
+
+@contextmanager
+def _told_of(out: Path) -> Iterator[None]:
+    """What the system says against writing, in a sentence."""
     try:
-        with _replacing(out) as file:
-            yield file
+        yield
     except OSError as error:
         raise MmxError(f"{out} cannot be written: {error.strerror or error}; choose another --out.") from error
 
@@ -81,22 +101,33 @@ def _replacing(out: Path) -> Iterator[TextIO]:
             yield file
         return
     place = out.resolve()  # through a link: what it points at is replaced, not the link
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-        os.replace(temporary, place)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with replacing(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        yield file
 
 
-def progress_bar(total: int, quiet: bool) -> Any:
-    """A progress bar on stderr, where that is a terminal."""
+def progress_bar(total: int | None, quiet: bool) -> Any:
+    """A progress bar on stderr, where that is a terminal: how many, how many a second, and the time left."""
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="", disable=quiet or not sys.stderr.isatty())
+    return tqdm(total=total, unit="", smoothing=0, disable=quiet or not sys.stderr.isatty())
+
+
+def count_for(bar: Any, count: Callable[[], int | None]) -> None:
+    """Tell a bar how many there are in all, once that is counted; nobody waits for it."""
+
+    def work() -> None:
+        with suppress(OSError, MmxError):  # whoever reads them in earnest will tell
+            bar.total = count()
+
+    if not bar.disable:
+        Thread(target=work, daemon=True).start()
+
+
+def passed_over(bar: Any) -> None:
+    """One more that an earlier run has done: it counts, but not for how many are done a second."""
+    if not bar.disable:
+        bar.initial += 1
+        bar.update()
 
 
 def one_line(text: str) -> str:

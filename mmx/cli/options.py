@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -14,14 +14,22 @@ if TYPE_CHECKING:
 
 _MODEL_HELP = "A checkpoint folder, or a published model's folder or public name; else the bundled model."
 _BEAMS_HELP = "Beams; else the model's own number."
+_GUIDANCE_HELP = "How much what is seen counts: above 1 more, 0 not at all; costs a second pass."
 _DTYPE_HELP = "How the decoder's weights are held: float32, bfloat16, or int8 (on the CPU); the last two round."
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help=_MODEL_HELP)]
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help=_DTYPE_HELP)]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ...")]
 BatchOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Pictures handled at a time.")]
 BeamsOption = Annotated[int | None, typer.Option("--beams", metavar="N", min=1, help=_BEAMS_HELP)]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance", metavar="N", min=0, help=_GUIDANCE_HELP)]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens of a text.")]
-OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON lines to this file.")]
+_OUT_HELP = "Append JSON lines to this file; what it holds is not said again, so a stopped run goes on."
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help=_OUT_HELP)]
+_OVERWRITE_HELP = "Start the file of --out anew; the old one stays until there is a first line."
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help=_OVERWRITE_HELP)]
+RetryOption = Annotated[bool, typer.Option("--retry-errors", help="Try the errors in the file of --out again.")]
+_SHARD_HELP = "Do one of N parts, counted from 0; together they are everything."
+ShardOption = Annotated[str | None, typer.Option("--shard", metavar="I/N", help=_SHARD_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
@@ -36,6 +44,24 @@ def load_pipeline(model: str | None, device: str, dtype: str = "float32") -> Pip
     from mmx.pipeline import load
 
     return load(model, device, dtype)  # type: ignore[arg-type]
+
+
+def made_by(command: str, model: str | None, dtype: str, options: Any, **more: Any) -> dict[str, Any]:
+    """What rows of one file have in common: the command, the model with the hash of its weights, and the options."""
+    from mmx.checkpoint import BUNDLED, PROVENANCE, load_provenance
+
+    folder = Path(BUNDLED if model is None else model)
+    weights = load_provenance(folder).get("sha256") if (folder / PROVENANCE).is_file() else None
+    facts = {"command": command, "model": model or "bundled", "weights": weights, "dtype": dtype}
+    return {**facts, **more, "options": options.model_dump(mode="json")}
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """--shard 2/8 -> (2, 8); everything is (0, 1)."""
+    index, slash, count = ("0/1" if text is None else text).partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise MmxError(f"--shard was given {text!r}; expected I/N with I from 0 to N - 1, such as 0/8.")
+    return int(index), int(count)
 
 
 def check_device(device: str) -> None:

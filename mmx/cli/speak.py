@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from itertools import chain
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from mmx.cli.inputs import Inputs, at_least_one, count, find_source, given, spoken_name
 from mmx.cli.options import (
     BatchOption,
     BeamsOption,
     DeviceOption,
     DtypeOption,
+    GuidanceOption,
     JsonOption,
     ModelOption,
     OutOption,
+    OverwriteOption,
     QuietOption,
+    RetryOption,
+    ShardOption,
     TokensOption,
     leave,
     load_pipeline,
+    made_by,
+    parse_shard,
 )
+from mmx.cli.rows import caption_rows, remaining
 from mmx.errors import MmxError
-from mmx.output import deliver, one_line, result_row
+from mmx.journal import IDS, row_key
+from mmx.output import Row, count_for, deliver, one_line, progress_bar, result_row, results
 
 if TYPE_CHECKING:
     from mmx.memory import Box
@@ -37,14 +45,20 @@ AlsoOption = Annotated[
 
 
 def caption(
-    photos: Annotated[list[str], typer.Argument(metavar="PHOTO", help="Pictures, or folders to be walked.")],
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO", help="Pictures, folders, 'patterns/**/*.jpg', lists, tar files.")
+    ],
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     batch_size: BatchOption = 16,
     beams: BeamsOption = None,
     max_tokens: TokensOption = None,
+    guidance: GuidanceOption = None,
+    shard: ShardOption = None,
     out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    retry_errors: RetryOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -52,20 +66,21 @@ def caption(
 
     Other inputs as well, where the model has a source that reads them: a sound's path is heard, and "text=Guten Tag"
     is what a translator's source `text` reads.
+
+    A list is JSON lines with an image (or another source) each; a tar file holds pictures. Type the same command again
+    after a stop, and --out goes on with what is missing.
     """
+    part = parse_shard(shard)
     pipeline = load_pipeline(model, device, dtype)
-    typed = [photo for photo in photos if _named(photo, pipeline)]
-    files = [Path(photo) for photo in photos if photo not in typed]
-    paths, refused = _find_inputs(files, pipeline) if files else ([], [])
-    strange = [path for path in paths if pipeline.model.encoder(_source(path, pipeline)).modality == "text"]
-    refused += [(path, MmxError(f"{path!r} is no text; type it with its source, as text=...")) for path in strange]
-    paths = [path for path in paths if path not in strange]
-    given = [*(_named(text, pipeline) for text in typed), *({_source(path, pipeline): path} for path in paths)]
-    said = pipeline.captions(given, batch_size, num_beams=beams, max_new_tokens=max_tokens)
-    unread = (({_source(path, pipeline): path}, error) for path, error in refused)
-    rows = (result_row(dict(inputs), _name(inputs), "caption", text) for inputs, text in chain(unread, said))
-    total = len(refused) + len(given)
-    leave(deliver(rows, total, out, as_json, quiet, lambda row: f"{row.name}\t{one_line(row.facts['caption'])}"))
+    options = {"num_beams": beams, "max_new_tokens": max_tokens, "guidance_scale": guidance}
+    made = made_by("caption", model, dtype, pipeline.options(options))
+    inputs = at_least_one(given(photos, pipeline))
+    with results(out, made, overwrite, retry_errors) as journal, progress_bar(None, is_quiet(quiet, out)) as bar:
+        count_for(bar, lambda: count(photos, pipeline, part[1]))
+        todo = remaining(inputs, part, lambda item: row_key(item.facts), journal, bar)
+        rows = caption_rows(todo, pipeline, batch_size, options)
+        well = deliver(rows, bar, journal, as_json, lambda row: f"{row.name}\t{one_line(row.facts['caption'])}")
+    leave(well)
 
 
 def ask(
@@ -84,67 +99,64 @@ def ask(
     batch_size: BatchOption = 16,
     beams: BeamsOption = None,
     max_tokens: TokensOption = None,
+    guidance: GuidanceOption = None,
+    shard: ShardOption = None,
     out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    retry_errors: RetryOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Answer questions about a picture, or those of a file.
 
     Every picture is encoded once for all of its questions; the answers come in the order asked. Instead of a picture,
-    any input that a source of the model accepts.
+    any input that a source of the model accepts. With --shard, all questions about a picture are in one part.
     """
-    told = _told(photo, questions or [], data, _parse_box(box), _parse_also(also or []))
-    if box is not None:
+    part, region = parse_shard(shard), parse_box(box)
+    told = _told(photo, questions or [], data, region, parse_also(also or []))
+    if region is not None:
         from mmx.memory import check_box
 
-        check_box(_parse_box(box))
+        check_box(region)
     pipeline = load_pipeline(model, device, dtype)
-    asked = [(_by_source(inputs, pipeline), question, region) for _, inputs, question, region in told]
-    found = pipeline.answers(asked, batch_size, num_beams=beams, max_new_tokens=max_tokens)
-    rows = (
-        result_row({**_by_source(written, pipeline), "question": question}, _name(written), "answer", said)
-        for (written, _, question, _), said in zip(told, found, strict=True)
-    )
-    many = len({_name(written) for written, *_ in told}) > 1
-    several = len(told) > 1
-
-    def line(row: Any) -> str:
-        parts = [row.name] * many + [row.facts["question"]] * several + [one_line(row.facts["answer"])]
-        return "\t".join(parts)
-
-    leave(deliver(rows, len(told), out, as_json, quiet, line))
+    options = {"num_beams": beams, "max_new_tokens": max_tokens, "guidance_scale": guidance}
+    made = made_by("ask", model, dtype, pipeline.options(options), box=region and list(region))
+    every = [_asking(item, pipeline) for item in told]
+    with results(out, made, overwrite, retry_errors) as journal, progress_bar(None, is_quiet(quiet, out)) as bar:
+        count_for(bar, lambda: len(every) // part[1])
+        todo = list(remaining(every, part, lambda item: item.name, journal, bar))
+        found = pipeline.answers([(item.inputs, item.question, item.box) for item in todo], batch_size, **options)
+        rows = (result_row(item.facts, item.name, "answer", said) for item, said in zip(todo, found, strict=True))
+        well = deliver(rows, bar, journal, as_json, _answer_line(every))
+    leave(well)
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
-Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
-Told = tuple[Inputs, Inputs, str, "Box | None"]  # as written, with paths found, the question, the region
+
+class Told(NamedTuple):
+    """A question: its inputs as written, and with paths found; what else its line says, to be kept; the region."""
+
+    written: Inputs
+    found: Inputs
+    question: str
+    box: Box | None
+    kept: Mapping[str, Any]
 
 
-def _named(text: str, pipeline: Pipeline) -> Inputs | None:
-    """An input typed with the name of its source, as text=...; None for a path."""
-    name, _, raw = text.partition("=")
-    return {name: raw} if raw and name in pipeline.model.encoders and not os.path.exists(text) else None
+class Asking(NamedTuple):
+    """A question to a model: what its row begins with, what a person calls the input, and what is asked."""
+
+    facts: dict[str, Any]
+    name: str
+    inputs: Inputs
+    question: str
+    box: Box | None
 
 
-def _find_inputs(photos: Sequence[Path], pipeline: Pipeline) -> tuple[list[str], list[tuple[str, MmxError]]]:
-    """The files among files and folders that a source reads; and the folders that give none, each with the reason."""
-    from mmx.files import find_files
-
-    kept, refused = [], []
-    for photo in photos:
-        try:
-            if find_files([photo], pipeline.accepts):
-                kept.append(photo)
-            else:
-                reason = f"{str(photo)!r}: no pictures are in this folder; check the path."
-                refused.append((str(photo), MmxError(reason)))
-        except MmxError as error:
-            refused.append((str(photo), error))
-    if not kept:
-        raise refused[0][1]
-    # Together, for a picture found twice counts once.
-    return [str(path) for path in find_files(kept, pipeline.accepts)], refused
+def is_quiet(quiet: bool, out: Path | None) -> bool:
+    """A bar has no place among lines on the same terminal."""
+    return quiet or (out is None and sys.stdout.isatty())
 
 
 def _told(
@@ -156,35 +168,57 @@ def _told(
     if data is not None:
         if also:
             raise MmxError("--also goes with a picture; in the lines of --data, name each source beside the image.")
-        from mmx.data.formats import read_asked
+        from mmx.data.formats import read_asked, read_lines
 
-        return [(written, found, str(turn.question), turn.box or box) for written, found, turn in read_asked(data)]
+        lines = ({name: line[name] for name in IDS if name in line} for _, line in read_lines(data))
+        return [
+            Told(written, found, str(turn.question), turn.box or box, {**kept, **_own_box(turn.box)})
+            for (written, found, turn), kept in zip(read_asked(data), lines, strict=True)
+        ]
     if not questions:
         raise MmxError(f'ask was given {photo} and no question; type: mmx ask {photo} "what is this?"')
     inputs = {"": str(photo), **also}
-    return [(inputs, inputs, question, box) for question in questions]
+    return [Told(inputs, inputs, question, box, {}) for question in questions]
 
 
-def _by_source(inputs: Inputs, pipeline: Pipeline) -> Inputs:
+def _own_box(box: Box | None) -> dict[str, Any]:
+    return {} if box is None else {"box": list(box)}
+
+
+def _asking(told: Told, pipeline: Pipeline) -> Asking:
+    """A question with its inputs by source; what else its line says is kept in its row."""
+    known = pipeline.model.encoders
+    kept = {name: raw for name, raw in told.written.items() if name not in known}
+    if "" in kept or len(kept) == len(told.written):
+        kept = {}  # typed as inputs, or nothing else is one: the model says which sources it has
+    written = by_source({name: raw for name, raw in told.written.items() if name not in kept}, pipeline)
+    found = by_source({name: raw for name, raw in told.found.items() if name not in kept}, pipeline)
+    facts = {**written, **kept, **told.kept}
+    box = {"box": facts.pop("box")} if "box" in told.kept else {}
+    return Asking({**facts, "question": told.question, **box}, spoken_name(written), found, told.question, told.box)
+
+
+def _answer_line(asked: Sequence[Asking]) -> Callable[[Row], str]:
+    """How an answer is printed: after its question and its input, where there are several."""
+    many, several = len({item.name for item in asked}) > 1, len(asked) > 1
+
+    def line(row: Row) -> str:
+        parts = [row.name] * many + [row.facts["question"]] * several + [one_line(row.facts["answer"])]
+        return "\t".join(parts)
+
+    return line
+
+
+def by_source(inputs: Inputs, pipeline: Pipeline) -> Inputs:
     """The inputs with the source found of the one that came without a name."""
-    found = {name or _source(raw, pipeline): raw for name, raw in inputs.items()}
+    found = {name or find_source(raw, pipeline): raw for name, raw in inputs.items()}
     if len(found) < len(inputs):
-        taken = _source(inputs[""], pipeline)
+        taken = find_source(inputs[""], pipeline)
         raise MmxError(f"--also names {taken}, which {inputs['']} is for already; give another source.")
     return found
 
 
-def _source(path: str, pipeline: Pipeline) -> str:
-    from mmx.sources import source_of
-
-    return source_of(pipeline.model.encoders, path)
-
-
-def _name(inputs: Inputs) -> str:
-    return " + ".join(str(raw) for raw in inputs.values())
-
-
-def _parse_also(texts: Sequence[str]) -> dict[str, str]:
+def parse_also(texts: Sequence[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in texts]
     for text, (name, equals, raw) in zip(texts, pairs):
         if not (name and equals and raw):
@@ -195,7 +229,7 @@ def _parse_also(texts: Sequence[str]) -> dict[str, str]:
     return {name: raw for name, _, raw in pairs}
 
 
-def _parse_box(text: str | None) -> Box | None:
+def parse_box(text: str | None) -> Box | None:
     if text is None:
         return None
     try:

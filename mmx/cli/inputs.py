@@ -1,0 +1,202 @@
+"""What a person names is many things: pictures, folders, patterns, manifests, shards, texts. One stream of inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mmx.errors import MmxError
+
+if TYPE_CHECKING:
+    from mmx.pipeline import Pipeline
+
+Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
+
+
+class Given(NamedTuple):
+    """An input: the facts that its row begins with, what a person calls it, and what is read, or why it is not."""
+
+    facts: dict[str, Any]
+    name: str
+    inputs: Inputs | MmxError
+
+
+def given(photos: Sequence[str], pipeline: Pipeline) -> Iterator[Given]:
+    """The inputs that the words of a command stand for, in order, each when it is due."""
+    for place in _places(photos, pipeline):
+        if isinstance(place, Given):
+            yield place
+        elif _is_manifest(place, pipeline):
+            yield from _some(_lines(place, pipeline), place, "no lines are in this list")
+        elif _is_shard(place, pipeline):
+            yield from _some(_members(place, pipeline), place, "no pictures are in this tar file")
+        else:
+            yield _file(place, pipeline)
+
+
+def at_least_one(inputs: Iterable[Given]) -> Iterator[Given]:
+    """The same inputs. Raises the first reason where none of them is an input: then there is nothing to be done."""
+    following = iter(inputs)
+    refused: list[Given] = []
+    for item in following:
+        if not isinstance(item.inputs, MmxError):
+            return chain(refused, [item], following)
+        refused.append(item)
+    raise next((item.inputs for item in refused if isinstance(item.inputs, MmxError)), MmxError("nothing was given."))
+
+
+def count(photos: Sequence[str], pipeline: Pipeline, shards: int = 1) -> int | None:
+    """About how many inputs one of so many shards has; None where that takes reading them all, as in a tar file."""
+    total = 0
+    for place in _places(photos, pipeline):
+        if isinstance(place, str) and _is_shard(place, pipeline):
+            return None
+        if isinstance(place, str) and _is_manifest(place, pipeline):
+            with open(place, "rb") as file:
+                total += sum(1 for line in file if line.strip())
+        else:
+            total += 1
+    return total // shards
+
+
+def named(text: str, pipeline: Pipeline) -> Inputs | None:
+    """An input typed with the name of its source, as text=...; None for a path."""
+    name, _, raw = text.partition("=")
+    return {name: raw} if raw and name in pipeline.model.encoders and not os.path.exists(text) else None
+
+
+def spoken_name(inputs: Inputs) -> str:
+    """What a person calls inputs: their paths, or what else was typed."""
+    return " + ".join(str(raw) for raw in inputs.values())
+
+
+def find_source(path: str, pipeline: Pipeline) -> str:
+    """The source that a path is for. Raises MmxError where it could be several."""
+    from mmx.sources import source_of
+
+    return source_of(pipeline.model.encoders, path)
+
+
+# ---- pieces ----------------------------------------------------------------------------------------------------
+
+
+def _places(photos: Sequence[str], pipeline: Pipeline) -> Iterator[Given | str]:
+    """The paths that words stand for, folders walked and patterns matched; what is no path is an input already."""
+    from mmx.files import find_files, is_pattern
+
+    walked: list[str] = []
+    for photo in photos:
+        typed = named(photo, pipeline)
+        if typed is not None:
+            yield Given(dict(typed), spoken_name(typed), typed)
+            continue
+        earlier, empty = list(walked), True
+        wanted = partial(_is_wanted, pipeline, is_pattern(photo))
+        for found in find_files([photo], wanted, walked):
+            empty = False
+            yield _refused(photo, found, pipeline) if isinstance(found, MmxError) else str(found)
+        if empty and not _are_related(photo, earlier):
+            where = "match this pattern" if is_pattern(photo) else "are in this folder"
+            yield _refused(photo, MmxError(f"{photo!r}: no pictures {where}; check the path."), pipeline)
+
+
+def _is_wanted(pipeline: Pipeline, by_pattern: bool, path: str) -> bool:
+    """A folder is walked for what the model reads; a pattern may mean lists and shards as well."""
+    listed = by_pattern and (_is_manifest(path, pipeline) or _is_shard(path, pipeline))
+    return listed or pipeline.accepts(path)
+
+
+def _are_related(photo: str, walked: Sequence[str]) -> bool:
+    """Whether a folder lies in one that was walked before, or the other way round: then its files were found there."""
+    place = os.path.abspath(photo)
+    return any(os.path.commonpath([place, other]) in (place, other) for other in walked)
+
+
+def _is_manifest(path: str, pipeline: Pipeline) -> bool:
+    return path.endswith(".jsonl") and os.path.isfile(path) and not pipeline.accepts(path)
+
+
+def _is_shard(path: str, pipeline: Pipeline) -> bool:
+    from mmx.shards import is_shard
+
+    return is_shard(path) and os.path.isfile(path) and not pipeline.accepts(path)
+
+
+def _file(path: str, pipeline: Pipeline) -> Given:
+    """A file for the source that reads it; a source of texts has no files."""
+    try:
+        source = find_source(path, pipeline)
+    except MmxError as error:
+        return Given({"input": path}, path, error)
+    if pipeline.model.encoder(source).modality == "text":
+        return Given({source: path}, path, MmxError(f"{path!r} is no text; type it with its source, as text=..."))
+    return Given({source: path}, path, {source: path})
+
+
+def _refused(path: str, error: MmxError, pipeline: Pipeline) -> Given:
+    return Given(_file(path, pipeline).facts, path, error)
+
+
+def _some(inputs: Iterator[Given], path: str, nothing: str) -> Iterator[Given]:
+    """The same inputs, or why there are none."""
+    first = next(inputs, Given({"input": path}, path, MmxError(f"{path!r}: {nothing}; check the path.")))
+    yield first
+    yield from inputs
+
+
+def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
+    """The inputs of a manifest, JSON lines as `mmx.data.formats` reads them; a wrong line is an error of its own."""
+    try:
+        base = Path(path).parent
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    yield _line(f"{path}:{number}", text, base, pipeline)
+    except OSError as error:
+        yield Given({"input": path}, path, MmxError(f"list {path!r} cannot be read: {error.strerror}; check the path."))
+
+
+def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
+    """The sources of a line, with paths from the manifest's folder; the rest is kept, but not what is asked."""
+    from mmx.data.formats import TURN_FIELDS
+    from mmx.journal import IDS, RESULTS
+
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        line = None
+    encoders = pipeline.model.encoders
+    if not isinstance(line, dict):
+        return Given({"input": where}, where, MmxError(f'{where} is no JSON object; expected such as {{"image": …}}.'))
+    sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
+    if not sources:
+        reason = f"{where} names no input; expected a field of the model's sources, such as {next(iter(encoders))!r}."
+        return Given({"input": where}, where, MmxError(reason))
+    inputs = {name: _located(raw, encoders[name].modality, base) for name, raw in sources.items()}
+    left_out = (TURN_FIELDS - set(IDS)) | RESULTS | sources.keys()
+    return Given(
+        {**inputs, **{key: value for key, value in line.items() if key not in left_out}}, spoken_name(inputs), inputs
+    )
+
+
+def _located(raw: Any, modality: str, base: Path) -> Any:
+    return str(base / raw) if isinstance(raw, str) and modality != "text" else raw
+
+
+def _members(path: str, pipeline: Pipeline) -> Iterator[Given]:
+    """The members of a shard that a source reads, as bytes under the name of shard and member."""
+    from mmx.images import MAX_BYTES
+    from mmx.shards import read_shard
+
+    for member in read_shard(path, pipeline.accepts, MAX_BYTES):
+        name = f"{path}/{member.name}" if member.name else path
+        found = _file(name, pipeline)
+        if isinstance(member.data, bytes) and not isinstance(found.inputs, MmxError):
+            yield found._replace(inputs=dict.fromkeys(found.facts, member.data))
+        else:
+            yield found._replace(inputs=found.inputs if isinstance(member.data, bytes) else member.data)

@@ -1,0 +1,101 @@
+"""Shards: tar files of many samples, read one member after the other; nothing is unpacked to a disk.
+
+Written for the habit of WebDataset (Aizman et al. 2019, arXiv:2001.01252): members a.jpg, a.json, b.jpg, ... in order.
+"""
+
+import gzip
+import os
+import tarfile
+from bz2 import BZ2File
+from collections.abc import Callable, Iterator
+from lzma import LZMAFile
+from typing import Any, NamedTuple
+
+from mmx.errors import DataError
+
+_OPENERS: dict[str, Callable[[str], Any]] = {
+    ".tar": lambda path: open(path, "rb"),  # noqa: SIM115 - closed by read_shard
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": BZ2File,
+    ".tar.xz": LZMAFile,
+}
+_BLOCK = 512  # bytes of a header, and of what a tar file is made of
+_MOST_HEADER = 2**20  # bytes: longer names and notes than this are nobody's
+
+
+class Member(NamedTuple):
+    """A file in a shard: its name there, and its bytes or why they cannot be had."""
+
+    name: str
+    data: bytes | DataError
+
+
+def is_shard(path: str) -> bool:
+    """Whether a name is that of a tar file, compressed or not."""
+    return _ending(path) is not None
+
+
+def read_shard(path: str, wanted: Callable[[str], bool], most: int) -> Iterator[Member]:
+    """The members whose names are wanted, in order, one in memory at a time.
+
+    What is no plain file (links, devices, holes), has a name that leads out of a folder, or holds more than `most`
+    bytes is not read but told. A shard that is damaged gives what comes before, and its reason last, under the name "".
+    """
+    try:
+        with _OPENERS[_ending(path) or ".tar"](path) as file:
+            yield from _members(path, _Bounded(file, most), wanted, most)
+    except OSError as error:
+        yield Member("", DataError(f"shard {path!r} cannot be read: {error.strerror or 'damaged'}; fetch it again."))
+    except Exception:  # noqa: BLE001 - damaged archives raise what the decoders of three compressions think of
+        yield Member("", _damaged(path))
+
+
+class _Bounded:
+    """A file of which no more than a member's limit is read at once, whatever a header promises."""
+
+    def __init__(self, file: Any, most: int) -> None:
+        self.file, self.most = file, max(most, _MOST_HEADER) + 1
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.most:
+            raise tarfile.ReadError("more than a header or a member has")
+        return bytes(self.file.read(size))
+
+
+def _members(path: str, file: _Bounded, wanted: Callable[[str], bool], most: int) -> Iterator[Member]:
+    with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
+        while (info := archive.next()) is not None:
+            archive.members = []  # else all headers are kept
+            strange = _strange(info, most)
+            if strange is not None:
+                yield Member(info.name, DataError(f"{f'{path}/{info.name}'!r}: {strange}."))
+            elif info.isreg() and wanted(info.name):
+                part = archive.extractfile(info)
+                yield Member(info.name, part.read(info.size) if part is not None else b"")
+        file.seek(archive.offset)
+        if file.read(_BLOCK).strip(b"\0"):  # neither zeros nor the end: a header that is none
+            yield Member("", _damaged(path))
+
+
+def _strange(info: tarfile.TarInfo, most: int) -> str | None:
+    """Why a member is not read; None for plain files and folders."""
+    parts = info.name.replace("\\", "/").split("/")
+    if info.name.startswith(("/", "\\")) or ".." in parts or "\0" in info.name or parts[0].endswith(":"):
+        return "a name that leads out of its folder; expected one such as 'a.jpg', write the shard again"
+    if info.isdir():
+        return None
+    if not info.isreg() or info.issparse():
+        return "a link, a device or a file with holes; expected a plain file, write the shard again"
+    if info.size > most:
+        return f"over {most // 2**20} MB; expected a smaller file, make it smaller"
+    return None
+
+
+def _damaged(path: str) -> DataError:
+    return DataError(f"shard {path!r} is damaged or cut short, what follows in it is lost; fetch or write it again.")
+
+
+def _ending(path: str) -> str | None:
+    return next((ending for ending in _OPENERS if os.fspath(path).lower().endswith(ending)), None)
