@@ -1,0 +1,11 @@
+"""The demo as a hosted copy runs it: open to whoever can reach the machine, with the bundled model."""
+
+import os
+
+import mmx
+from mmx.demo.serve import served, wait
+
+if __name__ == "__main__":
+    with served(mmx.load(), host="0.0.0.0", port=int(os.environ.get("PORT", "7860"))) as address:
+        print(address, flush=True)
+        wait()

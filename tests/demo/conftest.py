@@ -1,0 +1,27 @@
+"""For the demo: a tiny model, served once for all tests of a file."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from mmx.config import GenerationConfig, SourceConfig
+from mmx.pipeline import Pipeline
+from mmx.testing import tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Pipeline:
+    """Three to six bytes of a model that learned nothing."""
+    source = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
+    return Pipeline(tiny_model({"image": source}), GenerationConfig(max_new_tokens=6, min_new_tokens=3))
+
+
+@pytest.fixture(scope="module")
+def address(tiny) -> Iterator[str]:
+    """Where the demo of the tiny model is served."""
+    from demo_cases import free_port
+
+    from mmx.demo.serve import served
+
+    with served(tiny, port=free_port()) as address:
+        yield address
