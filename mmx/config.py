@@ -82,9 +82,16 @@ class TransformerConfig(Frozen):
 
 class LookingConfig(TransformerConfig):
     """A transformer over text that also looks at a memory. `table`: rows of its embedding, where it is not just as many
-    as the tokenizer has tokens."""
+    as the tokenizer has tokens.
+
+    `cross_positions: relative`: a bias on the distance between a word and a slot, up to `cross_reach` each way.
+    `wait_k`: of a source without a grid, text position t sees the first t + wait_k slots only.
+    """
 
     cross_every: PositiveInt = 1
+    cross_positions: Literal["none", "relative"] = "none"
+    cross_reach: PositiveInt = 32
+    wait_k: PositiveInt | None = None
     gate: Literal["none", "tanh"] = "none"
     table: PositiveInt | None = None
 
@@ -150,8 +157,9 @@ class ReaderConfig(LookingConfig):
 class ModelConfig(Frozen):
     """A whole model: named sources, one decoder, where the questions go (into the prompt, to a source, to the reader).
 
-    `marks`: the tokens of marks that are not tokens of their own, as `caption: []`; with them, a mark that neither the
-    tokenizer nor `marks` has is a task that the model was not made for.
+    `share_attention`: one W_K and one W_V for all attention, of every source, of the decoder to itself, and within text
+    encoders. `marks`: the tokens of marks that are not tokens of their own, as `caption: []`; with them, a mark that
+    neither the tokenizer nor `marks` has is a task that the model was not made for.
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
@@ -159,6 +167,7 @@ class ModelConfig(Frozen):
     reader: ReaderConfig | None = None
     vocabulary: PositiveInt = 4096
     question_to: str = "prompt"
+    share_attention: bool = False
     marks: dict[str, tuple[int, ...]] = {}
 
     @model_validator(mode="after")
@@ -170,6 +179,20 @@ class ModelConfig(Frozen):
             raise ValueError(f"question_to is {self.question_to!r}, and there is a reader; give question_to: reader")
         if "reader" in self.sources:
             raise ValueError("a source is named reader, which is the part that reads questions; choose another name")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_can_be_shared(self) -> "ModelConfig":
+        decoder, given = self.decoder, {name: source.projection for name, source in self.sources.items()}
+        if not self.share_attention:
+            return self
+        if self.reader or decoder.key_heads != decoder.heads:
+            raise ValueError("share_attention goes with neither a reader nor kv_heads; leave them out")
+        if apart := [name for name, p in given.items() if not p.share_layers or p.bias != decoder.biases]:
+            raise ValueError(
+                f"share_attention needs share_layers: true and bias: {str(decoder.biases).lower()} (the decoder's "
+                f"biases) in the projection of {', '.join(apart)}"
+            )
         return self
 
 
@@ -215,7 +238,11 @@ class DataConfig(Frozen):
 
 
 class GenerationConfig(Frozen):
-    """How words are chosen. The names are those of transformers' GenerationConfig."""
+    """How words are chosen. The names are those of transformers' GenerationConfig.
+
+    `guidance_scale`: how many times what looking adds to a token's score is taken (see `mmx.generation.guidance`);
+    1 is off and costs nothing, any other number reads every token a second time, without the memory.
+    """
 
     max_new_tokens: PositiveInt = 32
     min_new_tokens: int = Field(0, ge=0)
@@ -233,6 +260,7 @@ class GenerationConfig(Frozen):
     begin_suppress_tokens: tuple[int, ...] = ()
     forced_eos_token_id: int | None = None
     renormalize_logits: bool = False
+    guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
     seed: int = 0
 

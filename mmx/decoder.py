@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from mmx.cache import KeyValueCache
 from mmx.config import DecoderConfig
+from mmx.distance import Recorder
 from mmx.layers import ACTIVATIONS, build_norm, initialise
-from mmx.looking import LookingStack, Recorder
+from mmx.looking import LookingStack
 from mmx.memory import Memory
 from mmx.packing import LEAST, PackedLinear, Packing, pack, packed
 
@@ -80,7 +81,7 @@ class TextDecoder(LookingStack):
     @property
     def is_packed(self) -> bool:
         """Whether `pack` was called: its weights then stay as they are."""
-        return any(isinstance(part, PackedLinear) for part in self.modules())
+        return self.head.scores is not None or any(isinstance(part, PackedLinear) for part in self.modules())
 
     def pack(self, kind: Packing) -> None:
         """For inference on a CPU: every large map in the layout that is fastest to read, see `mmx.packing`."""

@@ -83,6 +83,12 @@ class _Ration(BytesIO):
         return piece
 
 
+def middle_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The square in the middle of a picture of (width, height) pixels: x0, y0, x1, y1 in 0..1."""
+    x, y = ((1 - min(size) / side) / 2 for side in size)
+    return (x, y, 1 - x, 1 - y)
+
+
 def _error(source: object, refusal: Refusal) -> ImageError:
     opened = isinstance(source, Image.Image)
     label, name = ("the open picture", "picture") if opened else spoken_name(source, "picture")

@@ -116,7 +116,8 @@ class SelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.key_heads = config.heads, config.key_heads
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * config.head_size, bias=config.biases)
+        together = (self.heads + 2 * self.key_heads) * config.head_size
+        self.qkv: nn.Module = nn.Linear(config.width, together, bias=config.biases)
         self.out = nn.Linear(config.heads * config.head_size, config.width, bias=config.biases)
         rope = config.positions == "rope"
         self.rotary = Rotary(config.head_size, config.rope_theta, config.rope_scaling) if rope else None
@@ -130,6 +131,37 @@ class SelfAttention(nn.Module):
         if past is not None:
             keys, values = past.append(keys, values)
         return self.out(merge_heads(attend(queries, keys, values, mask)))
+
+
+class Borrowed(nn.Module):
+    """A linear map that belongs to somebody else, who alone trains and saves it. It answers in the type it is asked
+    in: a decoder may speak in bfloat16 while the source that owns the map reads in float32."""
+
+    def __init__(self, owned: nn.Linear) -> None:
+        super().__init__()
+        self._owned = (owned,)  # within a tuple, where a module does not look for its parts
+
+    @property
+    def weight(self) -> Tensor:
+        """The owner's weight."""
+        return self._owned[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the type of x."""
+        (owned,) = self._owned
+        return F.linear(x, owned.weight.to(x.dtype), None if owned.bias is None else owned.bias.to(x.dtype))
+
+
+class BorrowingProjection(nn.Module):
+    """Queries, keys and values of a self-attention, of which only the queries are its own."""
+
+    def __init__(self, query: nn.Linear, key: Borrowed, value: Borrowed) -> None:
+        super().__init__()
+        self.query, self.key, self.value = query, key, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, T, E] -> [N, T, 3 * E]."""
+        return torch.cat([self.query(x), self.key(x), self.value(x)], -1)
 
 
 class FeedForward(nn.Module):

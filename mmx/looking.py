@@ -4,14 +4,13 @@ Alphabet: B memories, K streams, N = B*K, T text positions, S source slots, L la
 Masks: True = may be attended. The cache and the recorder are arguments; nothing here keeps state.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
 from mmx.attention import attend, fold_streams, unfold_streams
 from mmx.cache import KeyValueCache
 from mmx.config import LookingConfig
+from mmx.distance import Recorder, RelativeBias, Sight, distances, opened
 from mmx.errors import MmxError
 from mmx.layers import (
     Past,
@@ -28,12 +27,6 @@ from mmx.layers import (
 from mmx.memory import Memory
 
 
-class Recorder(Protocol):
-    """Anything that wants to know what was asked: it is handed every looking layer's queries [B, H, K*T, D]."""
-
-    def note(self, layer: int, queries: Tensor) -> None: ...
-
-
 class CrossAttention(nn.Module):
     """Ask the memory: queries from the text, keys and values as they stand in the memory."""
 
@@ -43,13 +36,14 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(config.width, inner, bias=config.biases)
         self.out = nn.Linear(inner, config.width, bias=config.biases)
 
-    def forward(self, x: Tensor, memory: Memory, mask: Tensor | None, recorder: Recorder | None) -> Tensor:
-        """x: [N, T, E], mask: bool broadcastable to [B, 1, K*T, S] (None: all) -> [N, T, E]."""
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """[N, T, E] -> [N, T, E]."""
+        memory = sight.memory
         queries = fold_streams(split_heads(self.query(x), self.heads), memory.batch)
-        if recorder is not None:
-            recorder.note(self.index, queries)
+        if sight.recorder is not None:
+            sight.recorder.note(self.index, queries, sight)
         keys, values = memory.layer(self.index)
-        read = attend(queries, keys.to(queries.dtype), values.to(queries.dtype), mask)
+        read = attend(queries, keys.to(queries.dtype), values.to(queries.dtype), sight.mask, sight.bias)
         return self.out(merge_heads(unfold_streams(read, len(x) // memory.batch)))
 
 
@@ -65,21 +59,12 @@ class LookingBlock(nn.Module):
             self.cross_residual = build_residual(config, TanhGate() if config.gate == "tanh" else None)
         self.feed_forward, self.feed_residual = build_feed_forward(config), build_residual(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        positions: Tensor,
-        past: Past | None,
-        memory: Memory,
-        memory_mask: Tensor | None,
-        recorder: Recorder | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, positions: Tensor, past: Past | None, sight: Sight) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
         x = self.self_residual(x, lambda y: self.self_attention(y, mask, positions, past))
         look = self.cross_attention
         if look is not None:
-            x = self.cross_residual(x, lambda y: look(y, memory, memory_mask, recorder))
+            x = self.cross_residual(x, lambda y: look(y, sight))
         return self.feed_residual(x, self.feed_forward)
 
 
@@ -94,6 +79,8 @@ class LookingStack(nn.Module):
         self.blocks = nn.ModuleList(LookingBlock(config, looking.get(i)) for i in range(config.layers))
         final = config.norm if config.norm_placement == "pre" else "none"
         self.norm = build_norm(final, config.width, config.norm_eps)
+        relative = config.cross_positions == "relative"
+        self.distance_bias = RelativeBias(config.heads, config.cross_reach) if relative else None
 
     def states(
         self,
@@ -118,14 +105,28 @@ class LookingStack(nn.Module):
         held = exists if cache is None else cache.extend_mask(exists)
         positions = real_positions(held)[:, -length:]
         may_attend = _attendable(held, length, causal)
-        memory_mask = memory.attendable(streams, length, visibility)
+        sight = self.sight(memory, positions, visibility, recorder)
         x = self.embedding(tokens, positions)
         for index, block in enumerate(self.blocks):
             past = None if cache is None else cache.layer(index)
-            x = block(x, may_attend, positions, past, memory, memory_mask, recorder)
+            x = block(x, may_attend, positions, past, sight)
         if cache is not None:
             cache.advance(length)
         return self.norm(x).unflatten(0, (batch, streams))
+
+    def sight(
+        self, memory: Memory, positions: Tensor, visibility: Tensor | None = None, recorder: Recorder | None = None
+    ) -> Sight:
+        """What texts at these positions, int [N, T], look at."""
+        streams, length = len(positions) // memory.batch, positions.shape[1]
+        mask, config = memory.attendable(streams, length, visibility), self.config
+        if config.wait_k is None and self.distance_bias is None:
+            return Sight(memory, mask, None, recorder)
+        apart = distances(positions, memory)
+        if config.wait_k is not None:
+            open_ = opened(apart, config.wait_k)
+            mask = open_ if mask is None else mask & open_
+        return Sight(memory, mask, None if self.distance_bias is None else self.distance_bias(apart), recorder)
 
     def _check_fit(self, memory: Memory, batch: int) -> None:
         """Without this a memory of fewer rows would be shared out as streams, and a foreign one read layer by layer."""

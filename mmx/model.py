@@ -6,7 +6,7 @@ Alphabet: B rows (examples), K streams, T text positions, S slots, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from mmx.memory import Memory, join
 from mmx.packing import can_pack
 from mmx.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
 from mmx.reader import READER, Reader
+from mmx.sharing import share_attention
 from mmx.sources import Source, SourceBatch
 from mmx.tokenizer import Tokenizer
 
@@ -35,6 +36,8 @@ class Model(nn.Module):
         )
         self.reader = Reader(config.reader, config.decoder, tokenizer) if config.reader else None
         self.decoder = TextDecoder(config.decoder, len(tokenizer))
+        if config.share_attention:
+            share_attention(self.sources, self.decoder)  # type: ignore[arg-type]
         resolved = {
             name: source.model_copy(update={"options": self.encoder(name).options.model_dump(mode="json")})
             for name, source in config.sources.items()
@@ -54,6 +57,8 @@ class Model(nn.Module):
 
     def speak_in(self, dtype: Precision) -> None:
         """For inference: the decoder's weights in this type and, on a CPU, laid out for speaking. Raises MmxError."""
+        if dtype not in (known := get_args(Precision)):
+            raise MmxError(f"dtype was given {dtype!r}; expected one of {', '.join(known)}.")
         if self.decoder.is_packed:
             raise MmxError("the decoder is laid out for speaking already; load the model again with another dtype.")
         on_cpu = self.device.type == "cpu"
@@ -61,7 +66,7 @@ class Model(nn.Module):
             raise MmxError(f"dtype int8 is for the CPU, the model is on {self.device}; give bfloat16, or device cpu.")
         if dtype == "bfloat16":
             self.decoder.to(torch.bfloat16)
-        if on_cpu and can_pack():
+        if on_cpu and can_pack(self.decoder.embedding.table.dtype):
             self.decoder.pack("int8" if dtype == "int8" else "blocks")
 
     @property
@@ -151,4 +156,6 @@ def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
     for name, source in model.sources.items():
         grown.sources[name] = source
     grown.reader, grown.decoder = model.reader, model.decoder
+    if config.share_attention:
+        share_attention(grown.sources, grown.decoder)  # type: ignore[arg-type]
     return grown

@@ -4,7 +4,9 @@ A decoder that says one token at a time multiplies few rows by large matrices, a
 them. `PackedLinear` keeps the same float32 numbers in the blocks in which oneDNN reads them (1.5 to 2 times as fast
 here as the plain layout, for 1 to 40 rows); `Int8Linear` reads a fourth of the bytes, and rounds.
 
-Both are for inference alone. They stand where an nn.Linear stood, and give its weights back to a state_dict.
+Both are for inference alone: their weights are not trained. Gradients pass through them to what they were given, so
+that a loaded model can be asked what it looked at. They stand where an nn.Linear stood, and give its weights back to a
+state_dict.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mmx.errors import MmxError
 
@@ -32,7 +35,13 @@ class PackedLinear(nn.Module):
         self._apply_blocks = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """[..., in] -> [..., out], in the type of x; differentiable in x."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Through.apply(x, self)
+        return self.read(x)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The product by the fast kernel, of which autograd knows nothing."""
         return self._apply_blocks(x, self.blocks, self.bias, "none", [], "")
 
     def weights(self) -> Tensor:
@@ -46,6 +55,20 @@ class PackedLinear(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.weights(), self.bias)
+
+
+class _Through(torch.autograd.Function):
+    """The fast kernel forward; backward the dense weights, laid out anew, which is rare enough to be paid each time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.read(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.weights().to(gradient.dtype), None
 
 
 class Int8Linear(PackedLinear):
@@ -62,8 +85,8 @@ class Int8Linear(PackedLinear):
         self.scales = (largest / 127).to(torch.bfloat16)
         self.bias = None if bias is None else bias.detach()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the type of x."""
+    def read(self, x: Tensor) -> Tensor:
+        """x in bfloat16 times the whole numbers, scaled, in the type of x."""
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
         read = torch._weight_int8pack_mm(rows, self.blocks, self.scales).to(x.dtype).view(*x.shape[:-1], -1)
         return read if self.bias is None else read + self.bias
@@ -87,6 +110,8 @@ def packed(weight: Tensor, bias: Tensor | None, kind: Packing) -> PackedLinear:
     return Int8Linear(weight, bias) if kind == "int8" else PackedLinear(weight, bias)
 
 
-def can_pack() -> bool:
-    """Whether this build of torch has oneDNN."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of torch has oneDNN, and this processor its blocks of the type."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

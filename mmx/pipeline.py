@@ -10,48 +10,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmx.bulk import Asked, Said, answers, captions
 from mmx.checkpoint import BUNDLED, is_checkpoint, load_generation, load_model
 from mmx.config import GenerationConfig, Precision
 from mmx.data.batches import pack_boxes, pad_texts
 from mmx.encoders.contract import Prepared, accepts
 from mmx.errors import MmxError
-from mmx.generation import DecoderStep, generate, rank_texts, stream
-from mmx.generation.generate import Stop
+from mmx.generation import DecoderStep, Step, generate, rank_texts, stream
+from mmx.generation.generate import Generated, Stop
+from mmx.generation.guidance import GuidedStep
 from mmx.importers import load_published
 from mmx.importers.published import CONFIG as PUBLISHED
-from mmx.memory import Box, Memory, check_box
+from mmx.inspection.look import By, Look
+from mmx.inspection.replay import look, places_of
+from mmx.memory import Box, Memory
 from mmx.model import Model
 from mmx.prompts import tidy_question
 from mmx.settings import parse_settings
 from mmx.sources import batch_inputs, prepare_inputs, source_of
 
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
-
-
-@dataclass(frozen=True)
-class Said:
-    """A text the model gave. score: mean log-probability a token in nats; tokens: (text, log-probability) of each."""
-
-    text: str
-    score: float
-    tokens: tuple[tuple[str, float], ...]
-
-
-class Asked(NamedTuple):
-    """A question about an input (or inputs by source name), and the part that it points at, if any."""
-
-    image: Any
-    question: str
-    box: Box | None = None
+BEST = {"num_return_sequences": 1}
 
 
 @dataclass(frozen=True)
@@ -84,6 +70,7 @@ class Pipeline:
 
     def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
         self.model, self.generation = model.eval(), generation or GenerationConfig()
+        self._displacements: dict[str, tuple[float, float]] = {}  # of the encoders, measured when first looked through
 
     def accepts(self, path: str) -> bool:
         """Whether a file of this name is something that one of the sources reads."""
@@ -100,7 +87,7 @@ class Pipeline:
             raise MmxError(f"encode was given {sizes or 'nothing'}; expected as many inputs for every source.")
         batch = next(iter(sizes.values()))
         rows = [{name: raw[row] for name, raw in lists.items()} for row in range(batch)]
-        return self.encode_prepared([self._prepare(row) for row in rows])
+        return self.encode_prepared([self.prepare(row) for row in rows])
 
     def caption(self, image: Any, **options: Any) -> Any:
         """A picture (path, bytes, PIL) or its memory -> a caption; a list, or a memory of several -> a list.
@@ -156,57 +143,14 @@ class Pipeline:
         self, images: Iterable[Any], batch_size: int = 16, **options: Any
     ) -> Iterator[tuple[Any, Said | MmxError]]:
         """Many pictures, in batches: yields (picture as given, what was said or why not), in the order given."""
-        chosen = self.options(options)
-        for batch, prepared in self._prepared(_batches(images, batch_size)):
-            good = [item for item in prepared if not isinstance(item, MmxError)]
-            said = iter(self.say(self.encode_prepared(good), [[None]] * len(good), chosen) if good else ())
-            for image, item in zip(batch, prepared, strict=True):
-                yield image, item if isinstance(item, MmxError) else next(said)[0][0]
+        return captions(self, images, batch_size, self.options(options))
 
     def answers(
         self, asked: Sequence[Asked | tuple[Any, ...]], batch_size: int = 16, **options: Any
     ) -> Iterator[Said | MmxError]:
         """(picture, question) or (picture, question, box) -> what was said or why not, in the order asked. Questions
         about the same picture are answered together, `batch_size` pictures at a time, each encoded once."""
-        chosen, questions = self.options(options), [Asked(*item) for item in asked]
-        places: dict[Any, list[int]] = {}
-        found: dict[int, Said | MmxError] = {}
-        for place, item in enumerate(questions):
-            try:
-                self.prompt_tokens(item.question)
-                check_box(item.box)
-                places.setdefault(_same(item.image), []).append(place)
-            except MmxError as error:
-                found[place] = error
-        due = 0
-        batches = ([questions[where[0]].image for where in groups] for groups in _batches(places.values(), batch_size))
-        prepared_batches = zip(_batches(places.values(), batch_size), self._prepared(batches), strict=True)
-        for groups, (_, prepared) in chain(prepared_batches, [([], ([], []))]):  # the last: what no picture is for
-            found |= self._answered(questions, list(zip(prepared, groups, strict=True)), chosen)
-            while due in found:
-                yield found.pop(due)
-                due += 1
-
-    def _answered(
-        self,
-        questions: Sequence[Asked],
-        prepared: Sequence[tuple[dict[str, Prepared] | MmxError, Sequence[int]]],
-        options: GenerationConfig,
-    ) -> dict[int, Said | MmxError]:
-        """By their places, the answers of some groups of questions about the same input each, in one batch."""
-        found: dict[int, Said | MmxError] = {
-            place: item for item, where in prepared if isinstance(item, MmxError) for place in where
-        }
-        good = [(item, where) for item, where in prepared if not isinstance(item, MmxError)]
-        if good:
-            asked = [[questions[place] for place in where] for _, where in good]
-            memory = self.encode_prepared([item for item, _ in good])
-            texts = self.say(
-                memory, [[q.question for q in row] for row in asked], options, [[q.box for q in row] for row in asked]
-            )
-            for (_, where), row in zip(good, texts, strict=True):
-                found |= {place: said[0] for place, said in zip(where, row, strict=True)}
-        return found
+        return answers(self, [Asked(*item) for item in asked], batch_size, self.options(options))
 
     def say(
         self,
@@ -219,23 +163,64 @@ class Pipeline:
         where each question points (None: nowhere)."""
         if not any(questions):
             return [[] for _ in questions]
-        with torch.inference_mode():
-            memory = self.with_boxes(memory, boxes, max(len(row) for row in questions))
-            step, tokens, mask, options = self._start(memory, questions, options)
-            made = generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stops(options))
+        made = self._generated(self.with_boxes(memory, boxes, max(len(row) for row in questions)), questions, options)
         return [
             [[self._said(text, options) for text in stream_] for stream_ in row[: len(asked)]]
             for row, asked in zip(made, questions, strict=True)
         ]
+
+    def look(
+        self,
+        image: Any,
+        question: str | None = None,
+        box: Box | None = None,
+        text: str | None = None,
+        by: By = "weighted",
+        picture: Any = None,
+        **options: Any,
+    ) -> Look:
+        """What the words of a caption (or of the answer to a question) looked at: to be shown, saved, or computed with.
+
+        image: as in `ask`; text: look for the words of this text, whoever said it; picture: what a memory was made of,
+        to draw on, where `image` is a memory. by: see `mmx.inspection.look`.
+        """
+        if not isinstance(text, str | None):
+            raise MmxError(f"text is a {type(text).__name__}; expected what was said, such as 'a dog on the grass'.")
+        memory, raw = self._one(image, box), image if picture is None else picture
+        prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
+        if text is None:
+            said = list(self._generated(memory, [[question]], self.options({**options, **BEST}))[0][0][0].tokens)
+        else:
+            said = tokenizer.encode(text)
+        self._check_length(len(prompt) + len(said) - 1)
+        given = {} if isinstance(raw, Memory) else self._by_source(raw)
+        if question is not None and self.model.config.question_to != "prompt":
+            given[self.model.config.question_to] = tidy_question(question)
+        memory, blind = (self._seen(view, question) for view in (memory, self.model.encode({}, 1)))
+        places = places_of(self.model, memory, given, self._displacements)
+        return look(self.model, memory, prompt, said, question, places, by, blind)
 
     def options(self, changes: dict[str, Any]) -> GenerationConfig:
         """The model's own options with some changed. Raises ConfigError for one that does not exist or contradicts."""
         merged = {**self.generation.model_dump(), **{k: v for k, v in changes.items() if v is not None}}
         return parse_settings(merged, GenerationConfig, where="generation options")
 
+    @torch.inference_mode()
+    def _generated(
+        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+    ) -> list[list[list[Generated]]]:
+        """The texts [B][K][n] as tokens."""
+        step, tokens, mask, options = self._start(memory, questions, options)
+        return generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stops(options))
+
+    @torch.inference_mode()
+    def _seen(self, memory: Memory, question: str | None) -> Memory:
+        """What the decoder looks at, in the type it computes in."""
+        return self.with_questions(memory, [[question]]).to(dtype=self.model.decoder.embedding.table.dtype)
+
     def _start(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
-    ) -> tuple[DecoderStep, Tensor, Tensor, GenerationConfig]:
+    ) -> tuple[Step, Tensor, Tensor, GenerationConfig]:
         """The step over a memory, the prompts [B, K, T] with their mask (rows with fewer questions are filled up), and
         the options with no more new tokens than the decoder has positions for."""
         most, eos = max(len(row) for row in questions), self.model.tokenizer.eos
@@ -244,9 +229,14 @@ class Pipeline:
         texts = [[*row, *([spare] * (most - len(row)))] for row in told]
         filled = [[*row, *([None] * (most - len(row)))] for row in questions]
         tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
-        memory = self.with_questions(memory, filled).to(dtype=self.model.decoder.embedding.table.dtype)
         options = self._fitted(options, asked=any(q is not None for row in questions for q in row))
-        return DecoderStep(self.model.decoder, memory, options.max_new_tokens), tokens, mask, options
+        seen = self.with_questions(memory, filled).to(dtype=self.model.decoder.embedding.table.dtype)
+        step: Step = DecoderStep(self.model.decoder, seen, options.max_new_tokens)
+        if options.guidance_scale != 1.0:  # beside it one that has the questions alone
+            left = self.with_questions(self.model.encode({}, memory.batch), filled).to(dtype=seen.keys.dtype)
+            blind = DecoderStep(self.model.decoder, left, options.max_new_tokens)
+            step = GuidedStep(step, blind, options.guidance_scale)
+        return step, tokens, mask, options
 
     def prompt_tokens(self, question: str | None) -> list[int]:
         """What the decoder is told, as tokens. Raises MmxError for a question longer than half of its positions."""
@@ -298,7 +288,7 @@ class Pipeline:
         if isinstance(image, Memory):
             return image
         images = image if isinstance(image, list) else [image]
-        return self.encode_prepared([self._prepare(item) for item in images])
+        return self.encode_prepared([self.prepare(item) for item in images])
 
     def _one(self, image: Any, box: Box | None) -> Memory:
         memory = self._memory(image)
@@ -308,33 +298,16 @@ class Pipeline:
             )
         return memory if box is None else memory.focus(box)
 
-    def _prepare(self, image: Any) -> dict[str, Prepared]:
+    def prepare(self, image: Any) -> dict[str, Prepared]:
         """One input to the tensors of its sources. Raises MmxError, also for a source that the model does not have."""
-        encoders = self.model.encoders
-        given = image if isinstance(image, Mapping) else {source_of(encoders, _plain(image)): image}
+        return prepare_inputs(self.model.encoders, self._by_source(image))
+
+    def _by_source(self, image: Any) -> dict[str, Any]:
+        """One input, or several by name, by the names of sources."""
+        given = image if isinstance(image, Mapping) else {source_of(self.model.encoders, _plain(image)): image}
         for name in given:
             self.model.encoder(name)
-        return prepare_inputs(encoders, {name: _plain(raw) for name, raw in given.items()})
-
-    def _try_prepare(self, image: Any) -> dict[str, Prepared] | MmxError:
-        try:
-            return self._prepare(image)
-        except MmxError as error:
-            return error
-
-    def _prepared(
-        self, batches: Iterable[Sequence[Any]]
-    ) -> Iterator[tuple[Sequence[Any], list[dict[str, Prepared] | MmxError]]]:
-        """Each batch of inputs with what they were prepared to. Beside a GPU, files of the next batch are read and
-        decoded in threads while this one is spoken about; on a CPU the threads of the model's own operations would
-        wait for them, which costs more (22.6 ms a picture against 13.9, of a small model on two cores).
-        """
-        if self.model.device.type == "cpu":
-            for batch in batches:
-                yield batch, [self._try_prepare(item) for item in batch]
-            return
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            yield from _one_ahead((batch, pool.map(self._try_prepare, batch)) for batch in batches)
+        return {name: _plain(raw) for name, raw in given.items()}
 
     @torch.inference_mode()
     def encode_prepared(self, rows: Sequence[Mapping[str, Prepared]]) -> Memory:
@@ -364,34 +337,6 @@ class Pipeline:
         return text.strip()
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Stretches of up to `size` items."""
-    following = iter(items)
-    while batch := list(islice(following, max(1, size))):
-        yield batch
-
-
-def _one_ahead(
-    started: Iterable[tuple[Sequence[Any], Iterator[Any]]],
-) -> Iterator[tuple[Sequence[Any], list[Any]]]:
-    """What was started, in order, each only when the one after it has been started as well."""
-    waiting: list[tuple[Sequence[Any], Iterator[Any]]] = []
-    for item in chain(started, [None]):
-        if waiting:
-            batch, found = waiting.pop()
-            waiting += [item] if item else []
-            yield batch, list(found)
-        elif item:
-            waiting.append(item)
-
-
 def _plain(raw: Any) -> Any:
     """Paths as texts, which is how encoders know them."""
     return os.fspath(raw) if isinstance(raw, os.PathLike) else raw
-
-
-def _same(image: Any) -> Any:
-    """What two mentions of one input have in common: equal paths or bytes; an open picture is known by itself."""
-    if isinstance(image, Mapping):
-        return tuple((name, _same(raw)) for name, raw in image.items())
-    return image if isinstance(image, str | bytes | os.PathLike) else id(image)

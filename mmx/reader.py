@@ -52,6 +52,10 @@ class Reader(LookingStack):
         tokens = torch.tensor(ids)
         return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
 
+    def labels(self, raw: Any) -> list[str]:
+        """The text of each token of a question: what its slots are called."""
+        return [self.tokenizer.decode([token]) for token in self.prepare(raw)["tokens"].tolist()]
+
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Questions to one batch, padded at the end."""
         padded = {

@@ -6,6 +6,8 @@ PreTrainedTokenizerFast reads as well.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +42,25 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens to text; marks are left out."""
         return tidy_text(self.engine.decode(list(tokens), skip_special_tokens=True))
+
+    def words(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
+        """The words of a text, each with the places of its tokens, in order; a mark belongs to no word.
+
+        Words are what spaces part; a token that reaches over several is a piece of each. Holds for every kind of
+        tokenizer: of bytes, word pieces or sentence pieces.
+        """
+        so_far = [self.engine.decode(list(tokens[:n]), skip_special_tokens=True) for n in range(len(tokens) + 1)]
+        # Half a letter is shown as another one: what a token adds ends where the text still agrees with the whole.
+        known = [len(os.path.commonprefix([text, so_far[-1]])) for text in so_far]
+        spans = [(*found.span(), found.group(), list[int]()) for found in re.finditer(r"\S+", so_far[-1])]
+        marks = {token for token, added in self.engine.get_added_tokens_decoder().items() if added.special}
+        for place, token in enumerate(tokens):
+            begins, ends = known[place], known[place + 1]
+            touched = [span for span in spans if span[0] < ends and span[1] > begins]
+            touched = touched or [span for span in spans if span[1] > begins][:1]
+            for *_, pieces in touched if token not in marks else ():
+                pieces.append(place)
+        return [(text, pieces) for *_, text, pieces in spans]
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """A prompt to tokens: marks by their ids, strings as plain text. Raises MmxError for a task that is lacking."""

@@ -27,23 +27,25 @@ FLOORS = [
         "layers",
         "packing",
         "files",
+        "shards",
         "images",
         "sounds",
         "tokenizer",
         "prompts",
     ],
-    ["encoders", "projection", "looking", "reader", "decoder", "cache"],
+    ["encoders", "projection", "distance", "looking", "reader", "decoder", "cache"],
     ["sources"],
+    ["sharing"],
     ["model"],
     ["checkpoint", "generation", "inspection", "importers"],
-    ["pipeline", "data"],
-    ["training", "evaluation", "bench"],
-    ["cli", "output", "demo", "testing", "scaffold", "__main__"],
+    ["bulk", "pipeline", "data"],
+    ["training", "evaluation", "faithfulness", "bench", "studies"],
+    ["cli", "output", "journal", "demo", "testing", "scaffold", "__main__"],
 ]
 ISLANDS = ["metrics"]
 FRONT_DOOR = "__init__"
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-ENCODER_WING, DECODER_WING = {"encoders"}, {"projection", "looking", "reader", "decoder", "cache"}
+ENCODER_WING, DECODER_WING = {"encoders"}, {"projection", "distance", "looking", "reader", "decoder", "cache"}
 
 GUESTS = {  # heavy package -> the rooms it may enter
     "accelerate": {"training"},

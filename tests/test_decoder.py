@@ -13,6 +13,7 @@ from torch import nn
 
 from mmx.config import DecoderConfig, ProjectionConfig
 from mmx.decoder import TextDecoder
+from mmx.distance import Sight
 from mmx.errors import MmxError
 from mmx.features import Features
 from mmx.looking import LookingBlock
@@ -290,7 +291,7 @@ def test_a_stack_without_looking_is_torchs_transformer_encoder(norm_first, activ
         copy_self_attention(block, layer)
         block.feed_residual.norm.load_state_dict(layer.norm2.state_dict())
         theirs = layer(theirs, src_mask=~causal)
-        ours = block(ours, causal[None, None], torch.arange(5).expand(3, 5), None, memory, memory.mask, None)
+        ours = block(ours, causal[None, None], torch.arange(5).expand(3, 5), None, Sight(memory, memory.mask))
     assert float(theirs.detach().std()) > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
@@ -317,7 +318,7 @@ def test_a_looking_block_is_torchs_transformer_decoder(norm_first, activation):
     memory = projection(Features(states, mask))
     assert memory.layout == (Segment("image", 0, 7),)
     positions = torch.arange(5).expand(3, 5)
-    ours = block(x, causal[None, None], positions, None, memory, mask[:, None, None], None)
+    ours = block(x, causal[None, None], positions, None, Sight(memory, mask[:, None, None]))
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 

@@ -37,6 +37,25 @@ def test_int8_is_off_by_less_than_half_a_step_of_each_row_and_what_bfloat16_roun
     assert whole(x).dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["blocks", "int8"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [(5,), (3, 7)], ids=str)
+def test_gradients_pass_through_to_what_was_given(rows, bias, kind):
+    """They are those of nn.Linear with the weights that were kept; the numbers forward are the same as without them."""
+    torch.manual_seed(0)
+    plain, x = nn.Linear(192, 320, bias=bias), torch.randn(*rows, 192)
+    whole = packed(plain.weight, plain.bias, kind)
+    plain.weight.data = whole.weights()
+    given, twin = x.clone().requires_grad_(), x.clone().requires_grad_()
+    read, upstream = whole(given), torch.randn(*rows, 320)
+    assert torch.equal(read, whole(x)) and not whole(x).requires_grad
+    (read * upstream).sum().backward()
+    (plain(twin) * upstream).sum().backward()
+    torch.testing.assert_close(given.grad, twin.grad, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert not whole(given).requires_grad
+
+
 def test_a_row_of_zeros_stays_one():
     weight = torch.randn(64, 64)
     weight[3] = 0

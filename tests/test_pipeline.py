@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mmx.bulk import Said, _one_ahead
 from mmx.config import GenerationConfig, SourceConfig
 from mmx.errors import ConfigError, ImageError, MmxError
-from mmx.pipeline import Pipeline, Said, _one_ahead
+from mmx.generation import DecoderStep
+from mmx.pipeline import Pipeline
 from mmx.testing import tiny_model
 
 IMAGE = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
@@ -159,6 +161,43 @@ def test_a_stop_string_ends_the_text_and_is_cut_off(pipeline, pictures, beams):
         assert len(said.tokens) < 20
 
 
+# ---- guidance ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pipeline", "asking"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_guidance_goes_from_what_is_said_blindly_to_what_is_seen_and_beyond(name, beams, pictures, request):
+    pipeline = request.getfixturevalue(name)
+    memory, blind = pipeline.encode(image=pictures), pipeline.encode(image=[None])
+    plain = pipeline.caption(memory, num_beams=beams)
+    assert pipeline.caption(memory, num_beams=beams, guidance_scale=1.0) == plain
+    assert (
+        pipeline.caption(memory, num_beams=beams, guidance_scale=0.0) == [pipeline.caption(blind, num_beams=beams)] * 7
+    )
+    beyond = pipeline.caption(memory, num_beams=beams, guidance_scale=3.0)
+    assert beyond != plain
+    assert beyond == [pipeline.caption(one, num_beams=beams, guidance_scale=3.0) for one in pictures]
+    for scale, seen in ((0.0, blind), (1.0, memory.select([2]))):
+        asked = pipeline.ask(memory.select([2]), QUESTIONS, num_beams=beams, guidance_scale=scale)
+        assert asked == pipeline.ask(seen, QUESTIONS, num_beams=beams), "the blind half has the question all the same"
+
+
+def test_without_guidance_there_is_no_second_step(pipeline, pictures):
+    memory = pipeline.encode(image=pictures[0])
+    plain, *_ = pipeline._start(memory, [[None]], pipeline.options({"guidance_scale": 1.0}))
+    assert isinstance(plain, DecoderStep)
+    step, *_ = pipeline._start(memory, [[None]], pipeline.options({"guidance_scale": 1.5}))
+    assert (step.scale, step.seeing.memory.slots, step.blind.memory.slots) == (1.5, memory.slots, 0)
+
+
+def test_a_guided_stream_ends_with_the_guided_answer_and_a_box_still_points(pipeline, pictures):
+    options = {"guidance_scale": 2.5, "box": (0.0, 0.0, 0.5, 0.5)}
+    answer = pipeline.ask(pictures[0], QUESTIONS[0], **options)
+    assert list(pipeline.stream(pictures[0], QUESTIONS[0], **options))[-1] == answer
+    focused = pipeline.encode(image=pictures[0]).focus(options.pop("box"))
+    assert answer == pipeline.ask(focused, QUESTIONS[0], **options)
+
+
 def test_what_is_said_carries_its_tokens_and_their_scores(pipeline, pictures):
     said = pipeline.say(pipeline.encode(image=pictures[0]), [[None]], pipeline.generation)[0][0][0]
     assert len(said.tokens) == 6
@@ -280,6 +319,7 @@ def test_without_learned_positions_texts_are_as_long_as_asked(pictures):
         ({"do_sample": True, "num_beams": 2}, "contradict each other; choose sampling or beams"),
         ({"num_return_sequences": 2}, "num_return_sequences 2 needs do_sample: true or as many num_beams"),
         ({"top_p": 1.5}, "top_p"),
+        ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"stop_strings": "x"}, "stop_strings"),
     ],
 )

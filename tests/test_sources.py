@@ -6,13 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mmx.bulk import Asked
 from mmx.config import SourceConfig
 from mmx.data.batches import TrainingSet
 from mmx.data.examples import Example, Turn
 from mmx.data.formats import read_examples
 from mmx.errors import EncoderError, MmxError
 from mmx.model import SourceBatch
-from mmx.pipeline import Asked, Pipeline
+from mmx.pipeline import Pipeline
 from mmx.settings import parse_settings
 from mmx.sources import batch_inputs, prepare_inputs, source_of
 from mmx.testing import ToyEncoder, tiny_model
@@ -80,7 +81,7 @@ def logits(pipeline, memory):
 
 
 def test_a_mixture_of_sources_in_one_batch_is_each_row_alone(pipeline):
-    together = logits(pipeline, pipeline.encode_prepared([pipeline._prepare(row) for row in MIXED]))
+    together = logits(pipeline, pipeline.encode_prepared([pipeline.prepare(row) for row in MIXED]))
     for row, inputs in enumerate(MIXED):
         alone = logits(pipeline, pipeline.encode(**inputs))
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-4)
@@ -91,7 +92,7 @@ def test_a_mixture_of_sources_in_one_batch_is_each_row_alone(pipeline):
 def test_an_absent_source_may_be_none_or_left_out(pipeline):
     one = pipeline.encode(image=[PARTS["image"], None], audio=[None, PARTS["audio"]])
     two = pipeline.encode_prepared(
-        [pipeline._prepare({"image": PARTS["image"]}), pipeline._prepare({"audio": PARTS["audio"]})]
+        [pipeline.prepare({"image": PARTS["image"]}), pipeline.prepare({"audio": PARTS["audio"]})]
     )
     torch.testing.assert_close(logits(pipeline, one), logits(pipeline, two), atol=1e-5, rtol=1e-4)
     assert one.mask[0].sum() < one.slots

@@ -6,6 +6,8 @@ import unicodedata
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Engine
+from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mmx.errors import CheckpointError
@@ -138,3 +140,28 @@ def test_a_tokenizer_without_our_marks_is_refused():
     del facts["model"]["vocab"]["<answer>"]
     with pytest.raises(CheckpointError, match="no token '<answer>'"):
         Tokenizer.from_json(json.dumps(facts))
+
+
+@BOTH
+def test_words_have_the_places_of_their_tokens(tokenizer):
+    for text in ("two dogs run, it's snow-white!", "caf\u00e9\u00e9 \u65e5\u672c skateboarder", "  a  b ", ""):
+        tokens = tokenizer.encode(text)
+        words = tokenizer.words(tokens)
+        assert [word for word, _ in words] == text.split()
+        held = [place for _, places in words for place in places]
+        assert held == sorted(set(held))
+        assert all(not tokenizer.decode([tokens[place]]) for place in set(range(len(tokens))) - set(held)), "spaces"
+        for word, places in words:
+            assert tokenizer.decode([tokens[place] for place in places]) == word
+
+
+def test_marks_belong_to_no_word_and_a_token_over_two_words_to_both():
+    vocabulary = {mark.text: place for place, mark in enumerate(MARKS)} | {
+        "\u0120a": 6,
+        "\u0120of\u0120the": 7,
+        "\u0120dog": 8,
+    }
+    engine = Engine(models.WordLevel(vocabulary, unk_token=MARKS[0].text))
+    engine.decoder = decoders.ByteLevel()
+    engine.add_special_tokens([mark.text for mark in MARKS])
+    assert Tokenizer(engine).words([6, 7, 8, 2]) == [("a", [0]), ("of", [1]), ("the", [1]), ("dog", [2])]

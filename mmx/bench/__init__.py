@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 import torch
 
+from mmx.bench.caching import cache
 from mmx.bench.decoding import beams, greedy, questions
+from mmx.bench.looking import looking
 from mmx.bench.pictures import pictures, start
 from mmx.bench.references import SHAPES, Setting
 from mmx.bench.timing import Figure
@@ -24,6 +26,8 @@ WORKLOADS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
     "greedy": greedy,
     "beams": beams,
     "questions": questions,
+    "cache": cache,
+    "looking": looking,
     "training": training,
     "pictures": pictures,
     "start": start,

@@ -8,7 +8,7 @@ from mmx.bench.timing import Figure, Spread
 
 NAME, CELL, UNIT = 41, 27, 13
 HEADER = (
-    f"{'median (range)':<{NAME}} {'mmx':>{CELL}}  {'transformers':>{CELL}}  {'':<{UNIT}} "
+    f"{'median (range)':<{NAME}} {'mmx':>{CELL}}  {'transformers (or as named)':>{CELL}}  {'':<{UNIT}} "
     f"{'theirs / ours':>{CELL}}  same  peak MB"
 )
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mmx.cli import convert, measure, plugins, speak
+from mmx.cli import convert, demo, look, measure, plugins, speak, study
 from mmx.errors import ConfigError, MmxError
 from mmx.output import one_line
 
@@ -33,12 +33,15 @@ def _common(
 
 app.command("caption")(speak.caption)
 app.command("ask")(speak.ask)
+app.command("look")(look.look)
+app.command("demo")(demo.demo)
 app.command("import")(convert.import_)
 app.command("train")(measure.train)
 app.command("eval")(measure.evaluate_)
 app.command("new-encoder")(plugins.new_encoder)
 app.command("scenes")(measure.scenes)
 app.command("bench")(measure.bench)
+app.command("study")(study.study)
 app.add_typer(plugins.app, name="encoders")
 
 

@@ -23,10 +23,15 @@ from mmx.cli.options import (
     leave,
     load_pipeline,
 )
+from mmx.errors import MmxError
 from mmx.output import one_line, progress_bar, table, write_json
 
 if TYPE_CHECKING:
     from mmx.bench import Figure
+    from mmx.config import DataConfig
+
+
+WORKLOADS = ("greedy", "beams", "questions", "cache", "looking", "training", "pictures", "start")  # of mmx.bench
 
 
 def train(
@@ -65,17 +70,33 @@ def evaluate_(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Where to write metrics.json and texts.jsonl.")
     ] = Path(),
+    information: Annotated[
+        bool, typer.Option("--information", help="Bits a word with and without picture and question; more work.")
+    ] = False,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Of scenes: do the words' maps lie on what they speak of?")
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Measure a model on data.
 
-    BLEU, ROUGE-L and CIDEr of captions, exact match and VQA accuracy of answers.
+    BLEU, ROUGE-L and CIDEr of captions, exact match and VQA accuracy of answers;
+    with --information also how many bits a word the picture and the question
+    save, beside the picture of another example and a blank one. With --maps, of
+    scenes, whose boxes are known, how well each kind of map points at what a word
+    is about, and what it costs to hide that; the best layer and heads are chosen
+    on the scenes of the next seed. Written to maps.json.
     """
     from mmx.config import DataConfig
     from mmx.settings import override_settings
 
     config = override_settings(DataConfig(path=data), changes or [])
+    if maps:
+        if config.path != "scenes":
+            raise MmxError(f"--maps was given with --data {data}; boxes are known of generated scenes: --data scenes.")
+        _measure_maps(model, config, device, out, as_json)
+        return
     from mmx.data.formats import read_examples
     from mmx.evaluation import evaluate
 
@@ -84,12 +105,26 @@ def evaluate_(
     pipeline = load_pipeline(model, device)
     options = pipeline.options({"num_beams": beams, "max_new_tokens": max_tokens})
     with progress_bar(len(examples), quiet) as bar:
-        report = evaluate(pipeline, examples, options, batch_size, progress=bar.update)
+        report = evaluate(pipeline, examples, options, batch_size, progress=bar.update, information=information)
     for sentence in report.bad:
         print(one_line(sentence), file=sys.stderr)
     report.save(out)
     print(json.dumps(report.metrics) if as_json else table(report.metrics))
     leave(not report.bad)
+
+
+def _measure_maps(model: str, config: DataConfig, device: str, out: Path, as_json: bool) -> None:
+    from mmx.data.scenes import draw_scene
+    from mmx.faithfulness import hiding, pointing
+
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline = load_pipeline(model, device)
+    shown, choosing = ([draw_scene(config.seed + n, i) for i in range(config.count)] for n in (0, 1))
+    pointed = pointing(pipeline, shown, choosing)
+    hidden = hiding(pipeline, shown, pointed.chosen)
+    facts = {"pointing": asdict(pointed), "hiding": asdict(hidden)}
+    write_json(out / "maps.json", facts)
+    print(json.dumps(facts) if as_json else f"{pointed.table(pointed.worth_telling)}\n\n{hidden.table()}")
 
 
 def scenes(
@@ -110,7 +145,9 @@ def scenes(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="greedy, beams, questions, training, pictures, start; else all."),
+        typer.Argument(
+            metavar="NAME", help="greedy, beams, questions, cache, looking, training, pictures, start; else all."
+        ),
     ] = None,
     size: Annotated[str, typer.Option("--size", metavar="SIZE", help="tiny (as bundled), or base.")] = "tiny",
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 5,

@@ -43,6 +43,7 @@ COUNTED: tuple[Words, ...] = ((), ("size",), ("color",), ("shape",), ("color", "
 COUNT_WEIGHTS = (5, 4, 9, 12, 12)  # rare counts first where a scene offers them, so that no answer is a safe guess
 OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 FEWEST = 6  # questions a scene
+MOST_TOLD = 3  # objects that a full caption tells of
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,42 @@ class SceneQuestion:
     box: Box | None = None
 
 
+@dataclass(frozen=True)
+class Mention:
+    """A shape word of a caption, text[start : start + len(word)], and the box of the one object that it names."""
+
+    word: str
+    start: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class FullCaption:
+    """A caption that names every object, and where it does so; mentions in the order of the text."""
+
+    text: str
+    mentions: tuple[Mention, ...]
+
+
+def full_caption(scene: Scene) -> FullCaption | None:
+    """The caption that tells everything, as `captions` begins with it; None where it has none (of four objects), or
+    where two objects look alike, so that one word stands for both."""
+    looks = [_look(thing) for thing in scene.objects]
+    phrases = [_phrase(look, ALL) for look in looks]
+    if len(phrases) > MOST_TOLD or len(set(phrases)) < len(phrases):
+        return None
+    text, mentions, end = _listing(looks, ALL), [], 0
+    for thing, phrase in zip(scene.objects, phrases, strict=True):
+        end = text.index(phrase, end) + len(phrase)
+        mentions.append(Mention(thing.shape, end - len(thing.shape), thing.box))
+    return FullCaption(text, tuple(mentions))
+
+
 def captions(scene: Scene, seed: int = 0) -> tuple[str, ...]:
     """Three to five different true captions, in lower case; up to three objects, the first one tells everything."""
     rng = Random(f"captions-{seed}-{scene.objects!r}")
     looks = [_look(thing) for thing in scene.objects]
-    full = [_listing(looks, ALL)] if len(looks) <= 3 else []
+    full = [_listing(looks, ALL)] if len(looks) <= MOST_TOLD else []
     rest = [_listing(looks, ("color", "shape")), _listing(looks, ("shape",)), _counted(scene)]
     rest += _placed(scene, rng) + _related_pair(scene, rng)
     rng.shuffle(rest)

@@ -65,6 +65,15 @@ class Encoder(nn.Module):
         """A few raw inputs, of different lengths where lengths differ, for the conformance kit."""
         return []
 
+    def labels(self, raw: Any) -> list[str]:
+        """What the slots of an input are called, one after the other (the words of a text), for pictures of attention;
+        [] where they have no names."""
+        return []
+
+    def window(self, raw: Any) -> tuple[float, float, float, float]:
+        """Which part of an input its grid lies on: x0, y0, x1, y1 in 0..1 from the top left; all of it by default."""
+        return (0.0, 0.0, 1.0, 1.0)
+
     def save_files(self, folder: Path) -> None:
         """Write into a folder of its own in the checkpoint what is neither an option nor a tensor: a vocabulary, say.
         The folder is there; it vanishes where it stays empty."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmx.config import Frozen
 from mmx.encoders.base import Encoder, Features
 from mmx.errors import EncoderError
-from mmx.images import SUFFIXES, load_image
+from mmx.images import SUFFIXES, load_image, middle_square
 
 # Arguments of timm's create_model that other options decide, or that would read a file which does not travel along.
 DECIDED = {"img_size", "num_classes", "in_chans", "features_only", "out_indices", "checkpoint_path"}
@@ -91,6 +91,10 @@ class ImageEncoder(Encoder):
     def accepts(self, path: str) -> bool:
         """Whether the file name is a picture's."""
         return Path(path).suffix.lower() in SUFFIXES
+
+    def window(self, raw: Any) -> tuple[float, float, float, float]:
+        """All of the picture, or the square in its middle."""
+        return (0.0, 0.0, 1.0, 1.0) if self.options.fit == "squash" else middle_square(load_image(raw).size)
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, size, size] -> states [B, S, F] and the grid of their last cells."""

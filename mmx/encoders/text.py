@@ -24,13 +24,15 @@ from mmx.tokenizer import Tokenizer
 
 
 class TextEncoder(Encoder):
-    """Text -> one slot a token; every token sees the whole text."""
+    """Text -> one slot a token; every token sees the whole text, or (`causal`) what came before it."""
 
     modality = "text"
     shares_tokenizer = True
 
     class Options(TransformerConfig):
-        """A transformer's facts; text past `max_positions` tokens is cut."""
+        """A transformer's facts; text past `max_positions` tokens is cut. `causal`: no token sees those after it."""
+
+        causal: bool = False
 
     def __init__(self, options: Options, tokenizer: Tokenizer) -> None:
         super().__init__(options)
@@ -47,10 +49,17 @@ class TextEncoder(Encoder):
         tokens = torch.tensor([*kept, self.tokenizer.eos])
         return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
 
+    def labels(self, raw: Any) -> list[str]:
+        """The text of each token."""
+        tokens = self.prepare(raw)["tokens"].tolist()
+        return ["end" if token == self.tokenizer.eos else self.tokenizer.decode([token]) for token in tokens]
+
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """{"tokens": [B, S], "mask": [B, S]} -> Features."""
         mask = batch["mask"]
         positions, may_attend = real_positions(mask), mask[:, None, None]
+        if self.options.causal:
+            may_attend = may_attend & torch.ones(mask.shape[1], mask.shape[1], device=mask.device).tril().bool()
         x = self.embedding(batch["tokens"], positions)
         for block in self.blocks:
             x = block(x, may_attend, positions)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmx.cache import KeyValueCache
 from mmx.decoder import TextDecoder
+from mmx.distance import Recorder
 from mmx.generation.unrolled import OneToken, can_unroll
-from mmx.looking import Recorder
 from mmx.memory import Memory
 
 

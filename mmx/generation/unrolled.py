@@ -41,6 +41,7 @@ class _Now:
     positions: Tensor  # [1 or N, 1]
     seen: Tensor | None
     visible: Tensor | None
+    bias: Tensor | None
     streams: int
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
@@ -74,7 +75,8 @@ class OneToken:
         now.positions = tokens.new_full((1, 1), now.end - 1) if everything else held.sum(-1, keepdim=True) - 1
         now.keys, now.values = cache.keys.unbind(), cache.values.unbind()
         now.streams = len(tokens) // self.memory.batch
-        now.visible = self.memory.attendable(now.streams, 1)
+        sight = self.decoder.sight(self.memory, now.positions.expand(len(tokens), 1))
+        now.visible, now.bias = sight.mask, sight.bias
         x = self.embed(tokens)
         for sublayer in self.sublayers:
             x = sublayer(x)
@@ -160,8 +162,8 @@ def _cross_attention(part: CrossAttention, keys: Tensor, values: Tensor, now: _N
     def run(x: Tensor) -> Tensor:
         queries = query(x).view(len(x), heads, 1, -1)
         if now.streams == 1:
-            return out(attend(queries, keys, values, now.visible).flatten(1))
-        read = attend(fold_streams(queries, len(keys)), keys, values, now.visible)
+            return out(attend(queries, keys, values, now.visible, now.bias).flatten(1))
+        read = attend(fold_streams(queries, len(keys)), keys, values, now.visible, now.bias)
         return out(unfold_streams(read, now.streams).flatten(1))
 
     return run

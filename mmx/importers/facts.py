@@ -33,6 +33,7 @@ LIKE_OURS = (  # facts of transformers' GenerationConfig that have the same name
     "begin_suppress_tokens",
     "forced_eos_token_id",
     "renormalize_logits",
+    "guidance_scale",
 )
 NOT_HEEDED = (
     "forced_bos_token_id",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.errors import ConfigError, MmxError, TrainingError, suggest
 from mmx.evaluation import evaluate
+from mmx.files import replacing
 from mmx.importers.language import build_from_language_model
 from mmx.model import Model, mount
 from mmx.pipeline import Pipeline
@@ -357,9 +357,8 @@ def _cut_report(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _texts(sets: Sequence[tuple[DataConfig, Sequence[Example]]]) -> Iterator[str]:

@@ -16,7 +16,16 @@ from mmx.bench.timing import STATM, ResidentMemory, Runs, Spread, alternate, com
 from mmx.encoders.pretrained.upstream import quietly
 from mmx.errors import MmxError
 
-FIGURES = {"greedy": 3, "beams": 4, "questions": 2, "training": 1, "pictures": 1, "start": 3 if STATM.exists() else 2}
+FIGURES = {
+    "greedy": 3,
+    "beams": 4,
+    "questions": 2,
+    "cache": 4,
+    "looking": 3,
+    "training": 1,
+    "pictures": 1,
+    "start": 3 if STATM.exists() else 2,
+}
 
 
 @pytest.fixture(scope="module")

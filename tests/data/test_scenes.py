@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from mmx.data import scene_texts
-from mmx.data.scene_texts import SceneQuestion, captions, pointed_questions, questions, write_scenes
+from mmx.data.scene_texts import SceneQuestion, captions, full_caption, pointed_questions, questions, write_scenes
 from mmx.data.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, clearly, draw_scene, picture, region
 from mmx.errors import DataError
 
@@ -319,6 +319,23 @@ def test_pointing_names_each_object(many: list[Scene]) -> None:
     assert not pointed_questions(next(scene for scene in many if len(scene.objects) == 1)), "nothing to point out"
     assert [each.answer for each in asked] == [f"{thing.color} {thing.shape}" for thing in scene.objects]
     assert {(each.question, each.kind) for each in asked} == {("what is this?", "pointed")}
+
+
+def test_a_full_caption_tells_where_it_names_each_object(many: list[Scene]) -> None:
+    told = 0
+    for scene in many:
+        looks = {(thing.size, thing.color, thing.shape) for thing in scene.objects}
+        full = full_caption(scene)
+        assert (full is None) == (len(scene.objects) > 3 or len(looks) < len(scene.objects))
+        if full is not None:
+            assert full.text == captions(scene)[0] and len(full.mentions) == len(scene.objects)
+            for each, thing in zip(full.mentions, scene.objects, strict=True):
+                before = full.text[: each.start].split()
+                assert full.text[each.start :].startswith(each.word) and before[-2:] == [thing.size, thing.color]
+                assert (each.word, each.box) == (thing.shape, thing.box)
+            assert len({each.start for each in full.mentions}) == len(full.mentions)
+            told += 1
+    assert told > 500
 
 
 # Folders. ------------------------------------------------------------------------------------------------------------

@@ -56,6 +56,53 @@ def test_every_token_sees_the_whole_text():
     assert (one.states[0, 0] - other.states[0, 0]).abs().max() > 1e-4, "the first token sees the last"
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("positions", SCHEMES)
+def test_a_causal_text_has_states_that_no_later_token_moves(positions, placement):
+    """Exactly: the states before a changed token are the same to the bit, its own and all after it are others."""
+    encoder = build(positions=positions, norm_placement=placement, causal=True)
+    tokens = torch.tensor([[40, 41, 42, 43, 44, 45]] * 2)
+    for changed in range(6):
+        other = tokens.clone()
+        other[:, changed] = 50
+        with torch.no_grad():
+            mask = torch.ones_like(tokens, dtype=torch.bool)
+            one, two = (encoder({"tokens": t, "mask": mask}).states for t in (tokens, other))
+        assert torch.equal(one[:, :changed], two[:, :changed])
+        assert ((one - two).abs().amax(-1)[:, changed:] > 1e-6).all()
+
+
+@pytest.mark.parametrize("positions", SCHEMES)
+def test_a_causal_text_is_read_as_its_beginnings_are(positions):
+    """The slow twin: the state of each token is the last of the text that ends there."""
+    encoder = build(positions=positions, causal=True)
+    tokens = torch.tensor([[40, 41, 42, 41, 40]])
+    ones = torch.ones_like(tokens, dtype=torch.bool)
+    with torch.no_grad():
+        whole = encoder({"tokens": tokens, "mask": ones}).states[0]
+        for end in range(1, 6):
+            part = encoder({"tokens": tokens[:, :end], "mask": ones[:, :end]}).states[0]
+            torch.testing.assert_close(part[-1], whole[end - 1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", SCHEMES)
+def test_causal_alone_as_in_a_batch(positions):
+    encoder = build(positions=positions, causal=True)
+    together = check_features(encode(encoder, TEXTS), encoder, "text")
+    for row, text in enumerate(TEXTS):
+        alone = encode(encoder, [text]).states[0]
+        torch.testing.assert_close(together.states[row, : len(alone)], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_causal_is_off_by_default_and_has_no_weights_of_its_own():
+    plain, causal = build(), build(causal=True)
+    assert not plain.options.causal
+    assert plain.state_dict().keys() == causal.state_dict().keys()
+    ahead, back = encode(plain, ["abc"]), encode(causal, ["abc"])
+    assert (ahead.states[0, 0] - back.states[0, 0]).abs().max() > 1e-4
+    torch.testing.assert_close(encode(plain, [""]).states, encode(causal, [""]).states)  # one token sees itself
+
+
 def test_word_order_matters_only_where_positions_tell_it():
     for scheme in SCHEMES:
         encoder = build(positions=scheme)

@@ -96,7 +96,7 @@ class Listener:
     def __init__(self):
         self.heard = []
 
-    def note(self, layer, queries):
+    def note(self, layer, queries, sight):
         self.heard.append((layer, tuple(queries.shape)))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmx.generation.step import DecoderStep
 from mmx.inspection import Recorder, attention_maps
-from mmx.inspection.attention import entropy
+from mmx.inspection.spotlight import entropy
 from mmx.layers import split_heads
 from mmx.memory import Memory, join
 
@@ -122,6 +122,6 @@ def test_maps_honour_the_visibility_the_decoder_was_given():
     visibility = torch.ones(4, 5).tril().bool()
     recorder = Recorder()
     decoder(tokens, memory, recorder=recorder, visibility=visibility)
-    maps = attention_maps(recorder, memory, 3, 0, visibility)
+    maps = attention_maps(recorder, memory, 3, 0)
     assert maps.masked_select(~visibility[:, None]).eq(0).all()
     assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 4, 2))

@@ -6,11 +6,12 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
+from cli_cases import alone, draw, seconds_of_children
 from image_cases import encode, frames, handmade, meanings, palette, picture, png, turned
 from PIL import Image
 
@@ -21,81 +22,20 @@ from mmx.output import one_line
 from mmx.pipeline import Pipeline
 from mmx.testing import tiny_model
 
-COMMANDS = ("caption", "ask", "import", "train", "eval", "new-encoder", "scenes", "bench", "encoders")
-
-
-class Ran(NamedTuple):
-    """How a command ended: exit code, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-    @property
-    def errors(self) -> list[str]:
-        return self.err.splitlines()
-
-    @property
-    def rows(self) -> list[dict]:
-        return [json.loads(line) for line in self.lines]
-
-    def refused(self) -> str:
-        """The one sentence on stderr of a command that was not carried out."""
-        assert (self.code, self.out, len(self.errors)) == (2, "", 1), self
-        assert self.err.startswith("mmx: ")
-        return self.errors[0].removeprefix("mmx: ")
-
-
-Mmx = Callable[..., Ran]
-
-
-@pytest.fixture
-def mmx(monkeypatch, capsys) -> Mmx:
-    """The program within this process: as `main` is called by the installed command."""
-
-    def run(*words: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["mmx", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        return Ran(left.value.code or 0, *capsys.readouterr())
-
-    return run
-
-
-def alone(words: Sequence[object], options: Sequence[str] = (), **more: object) -> subprocess.CompletedProcess[str]:
-    """The program in a process of its own, for what only shows there."""
-    command = [sys.executable, *options, "-m", "mmx", *map(str, words)]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=600, check=False, **more)  # type: ignore[call-overload]
-
-
-def seconds_of_children() -> float:
-    """Processor time: what a person waits for on an idle machine, however busy this one is."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    """A checkpoint folder of a tiny model that learned nothing."""
-    source = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
-    generation = GenerationConfig(max_new_tokens=5, min_new_tokens=3)
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", tiny_model({"image": source}), None, generation)
-
-
-def draw(path: Path, number: int) -> Path:
-    """A picture that differs from those of other numbers."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.effect_mandelbrot((24, 20), (-2 + number / 50, -1.2, 1, 1.2), 20 + number).convert("RGB").save(path)
-    return path
-
-
-@pytest.fixture
-def photos(tmp_path) -> list[Path]:
-    return [draw(tmp_path / "photos" / f"{number}.png", number) for number in range(5)]
+COMMANDS = (
+    "caption",
+    "ask",
+    "look",
+    "demo",
+    "import",
+    "train",
+    "eval",
+    "new-encoder",
+    "scenes",
+    "bench",
+    "study",
+    "encoders",
+)
 
 
 # ---- caption ---------------------------------------------------------------------------------------------------
@@ -140,16 +80,21 @@ def test_out_holds_the_lines_that_json_prints(mmx, model, photos, tmp_path) -> N
     ran = mmx("caption", *photos, "--model", model, "--out", out)
     assert ran == (0, "", "")
     assert out.read_text(encoding="utf-8") == mmx("caption", *photos, "--model", model, "--json").out
-    assert os.listdir(out.parent) == ["captions.jsonl"]
+    assert sorted(os.listdir(out.parent)) == ["captions.jsonl", "captions.jsonl.run.json"]
 
 
-def test_out_through_a_link_replaces_what_it_points_at(mmx, model, photos, tmp_path) -> None:
+def test_out_through_a_link_goes_on_with_what_it_points_at(mmx, model, photos, tmp_path) -> None:
     real, link = tmp_path / "real.jsonl", tmp_path / "link.jsonl"
     real.write_text("old")
     link.symlink_to(real)
-    assert mmx("caption", photos[0], "--model", model, "--out", link).code == 0
+    words = ("caption", photos[0], "--model", model, "--out", link)
+    said = mmx(*words).refused()
+    assert said.startswith(f"{link} is there already and no real.jsonl.run.json says what made it; type --overwrite ")
+    assert real.read_text() == "old"
+    assert mmx(*words, "--overwrite").code == 0
+    assert mmx("caption", photos[1], *words[2:]).code == 0
     assert link.is_symlink()
-    assert json.loads(real.read_text())["image"] == str(photos[0])
+    assert [json.loads(line)["image"] for line in real.read_text().splitlines()] == list(map(str, photos[:2]))
 
 
 def test_out_may_be_a_device_which_is_not_replaced(mmx, model, photos) -> None:
@@ -163,39 +108,47 @@ def test_an_out_that_cannot_be_written_is_told_and_named(mmx, model, photos, tmp
     assert mmx("caption", photos[0], "--model", model, "--out", name).refused().startswith(f"{name} cannot be written")
 
 
-def test_a_full_disk_leaves_the_older_file_and_nothing_half_written(mmx, model, photos, tmp_path) -> None:
+def test_a_full_disk_leaves_whole_lines_and_the_next_run_goes_on(mmx, model, tmp_path) -> None:
+    photos = [draw(tmp_path / "many" / f"{number:02}.png", number) for number in range(40)]
     out = tmp_path / "out" / "captions.jsonl"
-    out.parent.mkdir()
-    out.write_text("older\n")
+    words = ("caption", tmp_path / "many", "--model", model, "--out", out)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # bytes: the second line does not fit
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, limits[1]))  # bytes: not all of the lines fit
     try:
-        ran = mmx("caption", *photos, "--model", model, "--out", out)
+        ran = mmx(*words)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert ran.refused() == f"{out} cannot be written: File too large; choose another --out."
-    assert (os.listdir(out.parent), out.read_text()) == (["captions.jsonl"], "older\n")
+    text = out.read_text()
+    assert (text.endswith("\n"), 0 < text.count("\n") < 40) == (True, True)
+    assert mmx(*words) == (0, "", "")
+    assert out.read_text().startswith(text)
+    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == list(map(str, photos))
+    assert sorted(os.listdir(out.parent)) == ["captions.jsonl", "captions.jsonl.run.json"]
 
 
-def test_an_interruption_leaves_the_older_file_and_nothing_half_written(
-    mmx, model, photos, tmp_path, monkeypatch
+@pytest.mark.parametrize(("rows", "left"), [(0, "older\n"), (2, None)])
+def test_an_interruption_leaves_the_older_file_until_there_is_a_row(
+    mmx, model, photos, tmp_path, monkeypatch, rows, left
 ) -> None:
-    out, begun = tmp_path / "out" / "captions.jsonl", []
-    real = Pipeline.captions
+    out, real = tmp_path / "out" / "captions.jsonl", Pipeline.captions
 
     def interrupted(self, *given, **options):
-        for said in real(self, *given, **options):
-            begun.append(os.listdir(out.parent))
-            if len(begun) == 3:
-                raise KeyboardInterrupt
-            yield said
+        yield from islice(real(self, *given, **options), rows)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(Pipeline, "captions", interrupted)
     out.parent.mkdir()
     out.write_text("older\n")
-    assert mmx("caption", *photos, "--model", model, "--out", out) == (130, "", "")
-    assert len(begun[0]) == 2  # the temporary file was there
-    assert (os.listdir(out.parent), out.read_text()) == (["captions.jsonl"], "older\n")
+    words = ("caption", *photos, "--model", model, "--out", out)
+    assert "type --overwrite to start anew" in mmx(*words).refused()
+    assert out.read_text() == "older\n"
+    assert mmx(*words, "--overwrite") == (130, "", "")
+    assert sorted(os.listdir(out.parent)) == ["captions.jsonl", "captions.jsonl.run.json"][: 1 + (left is None)]
+    if left is None:
+        assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == list(map(str, photos[:2]))
+    else:
+        assert out.read_text() == left
 
 
 def test_names_that_are_no_text_and_captions_beyond_ascii_are_printed(mmx, model, photos, tmp_path) -> None:

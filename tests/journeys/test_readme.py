@@ -33,13 +33,22 @@ def test_python_block_runs(capsys, monkeypatch, tmp_path):
     assert (tmp_path / "picture.safetensors").exists()
 
 
+def test_the_look_inside_runs(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = {"model": mmx.load(), "picture": f"{ROOT}/demos/pictures/four-shapes.png"}
+    exec(compile(PYTHON[1], "README.md", "exec"), names)  # noqa: S102 (our own README)
+    printed = capsys.readouterr().out.splitlines()
+    assert float(printed[0]) > 1 and len(printed) == 2
+    assert (tmp_path / "where.png").exists()
+
+
 def test_the_encoder_keeps_every_promise():
     names = {"mmx": mmx, "torch": torch, "__name__": "__main__"}
-    exec(compile(PYTHON[1], "README.md", "exec"), names)  # noqa: S102 (our own README)
+    exec(compile(PYTHON[2], "README.md", "exec"), names)  # noqa: S102 (our own README)
     results = check_encoder(names["Pulse"], [[1.0, 2.0], [3.0], [0.5, -1.0, 4.0]], on_fail="return")
     kept = {result.name for result in results if result.status == "passed"}
     assert {result.name for result in results} - kept == {"grid", "device", "worker", "import"}, "it lies in no module"
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
 
 
 @pytest.mark.parametrize("command", COMMANDS)

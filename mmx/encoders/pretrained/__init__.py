@@ -66,6 +66,15 @@ class PretrainedEncoder(Encoder):
         """Whether the file name is a picture's, or a sound's; no file is a text."""
         return Path(path).suffix.lower() in self._reader.suffixes
 
+    def labels(self, raw: Any) -> list[str]:
+        """The tokens of a text; the slots of pictures and sounds have no names."""
+        return self._reader.labels(raw) if isinstance(self._reader, _Texts) else []
+
+    def window(self, raw: Any) -> tuple[float, float, float, float]:
+        """All of a picture, or what the image processor leaves of it."""
+        whole = (0.0, 0.0, 1.0, 1.0)
+        return self._reader.window(images.load_image(raw).size) if isinstance(self._reader, _Pictures) else whole
+
     def save_files(self, folder: Path) -> None:
         """Write the tokenizer of a text encoder."""
         if isinstance(self._reader, _Texts) and self._reader.tokenizer is not None:
@@ -98,6 +107,15 @@ class _Pictures:
             w, h = min(width, MOST_STRETCHED * height), min(height, MOST_STRETCHED * width)
             picture = picture.crop(((width - w) // 2, (height - h) // 2, (width + w) // 2, (height + h) // 2))
         return {"pixels": self.processor(picture, return_tensors="pt")["pixel_values"][0]}
+
+    def window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Of a picture of (width, height): scaled by its short side, it is cropped to what the model reads."""
+        side, crop = self.facts.get("size", {}).get("shortest_edge"), self.facts.get("crop_size") or {}
+        if not (side and self.facts.get("do_center_crop")):
+            return images.middle_square(size) if side else (0.0, 0.0, 1.0, 1.0)
+        width, height = (n * side / min(size) for n in size)
+        x, y = (max(0.0, (1 - crop.get(k, side) / n) / 2) for k, n in (("width", width), ("height", height)))
+        return (x, y, 1 - x, 1 - y)
 
     def features(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Features:
         pixels = batch["pixels"]
@@ -152,6 +170,10 @@ class _Texts:
             raise EncoderError("the text encoder has no tokenizer; load its checkpoint, or call load_files(folder).")
         ids = self.tokenizer.encode(str(raw)).ids or [self.config.pad_token_id or 0]  # no text is empty
         return {"tokens": torch.tensor(ids), "mask": torch.ones(len(ids), dtype=torch.bool)}
+
+    def labels(self, raw: Any) -> list[str]:
+        ids = self.prepare(raw)["tokens"].tolist()
+        return [self.tokenizer.decode([token], skip_special_tokens=False) for token in ids]
 
     def features(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Features:
         mask = batch["mask"]
