@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple, TextIO
 
 from mmx.errors import MmxError
 from mmx.files import replacing
-from mmx.journal import Journal, Known, number_of, open_journal
+from mmx.journal import Journal, Known, number_of, open_journal, row_line
 
 
 class Row(NamedTuple):
@@ -23,15 +24,20 @@ class Row(NamedTuple):
 
 
 def result_row(facts: dict[str, Any], name: str, kind: str, said: Any) -> Row:
-    """What was asked about the input of that name, and the text with its score, or the error."""
+    """What was asked about the input of that name, and the text with its score, or the error. A score that is no finite
+    number, which JSON has not, is null."""
     if isinstance(said, MmxError):
         return Row(name, {**facts, "error": one_line(str(said))})
-    return Row(name, {**facts, kind: said.text, "score": round(said.score, 4)})
+    return Row(name, {**facts, kind: said.text, "score": round(said.score, 4) if isfinite(said.score) else None})
 
 
 @contextmanager
 def results(
-    out: Path | None, made: Mapping[str, Any], overwrite: bool = False, retry_errors: bool = False
+    out: Path | None,
+    made: Mapping[str, Any],
+    sources: Collection[str],
+    overwrite: bool = False,
+    retry_errors: bool = False,
 ) -> Iterator[Journal | None]:
     """The file of --out, to be gone on with (see `mmx.journal`); None for stdout."""
     if out is None:
@@ -40,7 +46,7 @@ def results(
             raise MmxError(f"{flag} was given and no file; type {flag} --out FILE.")
         yield None
         return
-    with _told_of(out), open_journal(out, made, overwrite, retry_errors) as journal:
+    with _told_of(out), open_journal(out, made, sources, overwrite, retry_errors) as journal:
         if journal.errors:
             rows = f"{journal.errors:,} rows are errors" if journal.errors > 1 else "one row is an error"
             print(f"{out}: {rows} of an earlier run; --retry-errors tries again.", file=sys.stderr)
@@ -65,7 +71,7 @@ def deliver(rows: Iterable[Row], bar: Any, journal: Journal | None, as_json: boo
         if journal is not None:
             journal.write(row.facts)
         elif as_json:
-            print(json.dumps(row.facts, ensure_ascii=False), flush=True)
+            print(row_line(row.facts), end="", flush=True)
         elif not failed:
             print(line(row), flush=True)
     return well
@@ -89,6 +95,8 @@ def _told_of(out: Path) -> Iterator[None]:
     """What the system says against writing, in a sentence."""
     try:
         yield
+    except BrokenPipeError:  # whoever reads has seen enough, as with stdout
+        raise
     except OSError as error:
         raise MmxError(f"{out} cannot be written: {error.strerror or error}; choose another --out.") from error
 
@@ -135,8 +143,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text.strip())
 
 
+def column(text: str) -> str:
+    """A name or a question as a part of a line: without tabs and whatever else `one_line` takes out, but with the bytes
+    of file names that are no text, which stdout writes escaped."""
+    return "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " if c.isspace() else "?" for c in text)
+
+
 def table(metrics: dict[str, float]) -> str:
-    """Names and values below each other; what was counted is whole, what was measured has four decimals."""
     """Names and values below each other; what was counted is whole, what was measured has four decimals."""
     width = max(map(len, metrics))
     return "\n".join(_table_line(name, value, width) for name, value in metrics.items())

@@ -5,6 +5,7 @@ Written for the habit of WebDataset (Aizman et al. 2019, arXiv:2001.01252): memb
 
 import gzip
 import os
+import sys
 import tarfile
 from bz2 import BZ2File
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ _OPENERS: dict[str, Callable[[str], Any]] = {
 }
 _BLOCK = 512  # bytes of a header, and of what a tar file is made of
 _MOST_HEADER = 2**20  # bytes: longer names and notes than this are nobody's
+_MOST_PASSED = 2**30  # bytes unpacked between two members that are read: zeros shrink to a thousandth, and take seconds
 
 
 class Member(NamedTuple):
@@ -37,14 +39,17 @@ def is_shard(path: str) -> bool:
 
 
 def read_shard(path: str, wanted: Callable[[str], bool], most: int) -> Iterator[Member]:
-    """The members whose names are wanted, in order, one in memory at a time.
+    """The members whose names are wanted, in order, one in memory at a time; hidden ones are passed over, as in folders
+    (archives made on a Mac have a "._a.jpg" beside each "a.jpg").
 
     What is no plain file (links, devices, holes), has a name that leads out of a folder, or holds more than `most`
     bytes is not read but told. A shard that is damaged gives what comes before, and its reason last, under the name "".
+    So does one that is compressed and would have a gibibyte or more unpacked for what is passed over at a stretch.
     """
     try:
         with _OPENERS[_ending(path) or ".tar"](path) as file:
-            yield from _members(path, _Bounded(file, most), wanted, most)
+            passable = sys.maxsize if _ending(path) in (None, ".tar") else _MOST_PASSED
+            yield from _members(path, _Bounded(file, most), wanted, most, passable)
     except OSError as error:
         yield Member("", DataError(f"shard {path!r} cannot be read: {error.strerror or 'damaged'}; fetch it again."))
     except Exception:  # noqa: BLE001 - damaged archives raise what the decoders of three compressions think of
@@ -64,33 +69,59 @@ class _Bounded:
         return bytes(self.file.read(size))
 
 
-def _members(path: str, file: _Bounded, wanted: Callable[[str], bool], most: int) -> Iterator[Member]:
+def _members(path: str, file: _Bounded, wanted: Callable[[str], bool], most: int, passable: int) -> Iterator[Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
+        passed = 0  # bytes since the last member that was read
         while (info := archive.next()) is not None:
             archive.members = []  # else all headers are kept
-            strange = _strange(info, most)
-            if strange is not None:
-                yield Member(info.name, DataError(f"{f'{path}/{info.name}'!r}: {strange}."))
-            elif info.isreg() and wanted(info.name):
-                part = archive.extractfile(info)
-                yield Member(info.name, part.read(info.size) if part is not None else b"")
+            member = _member(path, archive, info, most) if _is_meant(info, wanted) else None
+            if member is not None:
+                yield member
+            was_read = member is not None and isinstance(member.data, bytes)
+            passed = 0 if was_read else passed + archive.offset - info.offset_data
+            if passed >= passable:  # nothing of it is unpacked before the next member is asked for
+                yield Member("", _too_long(path, info.name, passable))
+                return
         file.seek(archive.offset)
         if file.read(_BLOCK).strip(b"\0"):  # neither zeros nor the end: a header that is none
             yield Member("", _damaged(path))
 
 
+def _is_meant(info: tarfile.TarInfo, wanted: Callable[[str], bool]) -> bool:
+    """Whether a member is to be read, or to be told of: its name is wanted, and nothing in it is hidden."""
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in _parts(info.name))
+    return not hidden and not info.isdir() and wanted(info.name)
+
+
+def _member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, most: int) -> Member:
+    strange = _strange(info, most)
+    if strange is not None:
+        return Member(info.name, DataError(f"{f'{path}/{info.name}'!r}: {strange}."))
+    part = archive.extractfile(info)
+    return Member(info.name, part.read(info.size) if part is not None else b"")
+
+
 def _strange(info: tarfile.TarInfo, most: int) -> str | None:
-    """Why a member is not read; None for plain files and folders."""
-    parts = info.name.replace("\\", "/").split("/")
+    """Why a member is not read; None for plain files."""
+    parts = _parts(info.name)
     if info.name.startswith(("/", "\\")) or ".." in parts or "\0" in info.name or parts[0].endswith(":"):
         return "a name that leads out of its folder; expected one such as 'a.jpg', write the shard again"
-    if info.isdir():
-        return None
     if not info.isreg() or info.issparse():
         return "a link, a device or a file with holes; expected a plain file, write the shard again"
     if info.size > most:
         return f"over {most // 2**20} MB; expected a smaller file, make it smaller"
     return None
+
+
+def _parts(name: str) -> list[str]:
+    return name.replace("\\", "/").split("/")
+
+
+def _too_long(path: str, name: str, passable: int) -> DataError:
+    return DataError(
+        f"shard {path!r} holds {passable // 2**20:,} MB or more that is not read, up to {name!r}, and would have to "
+        "be unpacked for what follows; write the shard again without it, or as a plain .tar."
+    )
 
 
 def _damaged(path: str) -> DataError:

@@ -1,9 +1,9 @@
-"""For every test: no network, two threads, and the same random numbers each time."""
+"""For every test: no network, two threads (one for each of several workers), and the same random numbers each time."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import socket
 

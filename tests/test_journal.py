@@ -2,15 +2,17 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import MmxError
-from mmx.journal import _FRESH, Known, number_of, open_journal, row_key
+from mmx.journal import _FRESH, Known, files_of, is_stream, number_of, open_journal, row_key, row_line
 
 MADE = {"command": "caption", "model": "m", "weights": "abc", "options": {"num_beams": 1, "top_k": 0}}
+S = ("image", "text")
 
 
 def row(number, **facts):
@@ -19,7 +21,7 @@ def row(number, **facts):
 
 def write(out, rows, made=MADE, **options):
     """The rows that were not there yet."""
-    with open_journal(out, made, **options) as journal:
+    with open_journal(out, made, S, **options) as journal:
         fresh = [item for item in rows if journal.takes(item)]
         for item in fresh:
             journal.write(item)
@@ -111,7 +113,7 @@ def test_overwriting_keeps_the_older_file_until_there_is_a_row(tmp_path):
     write(out, [row(0)])
     write(out, [], other, overwrite=True)
     assert rows_of(out) == [row(0)], "nothing came"
-    with open_journal(out, other, overwrite=True) as journal:
+    with open_journal(out, other, S, overwrite=True) as journal:
         assert rows_of(out) == [row(0)]
         journal.write(row(7))
         assert rows_of(out) == [row(7)]
@@ -124,7 +126,7 @@ def test_overwriting_keeps_the_older_file_until_there_is_a_row(tmp_path):
 def test_errors_count_as_done_unless_they_are_to_be_tried_again(tmp_path):
     out = tmp_path / "c.jsonl"
     write(out, [row(0), row(1, error="no"), row(2), row(3, error="no")])
-    with open_journal(out, MADE) as journal:
+    with open_journal(out, MADE, S) as journal:
         assert journal.errors == 2
         assert not journal.takes(row(1))
     assert write(out, [row(n) for n in range(4)], retry_errors=True) == [row(1), row(3)]
@@ -150,20 +152,91 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 def test_two_at_once_are_refused(tmp_path):
     out = tmp_path / "c.jsonl"
     with (
-        open_journal(out, MADE),
+        open_journal(out, MADE, S),
         pytest.raises(MmxError, match="by another process; wait for it"),
-        open_journal(out, MADE),
+        open_journal(out, MADE, S),
     ):
         pass
 
 
-def test_a_row_is_known_by_its_id_or_its_inputs_and_its_question():
-    same = [({"image": "a"}, {"image": "a", "caption": "x", "score": 1}), ({"id": 1, "image": "a"}, {"id": 1, "x": 2})]
-    other = [({"id": 1, "question": "a"}, {"id": 1, "question": "b"}), ({"image": "a"}, {"image": "a", "box": [0, 1]})]
-    assert all(row_key(a) == row_key(b) for a, b in same)
-    assert all(row_key(a) != row_key(b) for a, b in other)
+def test_a_file_that_is_replaced_between_opening_and_locking_is_opened_again(tmp_path, monkeypatch):
+    import fcntl
+
+    out, real, locked = tmp_path / "c.jsonl", fcntl.flock, []
+    write(out, [row(0), row(1, error="no")])
+
+    def another_run_was_faster(file, how):
+        locked.append(file)
+        if len(locked) == 1:
+            (tmp_path / "new").write_text(json.dumps(row(5)) + "\n")
+            os.replace(tmp_path / "new", out)
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", another_run_was_faster)
+    assert write(out, [row(5), row(9)]) == [row(9)]
+    assert len(locked) == 2
+    assert rows_of(out) == [row(5), row(9)], "what is appended to the older file would be lost"
+
+
+def test_a_mark_at_the_start_and_blank_lines_are_passed_over(tmp_path):
+    out = tmp_path / "c.jsonl"
+    write(out, [row(0), row(1, error="no")])
+    first, second = out.read_text(encoding="utf-8").splitlines()
+    out.write_text(f"\ufeff{first}\n\n  \r\n{second}\n\n", encoding="utf-8")
+    assert write(out, [row(0), row(1), row(2)]) == [row(2)]
+    assert write(out, [row(n) for n in range(3)], retry_errors=True) == [row(1)]
+    assert rows_of(out) == [row(0), row(2), row(1)]
+
+
+def test_an_empty_object_is_no_row(tmp_path):
+    out = tmp_path / "c.jsonl"
+    write(out, [row(0)])
+    out.write_text(out.read_text(encoding="utf-8") + "{}\n", encoding="utf-8")
+    with pytest.raises(MmxError, match=r"c.jsonl:2 is an empty JSON object; mend or delete the line, or choose"):
+        write(out, [])
+
+
+def test_a_pipe_behind_a_link_is_a_stream_and_nothing_lies_beside_it(tmp_path):
+    reader, writer = os.pipe()
+    place = Path(f"/dev/fd/{writer}")
+    try:
+        assert is_stream(place) and files_of(place) == ()
+        assert write(place, [row(0), row(0)]) == [row(0), row(0)], "none is remembered"
+        assert os.read(reader, 4096).decode() == 2 * row_line(row(0))
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert not is_stream(tmp_path) and not is_stream(tmp_path / "gone")
+    assert files_of(tmp_path / "c") == (tmp_path / "c", tmp_path / "c.run.json")
+
+
+def test_a_line_moves_no_cursor_and_is_json_for_everybody():
+    odd = {"image": "a\x1b[2J\x7f\x9b2J\x85\u2028é\n.jpg"}
+    line = row_line(odd)
+    assert line == '{"image": "a\\u001b[2J\\u007f\\u009b2J\\u0085\\u2028é\\n.jpg"}\n'
+    assert json.loads(line) == odd
+    with pytest.raises(ValueError, match="JSON"):
+        row_line({"score": float("nan")})
+
+
+def test_a_row_is_known_by_its_inputs_its_id_and_its_question():
+    same = [
+        ({"image": "a"}, {"image": "a", "caption": "x", "score": 1}),
+        ({"id": 1, "image": "a"}, {"id": 1, "image": "a", "x": 2}),
+        ({"id": 0, "image": "a", "text": None}, {"image": "a", "id": 0, "caption": "x"}),
+    ]
+    other = [
+        ({"id": 1, "question": "a"}, {"id": 1, "question": "b"}),
+        ({"image": "a"}, {"image": "a", "box": [0, 1]}),
+        ({"id": 0, "image": "a"}, {"id": 0, "image": "b"}),
+        ({"id": 0, "image": "a"}, {"id": 0, "text": "a"}),
+        ({"id": 0, "input": "a"}, {"id": 0, "input": "b"}),
+        ({"image": "a"}, {"image": "a", "id": 1}),
+    ]
+    assert all(row_key(a, S) == row_key(b, S) for a, b in same)
+    assert all(row_key(a, S) != row_key(b, S) for a, b in other)
     odd = {"image": os.fsdecode(b"caf\xe9")}
-    assert number_of(row_key(odd)) == number_of(row_key(json.loads(json.dumps(odd, ensure_ascii=False))))
+    assert number_of(row_key(odd, S)) == number_of(row_key(json.loads(json.dumps(odd, ensure_ascii=False)), S))
 
 
 @settings(max_examples=50, deadline=None)

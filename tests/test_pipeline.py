@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmx.bulk import Said, _one_ahead
+from mmx.bulk import Said
+from mmx.bulk.reading import one_ahead
 from mmx.config import GenerationConfig, SourceConfig
 from mmx.errors import ConfigError, ImageError, MmxError
 from mmx.generation import DecoderStep
@@ -364,8 +365,8 @@ def test_the_next_batch_is_started_before_this_one_is_given_and_no_other():
             started.append(name)
             yield [name], iter([name.upper()])
 
-    given = _one_ahead(batches())
+    given = one_ahead(batches())
     assert next(given) == (["a"], ["A"]) and started == ["a", "b"]
     assert next(given) == (["b"], ["B"]) and started == ["a", "b", "c"]
     assert list(given) == [(["c"], ["C"]), (["d"], ["D"])]
-    assert list(_one_ahead([])) == []
+    assert list(one_ahead([])) == []

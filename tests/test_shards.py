@@ -1,5 +1,6 @@
 """Tar shards: members one after the other, and nothing that a stranger's archive could do."""
 
+import gzip
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -8,6 +9,7 @@ from random import Random
 import pytest
 from bulk_cases import as_file
 
+from mmx import shards
 from mmx.errors import DataError
 from mmx.shards import Member, is_shard, read_shard
 
@@ -69,6 +71,44 @@ def test_what_is_no_plain_member_is_told_and_the_rest_is_read(tmp_path, name, ch
     assert reason in str(odd.data)
     assert name.split("\\")[-1] in str(odd.data)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar"], "nothing is unpacked"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("._a.jpg", b"x"),
+        ("b/._a.jpg", b"x"),
+        (".a.jpg", b"x" * 1001),
+        ("./.git/a.jpg", b"x"),
+        ("a.txt", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}),
+        ("tty", {"type": tarfile.CHRTYPE}),
+        ("a.json", b"x" * 1001),
+        ("a.jpg", {"type": tarfile.DIRTYPE}),
+    ],
+)
+def test_what_is_hidden_or_nobody_asked_for_is_passed_over(tmp_path, name, change):
+    path = write_shard(tmp_path / "a.tar", [("./0.jpg", b"0"), (name, change), ("1.jpg", b"1")])
+    assert read(path) == [Member("./0.jpg", b"0"), Member("1.jpg", b"1")]
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("0.jpg", [DataError]), ("0.mp4", [])])
+def test_a_compressed_shard_is_left_where_too_much_would_be_unpacked(tmp_path, name, kinds):
+    path = Path(write_shard(tmp_path / "a.tar.gz", [("a.jpg", b"a"), (name, {"size": 2**30})], "w:gz"))
+    found = read(str(path))
+    assert [member.name for member in found] == ["a.jpg", *([name] if kinds else []), ""]
+    said = f"shard {str(path)!r} holds 1,024 MB or more that is not read, up to {name!r}, and would have"
+    assert str(found[-1].data).startswith(said)
+    plain = tmp_path / "a.tar"
+    plain.write_bytes(gzip.decompress(path.read_bytes()))
+    assert "damaged or cut short" in str(read(str(plain))[-1].data), "there, passing over is free: it is the end"
+
+
+@pytest.mark.parametrize(("between", "names"), [([], ["a.jpg", ""]), ([("b.jpg", b"b")], ["a.jpg", "b.jpg", "c.jpg"])])
+def test_what_is_passed_over_counts_from_the_last_that_was_read(tmp_path, monkeypatch, between, names):
+    monkeypatch.setattr(shards, "_MOST_PASSED", 1500)
+    members = [("a.jpg", b"a"), ("1.txt", b"x" * 1000), *between, ("2.txt", b"x" * 1000), ("c.jpg", b"c")]
+    path = write_shard(tmp_path / "a.tar.xz", members, "w:xz")
+    assert [member.name for member in read(path)] == names
 
 
 def test_a_huge_member_is_passed_over_without_being_held(tmp_path):

@@ -2,7 +2,6 @@
 
 from mmx.bulk.answering import answers
 from mmx.bulk.captioning import captions
-from mmx.bulk.reading import one_ahead as _one_ahead
 from mmx.bulk.spoken import Asked, Said, Speaker
 
-__all__ = ["Asked", "Said", "Speaker", "_one_ahead", "answers", "captions"]
+__all__ = ["Asked", "Said", "Speaker", "answers", "captions"]

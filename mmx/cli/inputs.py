@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmx.errors import MmxError
+from mmx.journal import files_of
 
 if TYPE_CHECKING:
     from mmx.pipeline import Pipeline
 
+WRITTEN = ("image", "audio", "text")  # modalities whose inputs are written as texts: paths, or the text itself
 Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
 
 
@@ -26,9 +28,10 @@ class Given(NamedTuple):
     inputs: Inputs | MmxError
 
 
-def given(photos: Sequence[str], pipeline: Pipeline) -> Iterator[Given]:
-    """The inputs that the words of a command stand for, in order, each when it is due."""
-    for place in _places(photos, pipeline):
+def given(photos: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[Given]:
+    """The inputs that the words of a command stand for, in order, each when it is due. What folders and patterns have
+    of the files of `out` is passed over: a run reads no results of its own."""
+    for place in _places(photos, pipeline, out):
         if isinstance(place, Given):
             yield place
         elif _is_manifest(place, pipeline):
@@ -50,10 +53,10 @@ def at_least_one(inputs: Iterable[Given]) -> Iterator[Given]:
     raise next((item.inputs for item in refused if isinstance(item.inputs, MmxError)), MmxError("nothing was given."))
 
 
-def count(photos: Sequence[str], pipeline: Pipeline, shards: int = 1) -> int | None:
+def count(photos: Sequence[str], pipeline: Pipeline, shards: int = 1, out: Path | None = None) -> int | None:
     """About how many inputs one of so many shards has; None where that takes reading them all, as in a tar file."""
     total = 0
-    for place in _places(photos, pipeline):
+    for place in _places(photos, pipeline, out):
         if isinstance(place, str) and _is_shard(place, pipeline):
             return None
         if isinstance(place, str) and _is_manifest(place, pipeline):
@@ -64,10 +67,37 @@ def count(photos: Sequence[str], pipeline: Pipeline, shards: int = 1) -> int | N
     return total // shards
 
 
-def named(text: str, pipeline: Pipeline) -> Inputs | None:
+def refuse_empty(photos: Sequence[str]) -> None:
+    """Raise MmxError for a word of no letters: a variable that is not set shall not stand for the current folder."""
+    if not all(photos):
+        raise MmxError("an input was given as '', which names nothing; expected a path, type . for this folder.")
+
+
+def refuse_inputs(out: Path | None, inputs: Iterable[Any]) -> None:
+    """Raise MmxError where results would be written over one of the inputs (paths; what else there is counts not)."""
+    own = files_of(out)
+    for raw in inputs:
+        if isinstance(raw, str | os.PathLike) and _is_one_of(raw, own):
+            raise MmxError(f"--out {out} would be written over {os.fspath(raw)}, an input; choose another --out.")
+
+
+def inputs_in(photo: str, pipeline: Pipeline) -> list[Any]:
+    """What a word of a command names: itself, or the input behind the name of its source."""
+    typed = inputs_named(photo, pipeline)
+    return [photo] if typed is None else list(typed.values())
+
+
+def inputs_named(text: str, pipeline: Pipeline) -> Inputs | None:
     """An input typed with the name of its source, as text=...; None for a path."""
     name, _, raw = text.partition("=")
     return {name: raw} if raw and name in pipeline.model.encoders and not os.path.exists(text) else None
+
+
+def spelled(path: str) -> str:
+    """A path as rows have it, without "./" and doubled slashes; an address as it was typed."""
+    from mmx.data.formats import is_address
+
+    return path if is_address(path) and not os.path.exists(path) else str(Path(path))
 
 
 def spoken_name(inputs: Inputs) -> str:
@@ -85,18 +115,23 @@ def find_source(path: str, pipeline: Pipeline) -> str:
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 
-def _places(photos: Sequence[str], pipeline: Pipeline) -> Iterator[Given | str]:
+def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[Given | str]:
     """The paths that words stand for, folders walked and patterns matched; what is no path is an input already."""
+    from mmx.data.formats import is_address
     from mmx.files import find_files, is_pattern
 
     walked: list[str] = []
+    own = files_of(out)
     for photo in photos:
-        typed = named(photo, pipeline)
+        typed = inputs_named(photo, pipeline)
         if typed is not None:
             yield Given(dict(typed), spoken_name(typed), typed)
             continue
+        if is_address(photo) and not os.path.exists(photo):
+            yield photo
+            continue
         earlier, empty = list(walked), True
-        wanted = partial(_is_wanted, pipeline, is_pattern(photo))
+        wanted = partial(_is_wanted, pipeline, is_pattern(photo), own)
         for found in find_files([photo], wanted, walked):
             empty = False
             yield _refused(photo, found, pipeline) if isinstance(found, MmxError) else str(found)
@@ -105,10 +140,21 @@ def _places(photos: Sequence[str], pipeline: Pipeline) -> Iterator[Given | str]:
             yield _refused(photo, MmxError(f"{photo!r}: no pictures {where}; check the path."), pipeline)
 
 
-def _is_wanted(pipeline: Pipeline, by_pattern: bool, path: str) -> bool:
+def _is_wanted(pipeline: Pipeline, by_pattern: bool, own: Sequence[Path], path: str) -> bool:
     """A folder is walked for what the model reads; a pattern may mean lists and shards as well."""
     listed = by_pattern and (_is_manifest(path, pipeline) or _is_shard(path, pipeline))
-    return listed or pipeline.accepts(path)
+    return (listed or pipeline.accepts(path)) and not _is_one_of(path, own)
+
+
+def _is_one_of(path: str | os.PathLike[str], own: Sequence[Path]) -> bool:
+    """Whether a path is that of one of these files, through links or under another name; they need not be there yet."""
+    try:
+        return any(
+            os.path.samefile(path, file) if os.path.exists(file) else os.path.realpath(path) == str(file)
+            for file in own
+        )
+    except (OSError, ValueError):  # no such file, or no name of one
+        return False
 
 
 def _are_related(photo: str, walked: Sequence[str]) -> bool:
@@ -153,7 +199,7 @@ def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
     """The inputs of a manifest, JSON lines as `mmx.data.formats` reads them; a wrong line is an error of its own."""
     try:
         base = Path(path).parent
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
                     yield _line(f"{path}:{number}", text, base, pipeline)
@@ -163,29 +209,37 @@ def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
 
 def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
     """The sources of a line, with paths from the manifest's folder; the rest is kept, but not what is asked."""
-    from mmx.data.formats import TURN_FIELDS
+    from mmx.data.formats import TURN_FIELDS, parse_line
     from mmx.journal import IDS, RESULTS
 
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        line = None
-    encoders = pipeline.model.encoders
-    if not isinstance(line, dict):
-        return Given({"input": where}, where, MmxError(f'{where} is no JSON object; expected such as {{"image": …}}.'))
-    sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
-    if not sources:
-        reason = f"{where} names no input; expected a field of the model's sources, such as {next(iter(encoders))!r}."
-        return Given({"input": where}, where, MmxError(reason))
-    inputs = {name: _located(raw, encoders[name].modality, base) for name, raw in sources.items()}
-    left_out = (TURN_FIELDS - set(IDS)) | RESULTS | sources.keys()
+        line = parse_line(where, text)
+        inputs = _sources(where, line, base, pipeline)
+    except MmxError as error:
+        return Given({"input": where}, where, error)
+    left_out = (TURN_FIELDS - set(IDS)) | RESULTS | inputs.keys()
     return Given(
         {**inputs, **{key: value for key, value in line.items() if key not in left_out}}, spoken_name(inputs), inputs
     )
 
 
-def _located(raw: Any, modality: str, base: Path) -> Any:
-    return str(base / raw) if isinstance(raw, str) and modality != "text" else raw
+def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline) -> dict[str, Any]:
+    """The inputs of a line, with paths from the manifest's folder. Raises MmxError, naming where, for what is none."""
+    from mmx.data.formats import located
+
+    encoders = pipeline.model.encoders
+    sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
+    if not sources:
+        some = next(iter(encoders))
+        raise MmxError(f"{where} names no input; expected a field of the model's sources, such as {some!r}.")
+    for name, raw in sources.items():
+        modality = encoders[name].modality
+        if raw == "" or (modality in WRITTEN and not isinstance(raw, str)):
+            expected = "a text" if modality == "text" else "the path of a file"
+            raise MmxError(f"{where} has {name!r}: {json.dumps(raw)[:60]}; expected {expected}, mend the line.")
+        if isinstance(raw, str) and modality != "text":
+            sources[name] = located(raw, base)
+    return sources
 
 
 def _members(path: str, pipeline: Pipeline) -> Iterator[Given]:

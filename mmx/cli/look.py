@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from mmx.cli.inputs import named
+from mmx.cli.inputs import inputs_named
 from mmx.cli.options import BeamsOption, DeviceOption, JsonOption, ModelOption, TokensOption, load_pipeline
 from mmx.cli.speak import AlsoOption, by_source, parse_also, parse_box
 from mmx.errors import MmxError
@@ -54,7 +54,7 @@ def look(
         raise MmxError(f"--by was given {by!r}; expected one of {', '.join(known)}.")
     region, beside = parse_box(box), parse_also(also or [])
     pipeline = load_pipeline(model, device)
-    inputs = {**(named(photo, pipeline) or {"": photo}), **beside}
+    inputs = {**(inputs_named(photo, pipeline) or {"": photo}), **beside}
     found = pipeline.look(
         by_source(inputs, pipeline), ask, region, text, by=by, num_beams=beams, max_new_tokens=max_tokens  # type: ignore[arg-type]
     )  # fmt: skip
@@ -69,13 +69,11 @@ def _lines(look: Look) -> list[str]:
     """A line a word: its probability, the bits saved by looking, the spread, and the share of each source."""
     from math import exp
 
-    from mmx.inspection.spotlight import relative_entropy
-
     shares = look.shares()
     sources = [f"{name:>10}" for name in shares] if len(shares) > 1 else []
     width = max([4, *(len(word.text) for word in look.words)])
     lines = [f"{'word':<{width}}  {'p':>5}  {'bits':>5}  {'spread':>6}{''.join(sources)}"]
-    wide = relative_entropy(look.attention, look.seen[:, None, None])
+    wide = look.spread()
     for index, word in enumerate(look.words):
         spread = float(wide[index].mean())
         parts = [f"{float(shares[name][index]):>10.2f}" for name in shares] if sources else []

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from mmx.cli.inputs import Inputs, at_least_one, count, find_source, given, spoken_name
+from mmx.cli.inputs import (
+    Inputs,
+    at_least_one,
+    count,
+    find_source,
+    given,
+    inputs_in,
+    refuse_empty,
+    refuse_inputs,
+    spelled,
+    spoken_name,
+)
 from mmx.cli.options import (
     BatchOption,
     BeamsOption,
@@ -32,7 +43,7 @@ from mmx.cli.options import (
 from mmx.cli.rows import caption_rows, remaining
 from mmx.errors import MmxError
 from mmx.journal import IDS, row_key
-from mmx.output import Row, count_for, deliver, one_line, progress_bar, result_row, results
+from mmx.output import Row, column, count_for, deliver, one_line, progress_bar, result_row, results
 
 if TYPE_CHECKING:
     from mmx.memory import Box
@@ -68,23 +79,31 @@ def caption(
     is what a translator's source `text` reads.
 
     A list is JSON lines with an image (or another source) each; a tar file holds pictures. Type the same command again
-    after a stop, and --out goes on with what is missing.
+    after a stop, and --out goes on with what is missing; "--out -" prints the lines.
+
+    A row is known by its inputs and all that its list says of it; where that is an id, by the inputs and the id. Rows
+    of errors are kept as well, and tried again with --retry-errors.
     """
-    part = parse_shard(shard)
+    refuse_empty(photos)
+    part, (out, as_json) = parse_shard(shard), parse_out(out, as_json)
     pipeline = load_pipeline(model, device, dtype)
     options = {"num_beams": beams, "max_new_tokens": max_tokens, "guidance_scale": guidance}
     made = made_by("caption", model, dtype, pipeline.options(options))
-    inputs = at_least_one(given(photos, pipeline))
-    with results(out, made, overwrite, retry_errors) as journal, progress_bar(None, is_quiet(quiet, out)) as bar:
-        count_for(bar, lambda: count(photos, pipeline, part[1]))
-        todo = remaining(inputs, part, lambda item: row_key(item.facts), journal, bar)
+    refuse_inputs(out, (raw for photo in photos for raw in inputs_in(photo, pipeline)))
+    inputs, sources = at_least_one(given(photos, pipeline, out)), tuple(pipeline.model.encoders)
+    with (
+        results(out, made, sources, overwrite, retry_errors) as journal,
+        progress_bar(None, is_quiet(quiet, out)) as bar,
+    ):
+        count_for(bar, lambda: count(photos, pipeline, part[1], out))
+        todo = remaining(inputs, part, lambda item: row_key(item.facts, sources), journal, bar)
         rows = caption_rows(todo, pipeline, batch_size, options)
-        well = deliver(rows, bar, journal, as_json, lambda row: f"{row.name}\t{one_line(row.facts['caption'])}")
+        well = deliver(rows, bar, journal, as_json, lambda row: f"{column(row.name)}\t{one_line(row.facts['caption'])}")
     leave(well)
 
 
 def ask(
-    photo: Annotated[Path | None, typer.Argument(metavar="PHOTO", help="The picture.")] = None,
+    photo: Annotated[str | None, typer.Argument(metavar="PHOTO", help="The picture.")] = None,
     questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="What to ask about it.")] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="JSON lines with image and question, instead.")
@@ -111,8 +130,11 @@ def ask(
 
     Every picture is encoded once for all of its questions; the answers come in the order asked. Instead of a picture,
     any input that a source of the model accepts. With --shard, all questions about a picture are in one part.
+
+    In the file of --out a row is known by its inputs, question and box, and by the id or question_id of its line. Rows
+    of errors are kept as well, and tried again with --retry-errors; "--out -" prints the lines.
     """
-    part, region = parse_shard(shard), parse_box(box)
+    part, region, (out, as_json) = parse_shard(shard), parse_box(box), parse_out(out, as_json)
     told = _told(photo, questions or [], data, region, parse_also(also or []))
     if region is not None:
         from mmx.memory import check_box
@@ -121,8 +143,12 @@ def ask(
     pipeline = load_pipeline(model, device, dtype)
     options = {"num_beams": beams, "max_new_tokens": max_tokens, "guidance_scale": guidance}
     made = made_by("ask", model, dtype, pipeline.options(options), box=region and list(region))
-    every = [_asking(item, pipeline) for item in told]
-    with results(out, made, overwrite, retry_errors) as journal, progress_bar(None, is_quiet(quiet, out)) as bar:
+    every, sources = [_asking(item, pipeline) for item in told], tuple(pipeline.model.encoders)
+    refuse_inputs(out, {data, *(raw for item in every for raw in item.inputs.values() if isinstance(raw, str))})
+    with (
+        results(out, made, sources, overwrite, retry_errors) as journal,
+        progress_bar(None, is_quiet(quiet, out)) as bar,
+    ):
         count_for(bar, lambda: len(every) // part[1])
         todo = list(remaining(every, part, lambda item: item.name, journal, bar))
         found = pipeline.answers([(item.inputs, item.question, item.box) for item in todo], batch_size, **options)
@@ -154,13 +180,18 @@ class Asking(NamedTuple):
     box: Box | None
 
 
+def parse_out(out: Path | None, as_json: bool) -> tuple[Path | None, bool]:
+    """The file, and whether lines of JSON are printed: "-" is stdout, with the lines that a file would get."""
+    return (None, True) if out == Path("-") else (out, as_json)
+
+
 def is_quiet(quiet: bool, out: Path | None) -> bool:
     """A bar has no place among lines on the same terminal."""
     return quiet or (out is None and sys.stdout.isatty())
 
 
 def _told(
-    photo: Path | None, questions: Sequence[str], data: Path | None, box: Box | None, also: Mapping[str, str]
+    photo: str | None, questions: Sequence[str], data: Path | None, box: Box | None, also: Mapping[str, str]
 ) -> list[Told]:
     """What is asked, on the command line or in a file."""
     if (data is None) == (photo is None):
@@ -175,9 +206,10 @@ def _told(
             Told(written, found, str(turn.question), turn.box or box, {**kept, **_own_box(turn.box)})
             for (written, found, turn), kept in zip(read_asked(data), lines, strict=True)
         ]
+    refuse_empty([photo or ""])
     if not questions:
         raise MmxError(f'ask was given {photo} and no question; type: mmx ask {photo} "what is this?"')
-    inputs = {"": str(photo), **also}
+    inputs = {"": spelled(photo or ""), **also}
     return [Told(inputs, inputs, question, box, {}) for question in questions]
 
 
@@ -203,8 +235,8 @@ def _answer_line(asked: Sequence[Asking]) -> Callable[[Row], str]:
     many, several = len({item.name for item in asked}) > 1, len(asked) > 1
 
     def line(row: Row) -> str:
-        parts = [row.name] * many + [row.facts["question"]] * several + [one_line(row.facts["answer"])]
-        return "\t".join(parts)
+        parts = [row.name] * many + [row.facts["question"]] * several
+        return "\t".join([*map(column, parts), one_line(row.facts["answer"])])
 
     return line
 

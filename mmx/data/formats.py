@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -259,7 +261,7 @@ def _name(sources: Mapping[str, Any]) -> str:
 
 def _located(source: str, value: Any, base: Path) -> Any:
     """Paths are relative to the manifest; a text is itself."""
-    return value if source == "text" or not isinstance(value, str) else str(base / value)
+    return value if source == "text" or not isinstance(value, str) else located(value, base)
 
 
 def _only_wanted(example: Example, config: DataConfig) -> Example:
@@ -286,16 +288,42 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSONL file. Raises DataError, naming file and line, for one that is no object."""
     if not path.is_file():
         raise DataError(f"there is no file {path}; expected JSON lines, one object each.")
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    line = None
-                if not isinstance(line, dict):
-                    raise DataError(f'{path}:{number} is no JSON object; expected a line such as {{"image": …}}.')
-                yield number, line
+                yield number, parse_line(f"{path}:{number}", text)
+
+
+def parse_line(where: str, text: str) -> dict[str, Any]:
+    """The object of one line. Raises DataError, naming where it stands, for what is none, or holds a number that JSON
+    has not: what is kept of a line is written again, and others could not read it."""
+    try:
+        line = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except OverflowError:
+        raise DataError(f"{where} has a number that is not finite, such as NaN; write null, or leave it out.") from None
+    except (ValueError, RecursionError):
+        line = None
+    if not isinstance(line, dict):
+        raise DataError(f'{where} is no JSON object; expected a line such as {{"image": …}}.')
+    return line
+
+
+def _finite(text: str) -> float:
+    """NaN, Infinity, 1e999 -> OverflowError."""
+    if not math.isfinite(number := float(text)):
+        raise OverflowError
+    return number
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an address or inline data, of which nothing may be folded as `Path` folds two slashes."""
+    return re.match(r"data:|[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
+
+
+def located(raw: str, base: Path) -> str:
+    """A path as seen from the folder of its list; an address stays as it is spelled, unless a file bears its name."""
+    place = base / raw
+    return raw if is_address(raw) and not os.path.exists(place) else str(place)
 
 
 def _load_json(path: Path) -> dict[str, Any]:

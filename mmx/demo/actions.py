@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp
-from pathlib import Path
 from time import perf_counter
 from typing import Any, get_args
 
@@ -18,10 +17,10 @@ from PIL import Image
 from mmx.demo.part import to_draw_on
 from mmx.encoders.registry import Description
 from mmx.errors import MmxError
-from mmx.images import load_image
+from mmx.files import Refusal, read_file
+from mmx.images import MAX_BYTES, load_image
 from mmx.inspection.look import By, Look
-from mmx.inspection.sheet import over
-from mmx.inspection.spotlight import relative_entropy
+from mmx.inspection.sheet import over, worth
 from mmx.memory import Box, Memory
 from mmx.output import one_line
 from mmx.pipeline import Pipeline, Ranked
@@ -153,24 +152,28 @@ def looked(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
 def word_heat(session: Session, word: Any, layer: Any = None, head: Any = None) -> tuple[Image.Image, str]:
     """The picture under the heat of one word of a session that looked, and a sentence about the word."""
     look = _look(session)
-    number = look.index(word if isinstance(word, str) else _place(word))
-    heat = look.heat(number, session.picture.height, session.picture.width, _part(layer), _part(head))
+    number = look.index(word if isinstance(word, str) else _whole(word, "the word's place", 10**6, 0))
+    heat = look.heat(number, session.picture.height, session.picture.width, _part(layer, "layer"), _part(head, "head"))
     said = look.words[number]
-    bits = round(said.gain, 1) + 0.0  # no minus before a zero
-    return over(session.picture, heat), f"{one_line(said.text)}: looking saved {bits:.1f} bits of its surprise"
+    return over(session.picture, heat), f"{one_line(said.text)}: {worth(said)} of its surprise"
 
 
 def word_table(session: Session, layer: Any = None, head: Any = None) -> tuple[list[str], list[list[Any]]]:
     """Headers and a row a word: its probability, the bits saved by looking, how wide it looked in each layer (the mean
     of its heads' relative entropy: 0 one slot, 1 the plain average), and, of several sources, the share of each."""
     look = _look(session)
-    shares = look.shares(_part(layer), _part(head))
+    shares = look.shares(_part(layer, "layer"), _part(head, "head"))
     sources = list(shares) if len(shares) > 1 else []
     layers = range(look.attention.shape[1])
     rows: list[list[Any]] = []
+    spread = look.spread()
     for index, word in enumerate(look.words):
-        spread = relative_entropy(look.attention[index], look.seen[index]).mean(-1).tolist()
-        facts = [exp(word.logprob), word.gain, *spread, *(float(shares[name][index]) for name in sources)]
+        facts = [
+            exp(word.logprob),
+            word.gain,
+            *spread[index].mean(-1).tolist(),
+            *(float(shares[name][index]) for name in sources),
+        ]
         rows.append([one_line(word.text), *(round(fact, 3) + 0.0 for fact in facts)])
     named = [f"spread {layer}" for layer in layers]
     return ["word", "probability", "bits saved", *named, *(f"share of {name}" for name in sources)], rows
@@ -196,12 +199,12 @@ def encoder_rows(found: Sequence[Description]) -> list[dict[str, str]]:
 
 
 def _read(path: str) -> Image.Image:
-    """By its bytes: what is told of a picture that cannot be read must not name a place on the server."""
+    """By its bytes: what is told of a picture that cannot be read must not name a place on the server. Raises MmxError;
+    also for what is no regular file, which might be read for ever."""
     try:
-        data = Path(path).read_bytes()
-    except OSError:
+        return load_image(read_file(path, MAX_BYTES))
+    except Refusal:
         raise MmxError("the picture is no longer on the server; upload it again.") from None
-    return load_image(data)
 
 
 def _saying(session: Session, spoken: Spoken) -> Session:
@@ -228,18 +231,17 @@ def _number(given: Any, name: str) -> float:
     return float(given)
 
 
-def _whole(given: Any, name: str, most: int) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | float) or given != given or not 1 <= given <= most:
-        raise MmxError(f"{name} is {str(given)[:40]!r}; expected a whole number in 1..{most}.")
+def _whole(given: Any, name: str, most: int, least: int = 1) -> int:
+    if not _is_whole(given) or not least <= given <= most:
+        raise MmxError(f"{name} is {str(given)[:40]!r}; expected a whole number in {least}..{most}.")
     return int(given)
 
 
-def _place(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) < 10**6:
-        raise MmxError(f"the word is {str(given)[:40]!r}; expected its place, from 0.")
-    return int(given)
+def _is_whole(given: Any) -> bool:
+    """A page sends 2 as 2.0 now and then."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e9 and given == int(given)
 
 
-def _part(given: Any) -> int | None:
+def _part(given: Any, name: str) -> int | None:
     """A layer or a head; None (and -1, which a page can hold) is all of them."""
-    return None if given is None or given == -1 else _place(given)
+    return None if given is None or given == -1 else _whole(given, name, 10**6, 0)

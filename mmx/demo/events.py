@@ -11,9 +11,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from mmx.demo import actions
 from mmx.demo.actions import Session
@@ -146,7 +148,18 @@ class Events:
 
     def _opened(self, picture: Any, session: Session | None) -> Session:
         path = picture.get("path") if isinstance(picture, dict) else picture
-        return actions.opened(self.pipeline, session, path)
+        return actions.opened(self.pipeline, session, _uploaded(path) if isinstance(path, str) else path)
+
+
+def _uploaded(path: str) -> str:
+    """The path, if it lies among what was uploaded. Whoever speaks to the API by hand could name any file of the
+    server, and gradio looks at what it opens by itself alone."""
+    try:
+        if Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+            return path
+    except (OSError, ValueError):  # a name that no file can have
+        pass
+    raise MmxError("this picture was not uploaded here; drop one on the page, or send it by the client's handle_file.")
 
 
 def part(x0: Any, y0: Any, x1: Any, y1: Any, session: Session | None) -> Outputs:
@@ -179,13 +192,14 @@ def choices(session: Session | None) -> list[tuple[str, int]]:
 
 
 def messages(session: Session | None) -> list[dict[str, str]]:
-    """The conversation, with the part that each question was about and the time of each answer."""
+    """The conversation, with the part that each question was about and the time of each answer; the page reads it as
+    HTML, and would leave out what looks like a tag."""
     told: list[dict[str, str]] = []
     for turn in session.turns if session else ():
         box = turn.spoken.box
         about = "" if box is None else " [" + ", ".join(f"{side:.2f}" for side in box) + "]"
-        told.append({"role": "user", "content": f"{turn.spoken.question}{about}"})
-        told.append({"role": "assistant", "content": f"{turn.spoken.text}  ({1000 * turn.seconds:.0f} ms)"})
+        told.append({"role": "user", "content": escape(f"{turn.spoken.question}{about}")})
+        told.append({"role": "assistant", "content": escape(f"{turn.spoken.text}  ({1000 * turn.seconds:.0f} ms)")})
     return told
 
 

@@ -2,7 +2,8 @@
 
 Every action is an endpoint with a name (/caption, /ask, /rank, /look, /word, /encoders); events that only move things
 about on the page are private. One thing at a time is asked of the model, in the order of the queue. Inputs are not
-looked at by gradio (`preprocess=False`): its own door for pictures opens them before ours could.
+looked at by gradio (`preprocess=False`): its own door for pictures opens them before ours could. So it is `events` that
+takes nothing but what was uploaded.
 """
 
 from __future__ import annotations

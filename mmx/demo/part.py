@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from mmx.errors import MmxError
-from mmx.memory import Box, check_box
+from mmx.memory import Box
 
 Point = tuple[float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -23,7 +23,8 @@ def box_of(x0: Any, y0: Any, x1: Any, y1: Any) -> Box | None:
     if not all(isinstance(corner, int | float) for corner in corners):
         raise MmxError("the part needs four numbers in 0..1: left, top, right, bottom; fill in all, or none.")
     box = (float(x0), float(y0), float(x1), float(y1))
-    check_box(box)
+    if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
+        raise MmxError(f"the part is {box}; expected left before right and top before bottom, all in 0..1.")
     return None if box == WHOLE else box
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
+from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from mmx.data.scenes import draw_scene, picture
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 LARGEST_UPLOAD = "20mb"
 EXAMPLES = 6  # pictures to pick from, of the series that is kept for demonstrations
 SERIES = 7
+ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -33,7 +35,8 @@ def served(pipeline: Pipeline, host: str = "127.0.0.1", port: int | None = None)
     """
     if not pipeline.accepts("picture.png"):
         raise MmxError("the demo shows pictures, which no source of this model reads; give another --model.")
-    with TemporaryDirectory(prefix="mmx-demo-") as folder, _standing_in(Path(folder)) as uploads:
+    _check_host(host)
+    with _told_to_end(), TemporaryDirectory(prefix="mmx-demo-") as folder, _standing_in(Path(folder)):
         from mmx.demo.page import build
         from mmx.demo.style import CSS, theme
 
@@ -48,21 +51,42 @@ def served(pipeline: Pipeline, host: str = "127.0.0.1", port: int | None = None)
         except OSError:
             raise MmxError(f"{host} port {port or '7860 to 7959'} cannot be had; give another --port.") from None
         try:
-            assert uploads.is_dir()
             yield address
         finally:
             page.close(verbose=False)
 
 
 def wait() -> None:
-    """Come back when the process is told to end, as a container is; so its temporary files are removed."""
-    ended = Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    """Come back never: `served` leaves when the process is told to end."""
+    while True:
+        Event().wait(3600)
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """While this stands, a signal to end leaves through it, so that temporary files are removed."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(0)
+
+    if current_thread() is not main_thread():  # no other may set how signals are answered
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in ENDS}
     try:
-        while not ended.wait(1.0):
-            pass
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, answer in before.items():
+            signal.signal(number, answer)
+
+
+def _check_host(host: str) -> None:
+    """Raise MmxError for an address that is not this machine's; gradio would wait for it for long."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
+            place.bind((host, 0))
+    except OSError:
+        raise MmxError(f"{host!r} is no address of this machine; give another --host, such as 127.0.0.1.") from None
 
 
 def _examples(folder: Path) -> list[Path]:
@@ -75,7 +99,7 @@ def _examples(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _standing_in(folder: Path) -> Iterator[Path]:
+def _standing_in(folder: Path) -> Iterator[None]:
     """In an empty folder, with gradio's settings and its folder of uploads beside it; all as it was afterwards."""
     empty, uploads = folder / "empty", folder / "uploads"
     empty.mkdir()
@@ -84,7 +108,7 @@ def _standing_in(folder: Path) -> Iterator[Path]:
     os.environ.update(QUIET, GRADIO_TEMP_DIR=str(uploads))
     os.chdir(empty)
     try:
-        yield uploads
+        yield
     finally:
         os.chdir(here)
         for name in (*QUIET, "GRADIO_TEMP_DIR"):

@@ -95,6 +95,11 @@ class Look:
         shares = torch.stack([part / part.sum(-1, keepdim=True).clamp(min=1e-12) for part in parts])
         return shares.sum(0) / shares.any(-1).sum(0).clamp(min=1)[:, None]  # where one shows nothing, the other alone
 
+    def spread(self) -> Tensor:
+        """How wide each spotlight was, [W, L, H]: its entropy as a share of the largest there can be over what was in
+        view; 0 for one slot, 1 for the plain average."""
+        return relative_entropy(self.attention, self.seen[:, None, None])
+
     def shares(self, layer: int | None = None, head: int | None = None) -> dict[str, Tensor]:
         """The share of each word's map that lies on each source, [W] by its name."""
         maps = self.maps(layer, head)
@@ -139,7 +144,7 @@ class Look:
     def facts(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON: by word, and by layer and head."""
         maps, shares, seen = self.maps(), self.shares(), self.seen[:, None, None]
-        wide, bits = relative_entropy(self.attention, seen), entropy(self.attention)
+        wide, bits = self.spread(), entropy(self.attention)
         flat = is_uniform(self.attention, seen)
         words = [
             {

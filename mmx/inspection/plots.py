@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mmx.errors import MmxError
-from mmx.inspection.spotlight import relative_entropy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +44,7 @@ def plot_spotlight(look: Look) -> Figure:
     """How wide the spotlight of each word is, in every layer and head; and the bits that looking saved of it."""
     figure, (left, right) = _axes(1, 2, height=1.2 + 0.3 * max(3, len(look.words)), widths=(3, 1.4))
     words, layers = [word.text for word in look.words], look.attention.shape[1]
-    wide = relative_entropy(look.attention, look.seen[:, None, None]).flatten(1)
+    wide = look.spread().flatten(1)
     heads = wide.shape[1] // layers
     image = left.imshow(wide, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for layer in range(1, layers):

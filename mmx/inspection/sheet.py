@@ -137,7 +137,7 @@ def _tiles(view: _View, place: Place, words: Sequence[int], share: Tensor | None
     for index in words:
         word = view.look.words[index]
         heat = view.look.heat(index, height, width, view.layer, view.head, place.name)
-        below = _worth(word) if share is None else f"{100 * float(share[index]):.0f} % of it here"
+        below = worth(word) if share is None else f"{100 * float(share[index]):.0f} % of it here"
         tiles.append((over(small, heat, float(peaks[index])), word.text, below))
     columns = min(COLUMNS, len(tiles))
     step, line = TILE + MARGIN, height + 48
@@ -150,7 +150,8 @@ def _tiles(view: _View, place: Place, words: Sequence[int], share: Tensor | None
     return sheet
 
 
-def _worth(word: Word) -> str:
+def worth(word: Word) -> str:
+    """What looking saved of a word's surprise, or cost."""
     bits = round(word.gain, 1) + 0.0  # no minus before a zero
     return f"looking saved {bits:.1f} bits" if bits >= 0 else f"looking cost {-bits:.1f} bits"
 

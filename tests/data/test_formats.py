@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmx.config import DataConfig
 from mmx.data.examples import Turn
-from mmx.data.formats import read_examples, sniff
+from mmx.data.formats import located, read_examples, read_lines, sniff
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import draw_scene
 from mmx.errors import DataError
@@ -98,7 +98,7 @@ BAD_LINES = {
     "box of texts": ({"image": "a", "question": "q", "box": ["0", "0", "1", "1"]}, "has 'box'"),
     "box in pixels": ({"image": "a", "question": "q", "box": [0, 0, 120, 80]}, "has 'box'"),
     "box turned round": ({"image": "a", "question": "q", "box": [0.9, 0, 0.1, 1]}, "has 'box'"),
-    "box with NaN": ('{"image": "a", "question": "q", "box": [0, 0, NaN, 1]}', "has 'box'"),
+    "box with NaN": ('{"image": "a", "question": "q", "box": [0, 0, NaN, 1]}', "has a number that is not finite"),
     "image a number": ({"image": 7, "caption": "x"}, "has 'image': 7; expected a text"),
     "text a list": ({"text": ["x"], "caption": "x"}, "has 'text'"),
     "half a character": ('{"image": "a", "caption": "\\ud83d"}', "half a character"),
@@ -303,6 +303,29 @@ def test_tasks_keep_their_turns(ten):
     assert ids(read(ten, tasks=["ask"])) == "3"
     assert all(example.turns == (Turn(("c",)),) for example in read(ten, tasks=["caption"]))
     assert "holds no examples for the tasks ask" in refusal(ten, tasks=["ask"], part=(0.5, 1))
+
+
+def test_a_mark_at_the_start_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('\ufeff{"image": "a.jpg", "caption": "c"}\n', encoding="utf-8")
+    assert [number for number, _ in read_lines(path)] == [1]
+    assert read(str(path))[0].sources == {"image": str(tmp_path / "a.jpg")}
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_has_not_are_refused_by_line(tmp_path, number):
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{{"image": "a.jpg", "x": 1e300}}\n{{"image": "a.jpg", "x": [{number}]}}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"m.jsonl:2 has a number that is not finite, such as NaN; write null, or"):
+        list(read_lines(path))
+
+
+def test_an_address_keeps_its_spelling_unless_a_file_bears_its_name(tmp_path):
+    assert located("http://a.b/c.jpg", tmp_path) == "http://a.b/c.jpg"
+    assert located("data:image/png;base64,a//b", tmp_path) == "data:image/png;base64,a//b"
+    assert located("a//b.jpg", tmp_path) == str(tmp_path / "a" / "b.jpg")
+    (tmp_path / "data:1.jpg").touch()
+    assert located("data:1.jpg", tmp_path) == str(tmp_path / "data:1.jpg")
 
 
 def test_missing_data_is_named(tmp_path):

@@ -189,7 +189,7 @@ def test_the_heat_is_that_of_the_look_over_the_picture(pipeline, session) -> Non
     said = actions.replace(session, spoken=actions.Spoken("a dog runs"))
     after = actions.looked(pipeline, said)
     shown, sentence = actions.word_heat(after, 1, layer=0, head=2)
-    assert shown.size == session.picture.size and sentence.startswith("dog: looking saved ")
+    assert shown.size == session.picture.size and sentence.startswith("dog: looking ")
     assert np.array_equal(np.asarray(shown), np.asarray(actions.word_heat(after, "dog", 0, 2)[0]))
     assert not np.array_equal(np.asarray(shown), np.asarray(actions.word_heat(after, 1, -1, None)[0]))
     heat = after.look.heat(1, shown.height, shown.width, 0, 2)
@@ -215,7 +215,14 @@ def test_nothing_said_and_unknown_words_and_maps_are_told(pipeline, session) -> 
     after = actions.looked(pipeline, actions.replace(session, spoken=actions.Spoken("a dog")))
     with pytest.raises(MmxError, match="expected one of weighted, attention"):
         actions.looked(pipeline, after, {"path": "/etc/passwd"})
-    for word, told in ((9, "has no word 9"), ("cat", "has no word 'cat'"), (None, "expected its place"), ([], "place")):
+    for word, told in (
+        (9, "has no word 9"),
+        ("cat", "has no word 'cat'"),
+        (None, "expected a whole number"),
+        (-1, "place is"),
+        (0.5, "place is"),
+        ([], "place"),
+    ):
         with pytest.raises(MmxError, match=told):
             actions.word_heat(after, word)
     with pytest.raises(MmxError, match="layer 7 is not there"):
@@ -240,7 +247,7 @@ def test_four_numbers_are_a_box() -> None:
     assert box_of(0, 0, 1, 1) is None and box_of(None, None, None, None) is None
     for numbers, told in (
         ((0, 0, None, 1), "fill in all, or none"),
-        ((0, 0, 2, 1), "is no region"),
+        ((0, 0, 2, 1), "left before right"),
         (("0", 0, 1, 1), "four"),
     ):
         with pytest.raises(MmxError, match=told):

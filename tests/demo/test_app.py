@@ -1,6 +1,7 @@
 """The demo over its API: every endpoint, what is refused and how, what never leaves the house."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -85,7 +86,7 @@ def test_look_and_word_follow_the_last_text(visitor, tiny, photo) -> None:
     heat, sentence = visitor.word(photo, 0, "attention", 1)
     with Image.open(heat) as shown:
         assert max(shown.size) == 480
-    assert sentence.startswith(f"{look.words[0].text}: looking saved ")
+    assert sentence.startswith(f"{look.words[0].text}: looking ")
 
 
 def test_encoders_are_told_as_plain_rows(visitor, monkeypatch) -> None:
@@ -111,6 +112,16 @@ def test_two_visitors_do_not_see_each_others_pictures(address, photo, tmp_path) 
 # ---- what is refused -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", "/dev/zero", "../../etc/passwd", "/nope\0x", "photo"])
+def test_no_file_of_the_server_is_read_that_was_not_uploaded(address, photo, path) -> None:
+    """As by hand, without what the client adds and gradio looks at."""
+    place = {"path": str(photo) if path == "photo" else path}
+    with httpx.Client(base_url=address, timeout=20) as client:
+        called = client.post("/gradio_api/call/caption", json={"data": [place, 1, 1, 1.0, 1.0, 6]}).json()
+        heard = client.get(f"/gradio_api/call/caption/{called['event_id']}").text
+    assert "event: error" in heard and "was not uploaded here" in heard, heard
+
+
 def test_a_file_that_is_no_picture_is_one_friendly_line(visitor, tmp_path, capfd) -> None:
     for name, data in (("a.png", b"no picture"), ("b.svg", b"<svg/>"), ("c.png", b""), ("d", b"\x89PNG\r\n\x1a\n")):
         path = tmp_path / name
@@ -123,7 +134,7 @@ def test_what_is_missing_or_of_the_wrong_kind_is_one_line(visitor, photo) -> Non
     assert "no picture was given; drop one" in refused(visitor.caption, None)
     assert "nothing was typed; expected a question" in refused(visitor.ask, photo, "")
     assert "nothing was typed" in refused(visitor.ask, photo, 12)
-    assert "is no region" in refused(visitor.ask, photo, "what?", (0.5, 0, 0.2, 1))
+    assert "left before right" in refused(visitor.ask, photo, "what?", (0.5, 0, 0.2, 1))
     assert "four numbers" in refused(visitor.ask, photo, "what?", ("a", 0, 1, 1))
     assert "expected a whole number in 1..10" in refused(visitor.caption, photo, beams=99)
     assert "beams is 'x'" in refused(visitor.caption, photo, beams="x")
@@ -194,6 +205,34 @@ def test_a_port_that_is_taken_and_a_model_without_pictures_are_told(tiny, addres
     with pytest.raises(MmxError, match="shows pictures, which no source"), served(Pipeline(tiny_model())):
         pass
     assert (os.getcwd(), dict(os.environ)) == before
+
+
+def test_an_address_of_another_machine_is_told_at_once(tiny) -> None:
+    with pytest.raises(MmxError, match="'999.1.1.1' is no address of this machine"), served(tiny, "999.1.1.1"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_end_leaves_nothing_behind_whenever_it_comes(tiny, tmp_path, monkeypatch, name) -> None:
+    def launched(*_: object, **__: object) -> None:
+        assert list(tmp_path.glob("mmx-demo-*"))
+        os.kill(os.getpid(), getattr(signal, name))  # while the page is being built
+        time.sleep(5)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("mmx.demo.page.build", launched)
+    answered = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SystemExit) as left, served(tiny):
+        pass
+    assert left.value.code == 0 and list(tmp_path.iterdir()) == []
+    assert signal.getsignal(getattr(signal, name)) == answered
+
+
+def test_what_looks_like_html_is_shown_as_it_was_asked() -> None:
+    spoken = actions.Spoken("<b>yes</b>", "is 1 <b or c> 2?")
+    session = actions.Session("", Image.new("RGB", (9, 9)), None, 0.0, turns=(actions.Turn(spoken, 0.1),))
+    asked, answered = (message["content"] for message in events.messages(session))
+    assert asked == "is 1 &lt;b or c&gt; 2?" and answered.startswith("&lt;b&gt;yes&lt;/b&gt;")
 
 
 def test_the_page_names_no_other_host(address) -> None:

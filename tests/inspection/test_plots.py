@@ -11,6 +11,7 @@ from mmx.errors import MmxError
 from mmx.inspection.flow import TITLES, ByVariant, Flow, FlowRow
 from mmx.inspection.leakage import Leakage
 from mmx.inspection.plots import COLORS, MARKERS, plot_bars, plot_costs, plot_flow, plot_leakage, plot_spotlight
+from mmx.inspection.spotlight import relative_entropy
 
 pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex  # noqa: E402 (an extra: without it there is nothing to test)
@@ -25,7 +26,7 @@ def some_look():
     attention[1] = 1 / SLOTS
     attention[1, 1, 1] = torch.tensor([0.5, 0.5, 0.0, 0.0])  # one bit of two
     words = (SimpleNamespace(text="red", gain=3.5), SimpleNamespace(text="of", gain=-0.25))
-    return SimpleNamespace(words=words, attention=attention, seen=torch.ones(len(words), SLOTS, dtype=torch.bool))
+    return SimpleNamespace(words=words, attention=attention, spread=lambda: relative_entropy(attention))
 
 
 def some_flow():

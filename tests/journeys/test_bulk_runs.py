@@ -1,12 +1,15 @@
 """Captions and answers by the thousand, as a person orders them: stopped and gone on with, split, listed, packed."""
 
+import codecs
 import json
+import math
 import os
 import random
 import signal
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +171,144 @@ def test_what_is_for_a_file_needs_one(mmx, fake, tmp_path, flag) -> None:
     assert mmx("caption", tmp_path, flag).refused() == f"{flag} was given and no file; type {flag} --out FILE."
 
 
+# ---- equal ids ---------------------------------------------------------------------------------------------------
+
+
+def write_list(path: Path, *lines: dict) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_equal_ids_of_different_pictures_are_all_said_and_the_same_twice_is_one(mmx, fake, tmp_path) -> None:
+    write_texts(tmp_path, {f"{name}.jpg": name for name in "abcde"})
+    one = write_list(tmp_path / "1.jsonl", {"image": "a.jpg", "id": 0}, {"image": "b.jpg", "id": 1})
+    two = write_list(tmp_path / "2.jsonl", {"image": "c.jpg", "id": 0}, {"image": "d.jpg", "id": 1})
+    out = tmp_path / "out" / "c.jsonl"
+    assert mmx("caption", one, two, one, "--out", out).code == 0
+    assert [(row["id"], row["caption"]) for row in rows_of(out)] == [(0, "a"), (1, "b"), (0, "c"), (1, "d")]
+    write_list(one, {"image": "e.jpg", "id": 0}, {"image": "b.jpg", "id": 1, "author": "new"})
+    assert mmx("caption", one, two, "--out", out).code == 0
+    assert [(row["id"], row["caption"]) for row in rows_of(out)[4:]] == [(0, "e")]
+
+
+def test_equal_ids_of_questions_about_different_pictures_are_all_answered(mmx, fake, tmp_path) -> None:
+    write_texts(tmp_path, {"a.jpg": "a", "b.jpg": "b"})
+    lines = [{"image": f"{name}.jpg", "question": "x?", "id": 5} for name in "aba"]
+    data, out = write_list(tmp_path / "q.jsonl", *lines), tmp_path / "answers.jsonl"
+    assert mmx("ask", "--data", data, "--out", out).code == 0
+    assert [row["answer"] for row in rows_of(out)] == ["a x?", "b x?"]
+
+
+# ---- results among the inputs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [[], ["--overwrite"]])
+@pytest.mark.parametrize("name", ["a.jpg", "s.tar", "l.jsonl", "link.jpg", "image=a.jpg", "hard.jpg"])
+def test_an_input_is_not_written_over(mmx, fake, tmp_path, monkeypatch, name, flag) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path, {"a.jpg": "a", "b.jpg": "b"})
+    write_shard(tmp_path / "s.tar", {"c.jpg": "c"})
+    write_list(tmp_path / "l.jsonl", {"image": "a.jpg"})
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "hard.jpg").hardlink_to("a.jpg")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    out = "./a.jpg" if name in ("link.jpg", "hard.jpg") else name.removeprefix("image=")
+    said = mmx("caption", "b.jpg", name, "--out", out, *flag).refused()
+    shown = name.removeprefix("image=")
+    assert said == f"--out {Path(out)} would be written over {shown}, an input; choose another --out."
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("flag", [[], ["--overwrite"]])
+def test_questions_and_their_pictures_are_not_written_over(mmx, fake, tmp_path, monkeypatch, flag) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path, {"a.jpg": "a"})
+    write_list(tmp_path / "q.run.json", {"image": "a.jpg", "question": "x?"})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for out, over in (("q.run.json", "q.run.json"), ("q", "q.run.json"), ("a.jpg", "a.jpg")):
+        said = mmx("ask", "--data", "q.run.json", "--out", out, *flag).refused()
+        assert said == f"--out {out} would be written over {over}, an input; choose another --out."
+    assert "over a.jpg, an input" in mmx("ask", "a.jpg", "x?", "--out", "a.jpg", *flag).refused()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("typed", ["pics/*", "pics/**", "pics"])
+def test_results_among_what_a_pattern_finds_are_not_read(mmx, fake, tmp_path, monkeypatch, typed) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path / "pics", {"a.jpg": "a", "b.jpg": "b"})
+    for out in ("pics/c.jsonl", "pics/d.jpg"):
+        for _ in range(2):
+            assert mmx("caption", typed, "--out", out) == (0, "", "")
+            assert [row["image"] for row in rows_of(Path(out))] == ["pics/a.jpg", "pics/b.jpg"]
+        Path(out).unlink()
+
+
+# ---- pipes -------------------------------------------------------------------------------------------------------
+
+
+def test_out_may_be_a_pipe_of_the_shell(mmx, fake, tmp_path) -> None:
+    paths = write_texts(tmp_path, {"a.jpg": "a", "b.jpg": "b"})
+    reader, writer = os.pipe()
+    try:
+        assert mmx("caption", *paths, "--out", f"/dev/fd/{writer}") == (0, "", "")
+        assert os.read(reader, 4096).decode() == mmx("caption", *paths, "--json").out
+    finally:
+        os.close(reader)
+    assert mmx("caption", *paths, "--out", f"/dev/fd/{writer}") == (1, "", ""), "nobody reads on"
+    os.close(writer)
+
+
+def test_out_may_be_stdout(mmx, fake, tmp_path) -> None:
+    path = write_texts(tmp_path, {"a.jpg": "a"})[0]
+    assert mmx("caption", path, "--out", "-") == mmx("caption", path, "--json")
+    assert mmx("ask", path, "x?", "--out", "-") == mmx("ask", path, "x?", "--json")
+    assert mmx("caption", path, "--out", "-", "--overwrite").refused().startswith("--overwrite was given and no file")
+
+
+def test_a_score_that_is_no_number_is_null(mmx, fake, tmp_path) -> None:
+    path, real = write_texts(tmp_path, {"a.jpg": "a"})[0], fake.say
+    fake.say = lambda *given: [[[replace(said, score=math.nan) for said in q] for q in r] for r in real(*given)]
+    assert mmx("caption", path, "--json").rows == [{"image": path, "caption": "a", "score": None}]
+
+
+# ---- odd names ---------------------------------------------------------------------------------------------------
+
+
+def test_names_and_questions_do_not_break_a_line_or_reach_the_terminal(mmx, fake, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = "x\ny\t\x1b[2J\x9b.jpg"
+    paths = write_texts(Path(), {odd: "a", "b.jpg": "b"})
+    shard = write_shard(tmp_path / "s.tar", {odd: "c"})
+    plain = "x y ?[2J?.jpg"
+    ran = mmx("caption", odd, shard)
+    assert ran.out == f"{plain}\ta\n{shard}/{plain}\tc\n"
+    data = write_list(tmp_path / "q.jsonl", *({"image": path, "question": "w\x1b?\nz"} for path in paths))
+    assert mmx("ask", "--data", data).out == f"{plain}\tw? z\ta w? z\nb.jpg\tw? z\tb w? z\n".replace("w?", "w??")
+    ran = mmx("caption", odd, "--json")
+    assert ran.rows[0]["image"] == odd
+    assert ran.out.strip().isprintable()
+
+
+@pytest.mark.parametrize("words", [["caption", ""], ["caption", "a.jpg", ""], ["ask", "", "x?"]])
+def test_a_name_of_no_letters_is_not_the_current_folder(mmx, fake, tmp_path, monkeypatch, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path, {"a.jpg": "a"})
+    said = "an input was given as '', which names nothing; expected a path, type . for this folder."
+    assert mmx(*words).refused() == said
+
+
+@pytest.mark.parametrize("address", ["http://a.b/c.jpg", "https://a.b/c.jpg?x=*"])
+def test_an_address_keeps_its_spelling(mmx, fake, model, tmp_path, address) -> None:
+    path = write_texts(tmp_path, {"a.jpg": "a"})[0]
+    data = write_list(tmp_path / "l.jsonl", {"image": address}, {"image": "a.jpg"})
+    asked = write_list(tmp_path / "q.jsonl", {"image": address, "question": "x?"})
+    for words in (["caption", address, path], ["caption", data], ["ask", address, "x?"], ["ask", "--data", asked]):
+        ran = mmx(*words, "--json")
+        assert ran.rows[0]["image" if "image" in ran.rows[0] else "input"] == address
+        assert address in ran.rows[0]["error"]
+
+
 # ---- bad ones among many -----------------------------------------------------------------------------------------
 
 
@@ -200,10 +341,11 @@ def test_parts_are_disjoint_and_together_everything(count, names) -> None:
     assert all(part == [name for name in sorted(names) if name in part] for part in parts), "in order"
 
 
-def test_parts_of_folders_shards_and_questions(mmx, fake, tmp_path) -> None:
-    paths = write_texts(tmp_path / "in", {f"{n:02}.jpg": f"text {n}" for n in range(40)})
-    shard = write_shard(tmp_path / "s.tar", {f"{n:02}.jpg": f"packed {n}" for n in range(40)})
-    found = [mmx("caption", tmp_path / "in", shard, "--json", "--shard", f"{i}/3") for i in range(3)]
+def test_parts_of_folders_shards_and_questions(mmx, fake, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # which part a name falls into depends on all of it: here it is always the same
+    paths = write_texts(Path("in"), {f"{n:02}.jpg": f"text {n}" for n in range(40)})
+    shard = write_shard(Path("s.tar"), {f"{n:02}.jpg": f"packed {n}" for n in range(40)})
+    found = [mmx("caption", "in", shard, "--json", "--shard", f"{i}/3") for i in range(3)]
     expected = [*paths, *(f"{shard}/{n:02}.jpg" for n in range(40))]
     assert all(10 < len(ran.rows) < 40 for ran in found)
     assert sorted(name for ran in found for name in images(ran)) == sorted(expected)
@@ -253,16 +395,27 @@ def test_a_list_names_pictures_from_its_folder_and_keeps_what_it_says(mmx, fake,
         {"author": "me"},
         {"image": "gone.jpg", "id": 8},
         {"image": "b.jpg"},
+        {"image": 5},
+        {"image": ""},
+        '{"image": "b.jpg", "score2": NaN}',
+        {"text": ["b"], "id": 9},
     ]
     data.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n\n" for line in lines))
+    data.write_bytes(codecs.BOM_UTF8 + data.read_bytes())
     ran = mmx("caption", data, "--json")
-    a, broken, empty, gone, b = ran.rows
+    a, broken, empty, gone, b, *wrong = ran.rows
     assert ran.code == 1
     assert a == {"image": str(tmp_path / "in" / "a.jpg"), "id": 7, "author": "me", "caption": "a", "score": -0.5}
     assert broken["error"].startswith(f"{data}:3 is no JSON object")
     assert empty["error"].startswith(f"{data}:5 names no input; expected a field of the model's sources")
     assert (gone["id"], "error" in gone) == (8, True)
     assert b["caption"] == "b"
+    assert [row["error"] for row in wrong] == [
+        f"{data}:11 has 'image': 5; expected the path of a file, mend the line.",
+        f"{data}:13 has 'image': \"\"; expected the path of a file, mend the line.",
+        f"{data}:15 has a number that is not finite, such as NaN; write null, or leave it out.",
+        f"{data}:17 has 'text': [\"b\"]; expected a text, mend the line.",
+    ]
     data.write_text("\n")
     assert mmx("caption", data).refused() == f"{str(data)!r}: no lines are in this list; check the path."
     data.write_text("nothing\n")
