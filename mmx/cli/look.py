@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from mmx.cli.inputs import inputs_named
-from mmx.cli.options import BeamsOption, DeviceOption, JsonOption, ModelOption, TokensOption, load_pipeline
+from mmx.cli.options import BeamsOption, BoxOption, DeviceOption, JsonOption, ModelOption, TokensOption, load_pipeline
 from mmx.cli.speak import AlsoOption, by_source, parse_also, parse_box
 from mmx.errors import MmxError
 from mmx.output import one_line
@@ -29,9 +29,7 @@ def look(
         str,
         typer.Option("--by", metavar="KIND", help="weighted, attention, relevance (gradients), or both: the truest."),
     ] = "weighted",
-    box: Annotated[
-        str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Look only there; 0..1 from the top left.")
-    ] = None,
+    box: BoxOption = None,
     also: AlsoOption = None,
     model: ModelOption = None,
     device: DeviceOption = "cpu",

@@ -24,6 +24,9 @@ BeamsOption = Annotated[int | None, typer.Option("--beams", metavar="N", min=1, 
 GuidanceOption = Annotated[float | None, typer.Option("--guidance", metavar="N", min=0, help=_GUIDANCE_HELP)]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens of a text.")]
 _OUT_HELP = "Append JSON lines to this file; what it holds is not said again, so a stopped run goes on."
+BoxOption = Annotated[
+    str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Look only there; 0..1 from the top left.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help=_OUT_HELP)]
 _OVERWRITE_HELP = "Start the file of --out anew; the old one stays until there is a first line."
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help=_OVERWRITE_HELP)]

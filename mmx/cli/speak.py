@@ -24,6 +24,7 @@ from mmx.cli.inputs import (
 from mmx.cli.options import (
     BatchOption,
     BeamsOption,
+    BoxOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
@@ -108,9 +109,7 @@ def ask(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="FILE", help="JSON lines with image and question, instead.")
     ] = None,
-    box: Annotated[
-        str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Look only there; 0..1 from the top left.")
-    ] = None,
+    box: BoxOption = None,
     also: AlsoOption = None,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
