@@ -75,7 +75,7 @@ def sniff(path: Path) -> str:
 
 def read_manifest(path: Path, config: DataConfig) -> list[Example]:
     """JSONL: one object a line with its sources by name and captions or a question; lines of one input are joined."""
-    return _group((_manifest_line(f"{path}:{number}", line) for number, line in read_lines(path)), path.parent)
+    return _group((_manifest_line(f"{path}:{number}", line) for number, line in read_lines(path, finite=False)), path.parent)
 
 
 def read_folder(path: Path, config: DataConfig) -> list[Example]:
@@ -83,7 +83,7 @@ def read_folder(path: Path, config: DataConfig) -> list[Example]:
     table = path / "metadata.jsonl"
     if not table.is_file():
         raise DataError(f"folder {path} has no metadata.jsonl; expected lines such as {{'file_name': …, 'text': …}}.")
-    return _group((_folder_line(f"{table}:{number}", line) for number, line in read_lines(table)), path)
+    return _group((_folder_line(f"{table}:{number}", line) for number, line in read_lines(table, finite=False)), path)
 
 
 def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
@@ -284,21 +284,22 @@ def _refuse_split(config: DataConfig, name: str) -> None:
         )
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file. Raises DataError, naming file and line, for one that is no object."""
+def read_lines(path: Path, finite: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSONL file. Raises DataError, naming file and line, for one that is no object, and see
+    `parse_line`."""
     if not path.is_file():
         raise DataError(f"there is no file {path}; expected JSON lines, one object each.")
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
-                yield number, parse_line(f"{path}:{number}", text)
+                yield number, parse_line(f"{path}:{number}", text, finite)
 
 
-def parse_line(where: str, text: str) -> dict[str, Any]:
-    """The object of one line. Raises DataError, naming where it stands, for what is none, or holds a number that JSON
-    has not: what is kept of a line is written again, and others could not read it."""
+def parse_line(where: str, text: str, finite: bool = True) -> dict[str, Any]:
+    """The object of one line. Raises DataError, naming where it stands, for what is none; or (`finite`) holds a number
+    that JSON has not: what is kept of a line that is asked about is written again, and others could not read it."""
     try:
-        line = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        line = json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
     except OverflowError:
         raise DataError(f"{where} has a number that is not finite, such as NaN; write null, or leave it out.") from None
     except (ValueError, RecursionError):

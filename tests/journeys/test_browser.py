@@ -120,10 +120,10 @@ def test_ask_offer_answers_and_point_at_a_part(page, scene) -> None:
     playwright.expect(page.locator("#ranked")).to_contain_text("no")
     page.get_by_role("button", name="Ask about a part").click()
     before = shown(page, "#part")
-    page.locator("#part img").scroll_into_view_if_needed()
-    box = page.locator("#part img").bounding_box()
     for down, across in ((0.3, 0.3), (0.6, 0.7)):
-        page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+        part = page.locator("#part img")  # `click` waits until it stands still: what opened above it still moves
+        box = part.bounding_box()
+        part.click(position={"x": across * box["width"], "y": down * box["height"]})
         before = shown(page, "#part", before)
     sides = [float(page.get_by_label(name).input_value()) for name in ("Left", "Top", "Right", "Bottom")]
     assert sides == pytest.approx([0.3, 0.3, 0.7, 0.6], abs=0.02)
