@@ -75,7 +75,9 @@ def sniff(path: Path) -> str:
 
 def read_manifest(path: Path, config: DataConfig) -> list[Example]:
     """JSONL: one object a line with its sources by name and captions or a question; lines of one input are joined."""
-    return _group((_manifest_line(f"{path}:{number}", line) for number, line in read_lines(path, finite=False)), path.parent)
+    return _group(
+        (_manifest_line(f"{path}:{number}", line) for number, line in read_lines(path, finite=False)), path.parent
+    )
 
 
 def read_folder(path: Path, config: DataConfig) -> list[Example]:
