@@ -21,11 +21,13 @@ Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source 
 
 
 class Given(NamedTuple):
-    """An input: the facts that its row begins with, what a person calls it, and what is read, or why it is not."""
+    """An input: the facts that its row begins with, what a person calls it, and what is read, or why it is not.
+    failed: it is one input that cannot be read, beside which others could be, and no wrong usage."""
 
     facts: dict[str, Any]
     name: str
     inputs: Inputs | MmxError
+    failed: bool = False
 
 
 def given(photos: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[Given]:
@@ -47,7 +49,7 @@ def at_least_one(inputs: Iterable[Given]) -> Iterator[Given]:
     following = iter(inputs)
     refused: list[Given] = []
     for item in following:
-        if not isinstance(item.inputs, MmxError):
+        if item.failed or not isinstance(item.inputs, MmxError):
             return chain(refused, [item], following)
         refused.append(item)
     raise next((item.inputs for item in refused if isinstance(item.inputs, MmxError)), MmxError("nothing was given."))
@@ -180,7 +182,8 @@ def _file(path: str, pipeline: Pipeline) -> Given:
     except MmxError as error:
         return Given({"input": path}, path, error)
     if pipeline.model.encoder(source).modality == "text":
-        return Given({source: path}, path, MmxError(f"{path!r} is no text; type it with its source, as text=..."))
+        told = MmxError(f"{path!r} is no text; type it with its source, as text=...")
+        return Given({source: path}, path, told, failed=True)
     return Given({source: path}, path, {source: path})
 
 
