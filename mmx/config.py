@@ -213,7 +213,9 @@ class DataConfig(Frozen):
 
     `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training;
     `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position,
-    pointed), and `objects` only scenes of at most so many shapes.
+    pointed), and `objects` only scenes of at most so many shapes. `derive_questions` adds the questions that captions
+    answer (of kinds color, count, object, action, place, exists; see `mmx.data.derived`). `reward: cider` trains
+    captions not word by word, but by what the model itself says of each picture (see `mmx.training.self_critical`).
     """
 
     path: str
@@ -222,6 +224,8 @@ class DataConfig(Frozen):
     annotations: str | None = None
     part: tuple[float, float] = (0.0, 1.0)
     weight: float = Field(1.0, gt=0)
+    derive_questions: bool = False
+    reward: Literal["cider"] | None = None
     limit: PositiveInt | None = None
     augment: AugmentConfig = AugmentConfig()
     count: PositiveInt = 1000
@@ -234,6 +238,14 @@ class DataConfig(Frozen):
     def _part_is_a_stretch(self) -> "DataConfig":
         if not 0 <= self.part[0] < self.part[1] <= 1:
             raise ValueError(f"part is {list(self.part)}; expected two fractions such as [0, 0.9]")
+        return self
+
+    @model_validator(mode="after")
+    def _only_captions_are_rewarded(self) -> "DataConfig":
+        if self.reward and "caption" not in self.tasks:
+            raise ValueError(f"reward is {self.reward!r}, and tasks has no captions; add caption to tasks")
+        if self.derive_questions and "ask" not in self.tasks:
+            raise ValueError("derive_questions is true, and tasks has no questions; add ask to tasks")
         return self
 
 

@@ -34,7 +34,7 @@ from mmx.encoders.contract import Prepared, prepare
 from mmx.errors import DataError, MmxError
 from mmx.files import replacing
 from mmx.memory import Box, Memory
-from mmx.metrics.answers import answer_metrics
+from mmx.metrics.answers import answer_metrics, without_looking
 from mmx.metrics.captions import caption_metrics
 from mmx.pipeline import Pipeline
 from mmx.sources import prepare_inputs
@@ -298,8 +298,8 @@ def _metrics(judged: Sequence[Judged], losses: Sequence[Loss]) -> dict[str, floa
         metrics |= _answer_metrics(answers)
         kinds = sorted({item.kind for item in answers.values() if item.kind})
         for kind in kinds:
-            of_kind = {key: item for key, item in answers.items() if item.kind == kind}
-            metrics[f"exact match, {kind}"] = _answer_metrics(of_kind)["exact match"]
+            found = _answer_metrics({key: item for key, item in answers.items() if item.kind == kind})
+            metrics |= {f"{name}, {kind}": found[name] for name in ("exact match", "without looking")}
     metrics |= _bits(losses)
     metrics["captions"], metrics["questions"] = len(captions), len(answers)
     return metrics
@@ -320,9 +320,12 @@ def _bits(losses: Sequence[Loss]) -> dict[str, float]:
 
 
 def _answer_metrics(answers: Mapping[Hashable, Judged]) -> dict[str, float]:
-    """Exact match, and VQA accuracy where it means something: it compares with what several people answered."""
+    """Exact match, that of one who does not look, and VQA accuracy where it means something: it compares with what
+    several people answered."""
     said = {key: item.said for key, item in answers.items()}
-    metrics = answer_metrics(said, {key: item.targets for key, item in answers.items()})
+    targets = {key: item.targets for key, item in answers.items()}
+    metrics = answer_metrics(said, targets)
     if all(len(item.targets) == 1 for item in answers.values()):
         del metrics["VQA accuracy"]
-    return metrics
+    asked = {key: item.question or "" for key, item in answers.items()}
+    return metrics | {"without looking": without_looking(asked, targets)}

@@ -7,7 +7,7 @@ each position, or IGNORED where nothing is to be learned (prompt and padding).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, NamedTuple
 
@@ -94,13 +94,15 @@ class Positions(Sampler[list[int]]):
 @dataclass(frozen=True)
 class Prepared:
     """One example as tensors: inputs of each source, the questions for a text encoder by stream, K texts as (prompt,
-    target) tokens, where each points, and what went wrong."""
+    target) tokens, where each points, the captions that what is said of it is compared with (none: it learns word by
+    word), and what went wrong."""
 
     id: str
     inputs: Mapping[str, Mapping[str, Tensor]]
     questions: Mapping[int, Mapping[str, Tensor]]
     texts: list[tuple[list[int], list[int]]]
     boxes: list[Box | None]
+    references: tuple[str, ...]
     withheld: bool
     bad: tuple[str, ...]
 
@@ -109,7 +111,9 @@ class Prepared:
 class Batch:
     """What the model is trained on. tokens, mask: [B, K, T]; wanted: int [n], the places among B*K*T where something
     is to be learned, and labels: int [n], the token that should follow there; boxes: [B, K, 4], where each text points
-    (NaN: nowhere), None where none does; bad: what was passed over, and why.
+    (NaN: nowhere), None where none does; bad: what was passed over, and why; references: of each row, see Prepared;
+    advantages: [B, K], how much better than its fellows a text is that the model said itself, NaN for one that people
+    wrote, None where all are people's.
     """
 
     ids: list[str]
@@ -120,13 +124,15 @@ class Batch:
     labels: Tensor
     boxes: Tensor | None
     bad: list[str]
+    references: list[tuple[str, ...]]
+    advantages: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         sources = {name: source.to(device) for name, source in self.sources.items()}
-        tokens, mask, wanted, labels = (t.to(device) for t in (self.tokens, self.mask, self.wanted, self.labels))
-        boxes = None if self.boxes is None else self.boxes.to(device)
-        return Batch(self.ids, sources, tokens, mask, wanted, labels, boxes, self.bad)
+        tensors = ("tokens", "mask", "wanted", "labels", "boxes", "advantages")
+        moved = {name: None if (t := getattr(self, name)) is None else t.to(device) for name in tensors}
+        return replace(self, sources=sources, **moved)
 
 
 class TrainingSet(Dataset[Prepared]):
@@ -163,7 +169,8 @@ class TrainingSet(Dataset[Prepared]):
         raise DataError(f"{ATTEMPTS} examples in a row cannot be read; the last: {bad[-1]}")
 
     def _prepare(self, example: Example, config: DataConfig, rng: Random, bad: tuple[str, ...]) -> Prepared:
-        chosen = choose_texts(example.turns, self.streams, rng)
+        turns = [turn for turn in example.turns if turn.question is None] if config.reward else example.turns
+        chosen = choose_texts(turns, self.streams, rng)
         if not chosen:
             raise DataError(f"{example.origin or example.id} has nothing to learn: no caption, and no answer.")
         changes = config.augment.in_place() if any(turn.box for turn in example.turns) else config.augment
@@ -177,7 +184,9 @@ class TrainingSet(Dataset[Prepared]):
         }
         texts = [self._tokens(text.question, text.target) for text in chosen]
         boxes = [text.box for text in chosen]
-        return Prepared(example.id, inputs, questions, texts, boxes, rng.random() < self.source_dropout, bad)
+        references = tuple(target for turn in turns for target in turn.targets) if config.reward else ()
+        withheld = rng.random() < self.source_dropout and not references
+        return Prepared(example.id, inputs, questions, texts, boxes, references, withheld, bad)
 
     def _opened(self, raw: Any, source: str, changes: AugmentConfig, rng: Random) -> Any:
         is_picture = source in self.encoders and self.encoders[source].modality == "image"
@@ -206,7 +215,8 @@ class TrainingSet(Dataset[Prepared]):
         wanted, labels = pick_wanted(targets, WANTED_MULTIPLE)
         boxes = pack_boxes([item.boxes for item in prepared], self.streams)
         bad = [sentence for item in prepared for sentence in item.bad]
-        return Batch([item.id for item in prepared], sources, tokens, mask, wanted, labels, boxes, bad)
+        ids, references = [item.id for item in prepared], [item.references for item in prepared]
+        return Batch(ids, sources, tokens, mask, wanted, labels, boxes, bad, references)
 
 
 def target_tokens(tokenizer: Tokenizer, target: str, most: int) -> list[int]:

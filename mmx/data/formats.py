@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mmx.config import DataConfig
+from mmx.data.derived import derive_questions
 from mmx.data.examples import Example, Turn
 from mmx.data.scene_texts import Kind, captions, pointed_questions, questions
 from mmx.data.scenes import MOST_OBJECTS, draw_scene, picture
@@ -43,7 +44,10 @@ def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
         _refuse_split(config, name)
     examples = [example for example in READERS[name](path, config) if example.turns]
     start, stop = (round(edge * len(examples)) for edge in config.part)
-    kept = [_only_wanted(example, config) for example in examples[start:stop]]
+    taken = examples[start:stop]
+    if config.derive_questions:
+        taken = derive_questions(taken, config.seed)
+    kept = [_only_wanted(example, config) for example in taken]
     kept = [example for example in kept if example.turns][: config.limit]
     if not kept:
         kinds = f" of kinds {', '.join(config.kinds)}" if config.kinds else ""
@@ -332,7 +336,7 @@ def located(raw: str, base: Path) -> str:
 def _load_json(path: Path) -> dict[str, Any]:
     expected = f"expected one of the formats {', '.join(READERS)}."
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno} is no JSON; {expected}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -125,9 +125,31 @@ def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
     _check_tokens(candidates, references)
     if len(candidates) < 2:
         raise ValueError("CIDEr weighs n-grams by how few pictures have them and needs at least two pictures; got 1.")
-    rarity = _rarity(references)
-    scores = [_cider_of_one(c, targets, rarity) for c, targets in zip(candidates, references, strict=True)]
-    return 10 * sum(scores) / len(scores)
+    corpus = Cider(references)
+    return sum(corpus.score(c, targets) for c, targets in zip(candidates, references, strict=True)) / len(candidates)
+
+
+class Cider:
+    """CIDEr-D of one candidate at a time, its n-gram weights from the references of all pictures of a corpus.
+
+    What references weigh is kept, for a candidate that is one of many for the same picture.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
+        self._rarity = _rarity(references)
+        self._weighed: dict[tuple[tuple[str, ...], ...], list[Vector]] = {}
+
+    def score(self, candidate: Tokens, references: Sequence[Tokens]) -> float:
+        """On a scale of 10: 0 has nothing in common with the references."""
+        key = tuple(map(tuple, references))
+        if key not in self._weighed:
+            self._weighed[key] = [_vector(target, self._rarity) for target in key]
+        ours = _vector(candidate, self._rarity)
+        scores = [
+            _similarity(ours, theirs) * _length_penalty(candidate, target)
+            for target, theirs in zip(key, self._weighed[key], strict=True)
+        ]
+        return 10 * sum(scores) / len(scores)
 
 
 class _Rarity(dict[tuple[str, ...], float]):
@@ -146,14 +168,6 @@ def _rarity(references: Sequence[Sequence[Tokens]]) -> _Rarity:
     for targets in references:
         seen.update({gram for target in targets for n in range(1, MAX_N + 1) for gram in _ngrams(target, n)})
     return _Rarity(seen, len(references))
-
-
-def _cider_of_one(candidate: Tokens, references: Sequence[Tokens], rarity: _Rarity) -> float:
-    ours = _vector(candidate, rarity)
-    total = sum(
-        _similarity(ours, _vector(target, rarity)) * _length_penalty(candidate, target) for target in references
-    )
-    return total / len(references)
 
 
 def _vector(tokens: Tokens, rarity: _Rarity) -> Vector:

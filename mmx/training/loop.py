@@ -39,7 +39,8 @@ from mmx.settings import dump_settings
 from mmx.tokenizer import Tokenizer
 from mmx.training.adapters import prepare_parts
 from mmx.training.devices import start_processes
-from mmx.training.optim import MovingAverage, build_optimizer, learning_rate, set_mode, token_loss
+from mmx.training.optim import MovingAverage, build_optimizer, learning_rate, mixed_loss, set_mode, token_loss
+from mmx.training.self_critical import SelfCritic
 from mmx.training.state import Progress, load_state, newest, save_state
 from mmx.training.stop import StopSign
 
@@ -75,6 +76,8 @@ class Trainer:
             self.model, sets, options.seed, options.streams, options.max_text, options.source_dropout
         )
         self.model.to(self.accelerator.device)
+        rewarded = any(data.reward for data in config.train)
+        self.critic = SelfCritic(self.model, self.config, sets) if rewarded else None
         self.optimizer = build_optimizer(self.model, options)
         self.average = MovingAverage(self.model, options.ema)
         self.progress = load_state(found, self.model, self.optimizer, self.average) if found else Progress()
@@ -100,7 +103,9 @@ class Trainer:
                 bar.set_postfix_str(f"loss {loss:.3f}, rate {self._rate():.1e}")
                 bar.update()
                 if progress.step % options.log_every == 0 or progress.step == options.steps:
-                    self._report({"loss": sum(progress.window) / len(progress.window), "rate": self._rate()})
+                    reward = {} if self.critic is None else self.critic.mean_reward()
+                    mean = sum(progress.window) / len(progress.window)
+                    self._report({"loss": mean, **reward, "rate": self._rate()})
                     progress.window = []
                 self._end_step(stopping)
         best = self.run_folder / "best"
@@ -134,20 +139,23 @@ class Trainer:
         """One optimizer update; returns the loss in nats a token over all ranks and micro-batches, and whether any
         rank was asked to stop."""
         accelerator, options, step = self.accelerator, self.options, self.progress.step
+        seed = hash((options.seed, step, accelerator.process_index)) & 0x7FFFFFFF
         set_mode(self.model, options.parts)
+        if self.critic is not None:
+            batches = [self.critic.speak(batch, seed + number) for number, batch in enumerate(batches)]
         for group in self.optimizer.param_groups:
             base = group.setdefault("base", group["lr"])
             group["lr"] = base * learning_rate(step, options)
         counts = torch.tensor(float(sum(int((b.labels != IGNORED).sum()) for b in batches)), device=accelerator.device)
         tokens = accelerator.reduce(counts, "sum")
         # Dropout is a function of (seed, step, rank), so that a resumed run continues to the bit.
-        torch.manual_seed(hash((options.seed, step, accelerator.process_index)) & 0x7FFFFFFF)
+        torch.manual_seed(seed)
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 logits = self.wrapped(batch.sources, batch.tokens, batch.mask, batch.wanted, batch.boxes)
-                loss = token_loss(logits, batch.labels, options.label_smoothing) / tokens
+                loss = self._loss(logits, batch) / tokens
             # Ranks are averaged when their gradients meet; the loss is a sum over ranks.
             accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
@@ -161,6 +169,13 @@ class Trainer:
         asked = torch.full_like(total, self.stop.raised)
         loss, stopping = accelerator.reduce(torch.stack([total, asked]), "sum").tolist()
         return loss, stopping > 0
+
+    def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        smoothing = self.options.label_smoothing
+        if batch.advantages is None:
+            return token_loss(logits, batch.labels, smoothing)
+        text = batch.wanted // batch.tokens.shape[-1]
+        return mixed_loss(logits, batch.labels, smoothing, batch.advantages.flatten()[text])
 
     def _stop_unless_finite(self, loss: torch.Tensor, norm: Any, batches: Sequence[Batch]) -> None:
         """All ranks agree, before any weight is touched."""

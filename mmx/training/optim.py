@@ -76,6 +76,14 @@ def token_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing, ignore_index=IGNORED, reduction="sum")
 
 
+def mixed_loss(logits: Tensor, targets: Tensor, smoothing: float, advantages: Tensor) -> Tensor:
+    """As `token_loss`, where some tokens were said by the model itself: there minus the log-probability times the
+    advantage (Williams 1992, REINFORCE), unsmoothed. advantages: [n], NaN for tokens that people wrote."""
+    own = ~advantages.isnan()
+    said = F.cross_entropy(logits[own].float(), targets[own], ignore_index=IGNORED, reduction="none")
+    return token_loss(logits[~own], targets[~own], smoothing) + (said * advantages[own]).sum()
+
+
 class MovingAverage:
     """An exponential moving average of the trained parameters (Polyak and Juditsky 1992), or nothing at decay 0.
 

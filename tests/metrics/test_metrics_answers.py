@@ -11,8 +11,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mmx.metrics.answers import answer_metrics, exact_match, vqa_accuracy
+from mmx.metrics.answers import answer_metrics, exact_match, vqa_accuracy, without_looking
 
 GOLDEN = Path(__file__).parent / "golden" / "answers.json"
 QUESTIONS = 5_000
@@ -215,3 +217,27 @@ def test_answer_metrics_are_means_over_questions():
 def test_bad_input_is_named(predictions, answers, complaint):
     with pytest.raises(ValueError, match=complaint):
         answer_metrics(predictions, answers)
+
+
+# ---- without looking ---------------------------------------------------------------------------------------------
+
+
+def test_without_looking_knows_the_other_answers_to_the_same_question():
+    questions = {n: "what color?" for n in range(4)} | {4: "How  many?", 5: "how many?", 6: "where?"}
+    answers = {0: ["red"], 1: ["Red"], 2: ["red"], 3: ["blue"], 4: ["2", "2"], 5: ["2"], 6: ["here"]}
+    # red for all four, 3 right; "2" for both that count, by the other's answer; nobody else was asked where
+    assert without_looking(questions, answers) == 5 / 7
+
+
+def test_without_looking_two_that_disagree_are_both_missed():
+    assert without_looking({1: "is it?", 2: "is it?"}, {1: ["yes"], 2: ["no"]}) == 0.0
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), min_size=1, max_size=12))
+def test_without_looking_by_its_definition(pairs):
+    right = 0
+    for place, (question, answer) in enumerate(pairs):
+        others = [a for n, (q, a) in enumerate(pairs) if n != place and q == question]
+        right += bool(others) and max((others.count(a), a) for a in others)[1] == answer
+    questions, answers = {n: q for n, (q, _) in enumerate(pairs)}, {n: [a] for n, (_, a) in enumerate(pairs)}
+    assert without_looking(questions, answers) == right / len(pairs)

@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from mmx.metrics import captions
-from mmx.metrics.captions import bleu, caption_metrics, cider, rouge_l
+from mmx.metrics.captions import Cider, bleu, caption_metrics, cider, rouge_l
 
 GOLDEN = Path(__file__).parent / "golden" / "captions.json"
 NAMES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr")
@@ -143,6 +143,15 @@ def test_cider_clips_what_is_said_too_often_and_punishes_the_length():
     one_grams = weight * weight / (4 * weight * weight) * exp(-(3**2) / (2 * 6**2))
     repeated = cider([["dog"] * 4, ["cat"]], [[["dog"]], [["bird"]]])
     assert repeated == pytest.approx(10 * one_grams / 4 / 2, abs=1e-12)
+
+
+def test_cider_of_one_candidate_at_a_time_means_to_that_of_all():
+    references = [[["a", "dog", "runs"], ["the", "dog"]], [["a", "cat"]], [["a", "red", "cat", "sits"]]]
+    candidates = [["a", "dog"], ["a", "cat"], ["the", "red", "cat"]]
+    corpus = Cider(references)
+    scores = [corpus.score(c, targets) for c, targets in zip(candidates, references, strict=True)]
+    assert sum(scores) / 3 == cider(candidates, references)
+    assert [corpus.score(["a", "cat"], references[1]), corpus.score([], references[0])] == [scores[1], 0.0]
 
 
 def test_cider_weighs_rare_words_more_and_common_words_not_at_all():

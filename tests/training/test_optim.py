@@ -15,6 +15,7 @@ from mmx.training.optim import (
     build_optimizer,
     check_parts,
     learning_rate,
+    mixed_loss,
     part_of,
     set_mode,
     token_loss,
@@ -57,6 +58,17 @@ def test_token_loss_by_hand():
     expected = -math.log(3 / 4) + math.log(2)
     assert float(token_loss(logits, torch.tensor([1, 0]), 0.0)) == pytest.approx(expected, rel=1e-6)
     assert float(token_loss(logits, torch.tensor([-100, -100]), 0.0)) == 0.0
+
+
+def test_mixed_loss_weighs_what_was_said_and_smooths_only_what_people_wrote():
+    logits, targets = torch.randn(6, 9), torch.randint(0, 9, (6,))
+    targets[5] = -100
+    advantages = torch.tensor([math.nan, 0.5, -2.0, 0.0, math.nan, 1.0])
+    logprobs = logits.log_softmax(-1)[range(6), targets.clamp(min=0)]
+    expected = token_loss(logits[[0, 4]], targets[[0, 4]], 0.1) - 0.5 * logprobs[1] + 2.0 * logprobs[2]
+    assert float(mixed_loss(logits, targets, 0.1, advantages)) == pytest.approx(float(expected), rel=1e-5)
+    nobody = torch.full((6,), math.nan)
+    assert float(mixed_loss(logits, targets, 0.1, nobody)) == pytest.approx(float(token_loss(logits, targets, 0.1)))
 
 
 def test_token_loss_of_half_precision_is_summed_in_full():

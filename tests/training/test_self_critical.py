@@ -1,0 +1,129 @@
+"""Self-critical training: what the model says itself, weighed against its fellows, in the place of people's texts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_runs import Watched, number_config, reports, state_bytes, write_numbers
+
+from mmx.config import Config
+from mmx.data.batches import IGNORED, Batch
+from mmx.errors import ConfigError, TrainingError
+from mmx.metrics.captions import Cider
+from mmx.training.loop import Trainer
+from mmx.training.self_critical import END, ended
+
+
+def critical_config(data: str, out: Path, streams: int = 4, **training: Any) -> Config:
+    """Captions of the numbers by reward, and beside them the same word by word."""
+    document = number_config(data, out, streams=streams, **training).model_dump(mode="json")
+    document["train"] = [{"path": data, "reward": "cider"}, {"path": data}]
+    return Config.model_validate(document)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Trainer:
+    config = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12)
+    return Trainer(config, resume=False, quiet=True)
+
+
+@pytest.fixture
+def batches(trainer: Trainer) -> tuple[Batch, Batch]:
+    """A batch before and after the model spoke."""
+    (before,) = next(trainer._groups())
+    assert trainer.critic is not None
+    return before, trainer.critic.speak(before, seed=5)
+
+
+def texts_of(trainer: Trainer, batch: Batch) -> list[list[tuple[str, list[int]]]]:
+    """Each text of each row: its words, and the labels that are learned from it."""
+    targets = torch.full_like(batch.tokens, IGNORED)
+    targets.view(-1)[batch.wanted] = batch.labels
+    decode = trainer.model.tokenizer.decode
+    return [
+        [(decode(t[m].tolist()), w[w != IGNORED].tolist()) for t, m, w in zip(*row, strict=True)]
+        for row in zip(batch.tokens, batch.mask, targets, strict=True)
+    ]
+
+
+def test_rows_by_reward_hold_what_was_said_and_the_others_what_people_said(trainer, batches):
+    before, after = batches
+    rewarded = [bool(references) for references in before.references]
+    assert set(rewarded) == {True, False}
+    for row, (old, new) in enumerate(zip(texts_of(trainer, before), texts_of(trainer, after), strict=True)):
+        assert after.advantages is not None
+        if not rewarded[row]:
+            assert new == old
+            assert after.advantages[row].isnan().all()
+            continue
+        assert not after.advantages[row].isnan().any()
+        assert float(after.advantages[row].sum()) == pytest.approx(0, abs=1e-5)  # each beside the mean of the others
+        for words, labels in new:  # what stands in the input is what is learned, but for a last word or the end
+            assert trainer.model.tokenizer.decode([t for t in labels[:-1]]) == words
+            assert 1 <= len(labels) <= 4  # generation.max_new_tokens
+
+
+def test_advantages_are_ciders_of_the_texts(trainer, batches):
+    before, after = batches
+    assert any(before.references)
+    corpus = Cider([ended(e.turns[0].targets) for e in trainer.data.sets[0][1]])
+    for row, references in enumerate(before.references):
+        if references:
+            rewards = []
+            for _, labels in texts_of(trainer, after)[row]:
+                finished = labels[-1] == trainer.model.tokenizer.eos
+                said = trainer.model.tokenizer.decode(labels[: -1 if finished else None])
+                tokens = ended([said])[0]
+                rewards.append(corpus.score(tokens if finished else tokens[:-1], ended(references)))
+            others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+            expected = [reward - other for reward, other in zip(rewards, others, strict=True)]
+            assert after.advantages[row].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_seed_says_the_same_and_dropout_stays_as_it_was(trainer, batches):
+    before, after = batches
+    trainer.model.train()
+    again = trainer.critic.speak(before, seed=5)
+    assert trainer.model.training
+    assert all(module.training for module in trainer.model.modules())
+    assert torch.equal(again.tokens, after.tokens)
+    assert not torch.equal(trainer.critic.speak(before, seed=6).tokens, after.tokens)
+
+
+def test_a_batch_without_rewards_is_left_alone(trainer, batches):
+    before, _ = batches
+    plain = Batch(**{**vars(before), "references": [() for _ in before.references]})
+    assert trainer.critic.speak(plain, seed=5) is plain
+
+
+def test_the_end_is_a_word_of_its_own():
+    assert ended(["A dog runs ."]) == [["a", "dog", "runs", END]]
+
+
+def test_reward_rises_where_it_alone_is_trained(tmp_path):
+    """From random words to those of the captions; word by word beside it."""
+    data = write_numbers(tmp_path, count=12)
+    facts = {"steps": 60, "lr": 0.01, "batch_size": 12, "ema": 0.0, "log_every": 10, "save_every": 30}
+    config = critical_config(data, tmp_path / "run", **facts, source_dropout=0.0, weight_decay=0.0)
+    Trainer(config, resume=False, quiet=True).run()
+    rewards = [line["reward"] for line in reports(tmp_path / "run") if "reward" in line]
+    assert len(rewards) == 6
+    assert rewards[-1] > 4 * max(rewards[0], 0.05)
+
+
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path):
+    data = write_numbers(tmp_path)
+    Trainer(critical_config(data, tmp_path / "whole", steps=4, save_every=2), resume=False, quiet=True).run()
+    stopped = Watched(critical_config(data, tmp_path / "run", steps=4, save_every=2))
+    stopped.stop_in = 2
+    with pytest.raises(TrainingError, match="asked to stop"):
+        stopped.run()
+    Trainer(critical_config(data, tmp_path / "run", steps=4, save_every=2), resume=True, quiet=True).run()
+    assert state_bytes(tmp_path / "run") == state_bytes(tmp_path / "whole")
+
+
+def test_one_caption_has_none_to_be_compared_with(tmp_path):
+    config = critical_config(write_numbers(tmp_path), tmp_path / "run", streams=1)
+    with pytest.raises(ConfigError, match=r"reward compares captions .* training.streams is 1; set it to 5"):
+        Trainer(config, resume=False, quiet=True)
