@@ -2,7 +2,7 @@
 
 Rennie et al. 2017, "Self-critical sequence training for image captioning"; the baseline of a caption is the mean reward
 of the other captions of its picture (Luo 2020, "A better variant of self-critical sequence training"). The reward is
-CIDEr-D against people's captions, the end counting as a word: without that, sentences learn to break off ("a dog in a").
+CIDEr-D against people's captions, the end counting as a word: without it sentences learn to break off ("a dog in a").
 
 Alphabet: B rows, K streams, T text positions.
 """

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.config import DataConfig
-from mmx.data.derived import COLORS, DERIVED_KINDS, THINGS, derive_questions
+from mmx.data.derived import DERIVED_KINDS, derive_questions
 from mmx.data.examples import Example, Turn
 from mmx.data.formats import read_examples
+from mmx.data.lexicon import COLORS, THINGS
 from mmx.errors import ConfigError
 from mmx.settings import parse_settings
 

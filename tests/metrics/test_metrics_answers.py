@@ -223,7 +223,7 @@ def test_bad_input_is_named(predictions, answers, complaint):
 
 
 def test_without_looking_knows_the_other_answers_to_the_same_question():
-    questions = {n: "what color?" for n in range(4)} | {4: "How  many?", 5: "how many?", 6: "where?"}
+    questions = dict.fromkeys(range(4), "what color?") | {4: "How  many?", 5: "how many?", 6: "where?"}
     answers = {0: ["red"], 1: ["Red"], 2: ["red"], 3: ["blue"], 4: ["2", "2"], 5: ["2"], 6: ["here"]}
     # red for all four, 3 right; "2" for both that count, by the other's answer; nobody else was asked where
     assert without_looking(questions, answers) == 5 / 7

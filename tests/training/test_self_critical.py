@@ -60,7 +60,7 @@ def test_rows_by_reward_hold_what_was_said_and_the_others_what_people_said(train
         assert not after.advantages[row].isnan().any()
         assert float(after.advantages[row].sum()) == pytest.approx(0, abs=1e-5)  # each beside the mean of the others
         for words, labels in new:  # what stands in the input is what is learned, but for a last word or the end
-            assert trainer.model.tokenizer.decode([t for t in labels[:-1]]) == words
+            assert trainer.model.tokenizer.decode(labels[:-1]) == words
             assert 1 <= len(labels) <= 4  # generation.max_new_tokens
 
 
