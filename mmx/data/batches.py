@@ -131,7 +131,7 @@ class Batch:
         """The same batch on another device."""
         sources = {name: source.to(device) for name, source in self.sources.items()}
         tensors = ("tokens", "mask", "wanted", "labels", "boxes", "advantages")
-        moved = {name: None if (t := getattr(self, name)) is None else t.to(device) for name in tensors}
+        moved: dict[str, Any] = {name: None if (t := getattr(self, name)) is None else t.to(device) for name in tensors}
         return replace(self, sources=sources, **moved)
 
 

@@ -80,7 +80,7 @@ def _colors(said: Sequence[Words]) -> Iterator[Turn]:
     """ "a black and white dog" -> what color is the dog? black and white"""
     votes: dict[str, list[str]] = defaultdict(list)
     for words in said:
-        seen = {}
+        seen: dict[str, str] = {}
         for place, word in enumerate(words):
             if word in COLORED and (color := _color_before(words[:place])):
                 seen.setdefault(COLORED[word], color)
