@@ -197,14 +197,16 @@ class ModelConfig(Frozen):
 
 
 class AugmentConfig(Frozen):
-    """What may happen to a training picture: a crop of at least this area, a mirror image, changed light."""
+    """What may happen to a training picture: a crop of at least this area, a mirror image, changed light, and with
+    this probability a part painted over."""
 
     crop: float = Field(1.0, gt=0.0, le=1.0)
     flip: bool = False
     color: float = Field(0.0, ge=0.0, le=1.0)
+    erase: float = Field(0.0, ge=0.0, le=1.0)
 
     def in_place(self) -> "AugmentConfig":
-        """Without what moves things: a box that points at one must still do so."""
+        """Without what moves or hides things: a box that points at one must still do so."""
         return AugmentConfig(color=self.color)
 
 

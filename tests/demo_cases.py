@@ -50,7 +50,7 @@ def put(address: str, name: str, data: list[Any], session: str) -> None:
 @cache
 def numbers(address: str) -> dict[str, int]:
     """What the page calls each endpoint by."""
-    return {call["api_name"]: call["id"] for call in httpx.get(f"{address}config").json()["dependencies"]}
+    return {call["api_name"]: call["id"] for call in httpx.get(f"{address}config", timeout=120).json()["dependencies"]}
 
 
 def heard(address: str, session: str, until: str) -> dict[str, Any]:
@@ -65,7 +65,9 @@ def heard(address: str, session: str, until: str) -> dict[str, Any]:
 
 def upload(address: str, photo: Path) -> dict[str, Any]:
     """A picture as the page sends it."""
-    [path] = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", photo.read_bytes())}).json()
+    [path] = httpx.post(
+        f"{address}gradio_api/upload", files={"files": ("a.png", photo.read_bytes())}, timeout=120
+    ).json()
     return as_uploaded(path)
 
 

@@ -97,7 +97,7 @@ def inputs_named(text: str, pipeline: Pipeline) -> Inputs | None:
 
 def spelled(path: str) -> str:
     """A path as rows have it, without "./" and doubled slashes; an address as it was typed."""
-    from mmx.data.formats import is_address
+    from mmx.data.fields import is_address
 
     return path if is_address(path) and not os.path.exists(path) else str(Path(path))
 
@@ -119,7 +119,7 @@ def find_source(path: str, pipeline: Pipeline) -> str:
 
 def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[Given | str]:
     """The paths that words stand for, folders walked and patterns matched; what is no path is an input already."""
-    from mmx.data.formats import is_address
+    from mmx.data.fields import is_address
     from mmx.files import find_files, is_pattern
 
     walked: list[str] = []
@@ -199,7 +199,7 @@ def _some(inputs: Iterator[Given], path: str, nothing: str) -> Iterator[Given]:
 
 
 def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
-    """The inputs of a manifest, JSON lines as `mmx.data.formats` reads them; a wrong line is an error of its own."""
+    """The inputs of a manifest, JSON lines as `mmx.data.fields` reads them; a wrong line is an error of its own."""
     try:
         base = Path(path).parent
         with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -212,7 +212,8 @@ def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
 
 def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
     """The sources of a line, with paths from the manifest's folder; the rest is kept, but not what is asked."""
-    from mmx.data.formats import TURN_FIELDS, parse_line
+    from mmx.data.fields import parse_line
+    from mmx.data.formats import TURN_FIELDS
     from mmx.journal import IDS, RESULTS
 
     try:
@@ -228,7 +229,7 @@ def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
 
 def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline) -> dict[str, Any]:
     """The inputs of a line, with paths from the manifest's folder. Raises MmxError, naming where, for what is none."""
-    from mmx.data.formats import located
+    from mmx.data.fields import located
 
     encoders = pipeline.model.encoders
     sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}

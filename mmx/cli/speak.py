@@ -198,7 +198,8 @@ def _told(
     if data is not None:
         if also:
             raise MmxError("--also goes with a picture; in the lines of --data, name each source beside the image.")
-        from mmx.data.formats import read_asked, read_lines
+        from mmx.data.fields import read_lines
+        from mmx.data.formats import read_asked
 
         lines = ({name: line[name] for name in IDS if name in line} for _, line in read_lines(data))
         return [

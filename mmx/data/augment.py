@@ -1,4 +1,5 @@
-"""What may happen to a training picture: a crop, a mirror image, changed light. A pure function of picture and rng."""
+"""What may happen to a training picture: a crop, a mirror image, changed light, a part painted over. A pure function of
+picture and rng."""
 
 import math
 from random import Random
@@ -18,6 +19,8 @@ def augment(picture: Image, config: AugmentConfig, rng: Random) -> Image:
     if config.color > 0:
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             picture = change(picture).enhance(1 + config.color * rng.uniform(-1, 1))
+    if config.erase and rng.random() < config.erase:
+        picture = _erase(picture, rng)
     return picture
 
 
@@ -31,3 +34,14 @@ def _crop(picture: Image, smallest: float, rng: Random) -> Image:
     w, h = max(1, round(w)), max(1, round(min(height, area / w)))
     left, top = rng.randint(0, width - w), rng.randint(0, height - h)
     return picture.crop((left, top, left + w, top + h))
+
+
+def _erase(picture: Image, rng: Random) -> Image:
+    """One color over 2 to 25 % of the area, the sides between 1:2 and 2:1 (Zhong et al. 2020, "Random erasing")."""
+    width, height = picture.size
+    area, ratio = rng.uniform(0.02, 0.25) * width * height, 2 ** rng.uniform(-1, 1)
+    w, h = min(width, round(math.sqrt(area * ratio))), min(height, round(math.sqrt(area / ratio)))
+    left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+    painted = picture.copy()
+    painted.paste(tuple(rng.randint(0, 255) for _ in range(3)), (left, top, left + w, top + h))
+    return painted

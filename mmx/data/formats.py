@@ -7,9 +7,6 @@ Formats: `manifest` (JSONL), `karpathy` (dataset_*.json), `coco` (captions JSON)
 from __future__ import annotations
 
 import json
-import math
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -19,16 +16,15 @@ from typing import Any, get_args
 from mmx.config import DataConfig
 from mmx.data.derived import derive_questions
 from mmx.data.examples import Example, Turn
+from mmx.data.fields import field, load_json, located, optional, read_box, read_lines, single_spaced, texts
 from mmx.data.scene_texts import Kind, captions, pointed_questions, questions
 from mmx.data.scenes import MOST_OBJECTS, draw_scene, picture
 from mmx.errors import DataError, suggest
-from mmx.memory import Box
 
 TURN_FIELDS = {"captions", "caption", "question", "answer", "answers", "kind", "box", "evidence", "id", "question_id"}
 PICTURE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
 SCENE_KINDS = get_args(Kind)
 NEED_TWO = {"relation", "pointed"}
-KINDS = {str: "a text", list: "a list", (int, str): "a number or a text"}
 
 
 def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
@@ -64,7 +60,7 @@ def sniff(path: Path) -> str:
         return "folder"
     if path.suffix == ".jsonl":
         return "manifest"
-    document = _load_json(path)
+    document = _document(path)
     if "images" in document and "annotations" in document:
         return "coco"
     if "questions" in document:
@@ -95,14 +91,14 @@ def read_folder(path: Path, config: DataConfig) -> list[Example]:
 def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
     """The Karpathy-split JSON; `restval` counts as train, as everybody has it."""
     examples, splits = [], set()
-    for number, image in enumerate(_field(_load_json(path), "images", list, str(path))):
+    for number, image in enumerate(field(_document(path), "images", list, str(path))):
         where = f"{path}, image {number}"
-        name, split = _field(image, "filename", str, where), image.get("split")
+        name, split = field(image, "filename", str, where), image.get("split")
         splits.add(str(split))
         if config.split in (None, split, "train" if split == "restval" else None):
-            found = _find_picture(path.parent, Path(_optional(image, "filepath", str, where) or "") / name)
-            sentences = _field(image, "sentences", list, where)
-            said = tuple(_one_line(_field(sentence, "raw", str, where)) for sentence in sentences)
+            found = _find_picture(path.parent, Path(optional(image, "filepath", str, where) or "") / name)
+            sentences = field(image, "sentences", list, where)
+            said = tuple(single_spaced(field(sentence, "raw", str, where)) for sentence in sentences)
             examples.append(Example(name, {"image": found}, (Turn(said),) if said else (), where))
     if config.split is not None and not examples:
         raise DataError(f"{path} has no split {config.split!r}; {suggest(config.split, sorted(splits))}")
@@ -111,15 +107,15 @@ def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
 
 def read_coco(path: Path, config: DataConfig) -> list[Example]:
     """COCO captions JSON: images and annotations joined by image id."""
-    document, examples = _load_json(path), []
+    document, examples = _document(path), []
     said: dict[int | str, list[str]] = {}
-    for number, note in enumerate(_field(document, "annotations", list, str(path))):
+    for number, note in enumerate(field(document, "annotations", list, str(path))):
         where = f"{path}, annotation {number}"
-        key = _field(note, "image_id", (int, str), where)
-        said.setdefault(key, []).append(_one_line(_field(note, "caption", str, where)))
-    for number, image in enumerate(_field(document, "images", list, str(path))):
+        key = field(note, "image_id", (int, str), where)
+        said.setdefault(key, []).append(single_spaced(field(note, "caption", str, where)))
+    for number, image in enumerate(field(document, "images", list, str(path))):
         where = f"{path}, image {number}"
-        key, name = _field(image, "id", (int, str), where), _field(image, "file_name", str, where)
+        key, name = field(image, "id", (int, str), where), field(image, "file_name", str, where)
         if key in said:
             found = _find_picture(path.parent, Path(name))
             examples.append(Example(str(key), {"image": found}, (Turn(tuple(said[key])),), where))
@@ -128,15 +124,15 @@ def read_coco(path: Path, config: DataConfig) -> list[Example]:
 
 def read_vqa(path: Path, config: DataConfig) -> list[Example]:
     """VQAv2: a questions JSON, and the annotations JSON that `annotations` names (absent: no answers are known)."""
-    document = _load_json(path)
+    document = _document(path)
     turns: dict[int | str, list[Turn]] = {}
     answers = _vqa_answers(path.parent / config.annotations) if config.annotations else {}
-    for number, asked in enumerate(_field(document, "questions", list, str(path))):
+    for number, asked in enumerate(field(document, "questions", list, str(path))):
         where = f"{path}, question {number}"
-        said, kind = answers.get(_field(asked, "question_id", (int, str), where), ((), None))
-        turn = Turn(said, _field(asked, "question", str, where), kind)
-        turns.setdefault(_field(asked, "image_id", (int, str), where), []).append(turn)
-    subtype = _optional(document, "data_subtype", str, str(path))
+        said, kind = answers.get(field(asked, "question_id", (int, str), where), ((), None))
+        turn = Turn(said, field(asked, "question", str, where), kind)
+        turns.setdefault(field(asked, "image_id", (int, str), where), []).append(turn)
+    subtype = optional(document, "data_subtype", str, str(path))
     return [
         Example(str(image), {"image": _find_vqa_picture(path.parent, subtype, image)}, tuple(asked), str(path))
         for image, asked in turns.items()
@@ -212,21 +208,21 @@ def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, 
     if not sources:
         raise DataError(f"{where} names no input; expected a field such as 'image' with a path.")
     for name in ("image", "text"):
-        _optional(sources, name, str, where)
+        optional(sources, name, str, where)
     if "question" in line:
-        asked, kind = _field(line, "question", str, where), _optional(line, "kind", str, where)
+        asked, kind = field(line, "question", str, where), optional(line, "kind", str, where)
         return (
             where,
             sources,
             Turn(
-                _texts(line, ("answers", "answer"), where),
+                texts(line, ("answers", "answer"), where),
                 asked,
                 kind,
                 read_box(line, "box", where),
                 read_box(line, "evidence", where),
             ),
         )
-    said = _texts(line, ("captions", "caption"), where)
+    said = texts(line, ("captions", "caption"), where)
     if not said:
         raise DataError(f"{where} has neither 'captions' nor 'question'; add one of them.")
     return where, sources, Turn(said)
@@ -234,18 +230,22 @@ def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, 
 
 def _folder_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
     """One line of HF's metadata.jsonl, as a manifest line."""
-    _field(line, "file_name", str, where)
+    field(line, "file_name", str, where)
     renamed = {"file_name": "image", "text": "caption"}
     return _manifest_line(where, {renamed.get(key, key): value for key, value in line.items()})
+
+
+def _document(path: Path) -> dict[str, Any]:
+    return load_json(path, f"expected one of the formats {', '.join(READERS)}.")
 
 
 def _vqa_answers(path: Path) -> dict[Any, tuple[tuple[str, ...], str | None]]:
     """Question id -> (answers, kind)."""
     found = {}
-    for number, note in enumerate(_field(_load_json(path), "annotations", list, str(path))):
+    for number, note in enumerate(field(_document(path), "annotations", list, str(path))):
         where = f"{path}, annotation {number}"
-        said = tuple(_field(given, "answer", str, where) for given in _field(note, "answers", list, where))
-        found[_field(note, "question_id", (int, str), where)] = (said, _optional(note, "answer_type", str, where))
+        said = tuple(field(given, "answer", str, where) for given in field(note, "answers", list, where))
+        found[field(note, "question_id", (int, str), where)] = (said, optional(note, "answer_type", str, where))
     return found
 
 
@@ -288,117 +288,6 @@ def _refuse_split(config: DataConfig, name: str) -> None:
             f"{config.path} was asked for its split {config.split!r}, and {name} data has none; leave split out, or "
             "take a stretch of it, such as part: [0.9, 1.0]."
         )
-
-
-def read_lines(path: Path, finite: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file. Raises DataError, naming file and line, for one that is no object, and see
-    `parse_line`."""
-    if not path.is_file():
-        raise DataError(f"there is no file {path}; expected JSON lines, one object each.")
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, text in enumerate(file, 1):
-            if text.strip():
-                yield number, parse_line(f"{path}:{number}", text, finite)
-
-
-def parse_line(where: str, text: str, finite: bool = True) -> dict[str, Any]:
-    """The object of one line. Raises DataError, naming where it stands, for what is none; or (`finite`) holds a number
-    that JSON has not: what is kept of a line that is asked about is written again, and others could not read it."""
-    try:
-        line = json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
-    except OverflowError:
-        raise DataError(f"{where} has a number that is not finite, such as NaN; write null, or leave it out.") from None
-    except (ValueError, RecursionError):
-        line = None
-    if not isinstance(line, dict):
-        raise DataError(f'{where} is no JSON object; expected a line such as {{"image": …}}.')
-    return line
-
-
-def _finite(text: str) -> float:
-    """NaN, Infinity, 1e999 -> OverflowError."""
-    if not math.isfinite(number := float(text)):
-        raise OverflowError
-    return number
-
-
-def is_address(text: str) -> bool:
-    """Whether this is an address or inline data, of which nothing may be folded as `Path` folds two slashes."""
-    return re.match(r"data:|[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
-
-
-def located(raw: str, base: Path) -> str:
-    """A path as seen from the folder of its list; an address stays as it is spelled, unless a file bears its name."""
-    place = base / raw
-    return raw if is_address(raw) and not os.path.exists(place) else str(place)
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    expected = f"expected one of the formats {', '.join(READERS)}."
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno} is no JSON; {expected}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON; {expected}") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path} holds no JSON object; {expected}")
-    return document
-
-
-def _field(record: Any, name: str, kind: Any, where: str) -> Any:
-    """A field that must be there and be of a kind. Raises DataError with what stands there instead."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where} is or holds {_shown(record)}; expected an object with a field {name!r}.")
-    if name not in record:
-        raise DataError(f"{where} has no {name!r}; it has {', '.join(sorted(record)) or 'nothing'}.")
-    value = record[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{where} has {name!r}: {_shown(value)}; expected {KINDS[kind]}.")
-    return _utf8(value, where) if isinstance(value, str) else value
-
-
-def _optional(record: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
-    return None if record.get(name) is None else _field(record, name, kind, where)
-
-
-def _texts(line: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The text or texts under the first of `names` that the line has; () where it has none of them."""
-    name = next((name for name in names if line.get(name) is not None), None)
-    if name is None:
-        return ()
-    given = [line[name]] if isinstance(line[name], str) else line[name]
-    if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
-        raise DataError(f"{where} has {name!r}: {_shown(line[name])}; expected one or more texts.")
-    return tuple(_utf8(text, where) for text in given)
-
-
-def read_box(line: Mapping[str, Any], name: str, where: str) -> Box | None:
-    """A region under a name, None where there is none. Raises DataError for what is no region in 0..1."""
-    box = line.get(name)
-    if box is None:
-        return None
-    numbers = isinstance(box, list) and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
-    if not numbers or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise DataError(
-            f"{where} has {name!r}: {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike."
-        )
-    return tuple(map(float, box))  # type: ignore[return-value]
-
-
-def _utf8(text: str, where: str) -> str:
-    """JSON can spell half a character ("\\ud800"), which no tokenizer takes."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{where} has a text with half a character, {_shown(text)}; write it as UTF-8.")
-    return text
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)[:60]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _find_picture(base: Path, name: Path) -> str:

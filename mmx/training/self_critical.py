@@ -64,8 +64,9 @@ class SelfCritic:
         model, device = self.model, batch.tokens.device
         training = {module: module.training for module in model.modules()}
         model.eval()
-        memory = model.encode(batch.sources, len(batch.tokens)).select(torch.tensor(rows, device=device))
-        memory = model.read(memory, None)
+        shown = {name: source for name, source in batch.sources.items() if name != model.config.question_to}
+        memory = model.encode(shown, len(batch.tokens)).select(torch.tensor(rows, device=device))
+        memory = model.read(memory, None)  # a caption asks nothing
         start = torch.tensor(model.tokenizer.prompt(model.prompt()), device=device).expand(len(rows), 1, -1)
         options = self.options.model_copy(update={"seed": seed})
         step = DecoderStep(model.decoder, memory, options.max_new_tokens)

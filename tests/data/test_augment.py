@@ -18,7 +18,8 @@ def gradient(width: int, height: int) -> Image.Image:
     return Image.merge("RGB", (across, down, flat)).resize((width, height))
 
 
-configs = st.builds(AugmentConfig, crop=st.floats(0.01, 1.0), flip=st.booleans(), color=st.floats(0.0, 1.0))
+chances = st.floats(0.0, 1.0)
+configs = st.builds(AugmentConfig, crop=st.floats(0.01, 1.0), flip=st.booleans(), color=chances, erase=chances)
 
 
 @given(configs, st.integers(1, 60), st.integers(1, 60), st.integers())
@@ -65,6 +66,22 @@ def test_light_changes_stay_within_their_share():
     values = [augment(grey, AugmentConfig(color=0.3), Random(seed)).getpixel((0, 0))[0] for seed in range(300)]
     assert 69 <= min(values) < 75
     assert 125 < max(values) <= 131
+
+
+def test_erasing_paints_one_part_over_as_often_as_it_should():
+    picture, shares = Image.new("RGB", (100, 60), (7, 8, 9)), []
+    for seed in range(400):
+        changed = augment(picture, AugmentConfig(erase=0.3), Random(seed))
+        box = ImageChops.difference(changed, picture).getbbox()
+        if box is not None:
+            width, height = box[2] - box[0], box[3] - box[1]
+            shares.append(width * height / 6000)
+            assert len(set(changed.crop(box).getdata())) == 1
+            assert 0.45 <= width / height <= 2.2
+    assert 90 < len(shares) < 150
+    assert 0.015 < min(shares) < 0.06
+    assert 0.2 < max(shares) < 0.26
+    assert AugmentConfig(crop=0.5, flip=True, erase=1.0).in_place() == AugmentConfig()
 
 
 def test_one_setting_does_not_move_the_choices_of_another_picture():

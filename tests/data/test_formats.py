@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mmx.config import DataConfig
 from mmx.data.examples import Turn
-from mmx.data.formats import located, read_examples, read_lines, sniff
+from mmx.data.fields import located, read_lines
+from mmx.data.formats import read_examples, sniff
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import draw_scene
 from mmx.errors import DataError
@@ -184,6 +185,13 @@ def vqa(folder: Path) -> str:
         },
     )
     return write_json(folder / "questions.json", {"data_subtype": "val2014", "questions": questions_})
+
+
+def test_a_document_may_begin_with_a_byte_order_mark(tmp_path):
+    images, annotations = [{"id": 1, "file_name": "a.jpg"}], [{"image_id": 1, "caption": "a dog"}]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8-sig")
+    assert [example.turns for example in read(str(path))] == [(Turn(("a dog",)),)]
 
 
 def test_vqa_joins_answers_and_groups_by_image(tmp_path):

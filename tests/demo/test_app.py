@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -12,7 +13,7 @@ from threading import Thread
 import httpx
 import pytest
 from cli_cases import draw
-from demo_cases import Visitor, as_uploaded, free_port, heard, put, upload
+from demo_cases import Visitor, as_uploaded, free_port, heard, numbers, put, upload
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -338,13 +339,14 @@ def test_sixty_four_clients_each_get_their_own_answers(address, tiny, tmp_path) 
         return "own" if own and right else f"{number}: {rows}, not {wanted[number]}"
 
     refusals: list[int] = []
+    numbers(address)  # asked for once, not by 64 at the same time
     threads = [Thread(target=visit, args=(number,), daemon=True) for number in range(64)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(300)
+        thread.join(600)
     print(f"{len(ended)} ended; a full queue was met {len(refusals)} times")
-    assert ended == ["own"] * (64 * 20)
+    assert Counter(ended) == {"own": 64 * 20}
 
 
 def test_a_visitor_who_goes_away_frees_the_place(address, photo, monkeypatch) -> None:

@@ -1,5 +1,6 @@
 """Self-critical training: what the model says itself, weighed against its fellows, in the place of people's texts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,21 @@ def test_one_caption_has_none_to_be_compared_with(tmp_path):
     config = critical_config(write_numbers(tmp_path), tmp_path / "run", streams=1)
     with pytest.raises(ConfigError, match=r"reward compares captions .* training.streams is 1; set it to 5"):
         Trainer(config, resume=False, quiet=True)
+
+
+def test_where_questions_go_to_an_encoder_captions_are_said_of_the_picture_alone(tmp_path):
+    """Beside rows that are asked something, what is said of the others is what would be said of them alone."""
+    document = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12).model_dump(mode="json")
+    document["model"]["sources"]["text"] = {"encoder": "text", "options": {"width": 16, "layers": 1, "heads": 2}}
+    document["model"]["question_to"] = "text"
+    rows = [{"numbers": [n / 9], "question": f"what is {n}?", "answer": "it"} for n in range(9)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["train"][1] = {"path": str(tmp_path / "asked.jsonl")}
+    trainer = Trainer(Config.model_validate(document), resume=False, quiet=True)
+    (batch,) = next(trainer._groups())
+    rewarded = [row for row, references in enumerate(batch.references) if references]
+    assert "text" in batch.sources and 0 < len(rewarded) < len(batch.ids)
+    unasked = {name: source for name, source in batch.sources.items() if name != "text"}
+    alone = trainer.critic._sample(Batch(**{**vars(batch), "sources": unasked}), rewarded, seed=5)
+    assert trainer.critic._sample(batch, rewarded, seed=5) == alone
+    assert trainer._step([batch])[0] > 0
