@@ -246,6 +246,8 @@ class DataConfig(Frozen):
     def _only_captions_are_rewarded(self) -> "DataConfig":
         if self.reward and "caption" not in self.tasks:
             raise ValueError(f"reward is {self.reward!r}, and tasks has no captions; add caption to tasks")
+        if self.reward and self.derive_questions:
+            raise ValueError("reward is for captions; list the data a second time for derive_questions, tasks: [ask]")
         if self.derive_questions and "ask" not in self.tasks:
             raise ValueError("derive_questions is true, and tasks has no questions; add ask to tasks")
         return self

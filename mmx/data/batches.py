@@ -169,8 +169,7 @@ class TrainingSet(Dataset[Prepared]):
         raise DataError(f"{ATTEMPTS} examples in a row cannot be read; the last: {bad[-1]}")
 
     def _prepare(self, example: Example, config: DataConfig, rng: Random, bad: tuple[str, ...]) -> Prepared:
-        turns = [turn for turn in example.turns if turn.question is None] if config.reward else example.turns
-        chosen = choose_texts(turns, self.streams, rng)
+        chosen = choose_texts(example.turns, self.streams, rng)
         if not chosen:
             raise DataError(f"{example.origin or example.id} has nothing to learn: no caption, and no answer.")
         changes = config.augment.in_place() if any(turn.box for turn in example.turns) else config.augment
@@ -184,7 +183,7 @@ class TrainingSet(Dataset[Prepared]):
         }
         texts = [self._tokens(text.question, text.target) for text in chosen]
         boxes = [text.box for text in chosen]
-        references = tuple(target for turn in turns for target in turn.targets) if config.reward else ()
+        references = tuple(target for turn in example.turns for target in turn.targets) if config.reward else ()
         withheld = rng.random() < self.source_dropout and not references
         return Prepared(example.id, inputs, questions, texts, boxes, references, withheld, bad)
 

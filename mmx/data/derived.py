@@ -19,6 +19,7 @@ from typing import Literal, get_args
 from mmx.data.examples import Example, Turn
 from mmx.data.lexicon import (
     ACTIONS,
+    BEINGS,
     COLORED,
     COLORS,
     CROWDS,
@@ -36,6 +37,7 @@ from mmx.data.lexicon import (
     PLACES,
     STOPS,
     THINGS,
+    WORN,
 )
 
 DerivedKind = Literal["color", "count", "object", "action", "place", "exists"]
@@ -58,7 +60,9 @@ def derive_questions(examples: Iterable[Example], seed: int = 0) -> list[Example
 
 
 def _words(caption: str) -> Words:
-    return re.findall(r"[a-z]+(?:-[a-z]+)*", caption.lower())
+    """The words of a caption in lower case; what only looks like a dog or like ice is joined into a word of its own."""
+    joined = re.sub(r"\b(hot|corn|chili) (?=dog)|\b(ice) (?=cream)", r"\1\2-", caption.lower())
+    return re.findall(r"[a-z]+(?:-[a-z]+)*", joined)
 
 
 def _turn(kind: DerivedKind, question: str, answer: str) -> Turn:
@@ -80,66 +84,80 @@ def _colors(said: Sequence[Words]) -> Iterator[Turn]:
     """ "a black and white dog" -> what color is the dog? black and white"""
     votes: dict[str, list[str]] = defaultdict(list)
     for words in said:
-        seen: dict[str, str] = {}
-        for place, word in enumerate(words):
-            if word in COLORED and (color := _color_before(words[:place])):
-                seen.setdefault(COLORED[word], color)
-        for thing, color in seen.items():
-            votes[thing].append(color)
+        for thing, colors in _colored(words).items():
+            votes[thing].append(colors.pop() if len(colors) == 1 else "several")
+    if any(DOGS & set(words) or (_count(words, DOG, DOGS) or 0) > 1 for words in said):
+        votes.pop("dog", None)  # which of them?
     for thing, colors in votes.items():
-        if answer := _agreed(colors, least=min(2, len(colors))):
+        if "several" not in colors and (answer := _agreed(colors, least=min(2, len(colors)))):
             verb = "are" if thing in ("shorts", "pants") else "is"
             yield _turn("color", f"what color {verb} the {thing}?", answer)
 
 
+def _colored(words: Words) -> dict[str, set[str]]:
+    """The colors that a caption gives each thing."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for place, word in enumerate(words):
+        if word in COLORED and (color := _color_before(words[:place])):
+            found[COLORED[word]].add(color)
+    return found
+
+
 def _color_before(words: Words) -> str | None:
-    """The color or two colors at the end of some words; None where there is none."""
+    """The color or two colors at the end of some words; None where there is none, or three."""
     if not words or words[-1] not in COLORS:
         return None
     last = COLORS[words[-1]]
     earlier = words[-3] if len(words) > 2 and words[-2] == "and" else None
-    return " and ".join(sorted({COLORS[earlier], last})) if earlier in COLORS else last
+    if earlier not in COLORS:
+        return last
+    return None if len(words) > 3 and words[-4] in COLORS else " and ".join(sorted({COLORS[earlier], last}))
 
 
 def _counts(said: Sequence[Words]) -> Iterator[Turn]:
-    """ "two brown dogs", "a dog and another dog" -> how many dogs are there? two"""
-    singular = {"dogs": DOG, "people": set(PEOPLE)}
-    plural = {"dogs": DOGS, "people": set(CROWDS)}
-    for things in ("dogs", "people"):
-        votes = [_count(words, singular[things], plural[things]) for words in said]
-        answer = _agreed([NAMES_OF_NUMBERS.get(v, "") for v in votes if v is not None], least=2)
-        if answer:
+    """ "two brown dogs", "a dog and another dog" -> how many dogs are there? two
+
+    One is answered only where no caption has more: of people, who are easily left out, most captions may name one.
+    """
+    for things, singular, plural in (("dogs", DOG, DOGS), ("people", set(PEOPLE), set(CROWDS))):
+        counts = [_count(words, singular, plural) for words in said]
+        votes = [NAMES_OF_NUMBERS.get(count, "") for count in counts if count is not None]
+        answer = _agreed(votes, least=2)
+        if answer and (answer != "one" or {"one"} == set(votes)):
             yield _turn("count", f"how many {things} are there?", answer)
 
 
 def _count(words: Words, singular: set[str], plural: set[str]) -> int | None:
     """How many of a thing a caption tells of; 0 where it cannot be told, None where it tells of none."""
+    crowd = bool(MANY & set(words))
     if not any(word in singular or word in plural for word in words):
-        return None
-    if MANY & set(words):
+        return 0 if crowd and "person" in singular else None
+    if crowd:
         return 0
-    total, number = 0, 0
+    total, number, further = 0, 0, False
     for word in words:
         if word in NUMBERS or word in FURTHER:
-            number = NUMBERS.get(word, 1)
+            number, further = NUMBERS.get(word, 1), word in FURTHER
         elif word in plural:
             if number < 2:
                 return 0
-            total, number = total + number, 0
+            total, number, further = total + number, 0, False
         elif word in singular:
-            total, number = total + number, 0
-        elif word in STOPS and word != "and":
+            if total and not number:
+                return 0  # "a man and woman", or "a man ... the man"
+            total, number, further = total + (number or 1), 0, False
+        elif word in STOPS and word != "and" and not further:
             number = 0
-    return total or 1  # "the dog", "dog runs": one, with no number to it
+    return 0 if further else total  # "one dog chases another"
 
 
 def _objects(said: Sequence[Words]) -> Iterator[Turn]:
     """ "a boy holds a red ball" -> what is the boy holding? ball"""
     votes: dict[tuple[str, str], list[str]] = defaultdict(list)
     for words in said:
-        subject = _subject(words)
-        for place, word in enumerate(words):
-            if subject and word in HANDLING and (thing := _object(words[place + 1 :])):
+        subject, told = _subject(words)
+        for place, word in enumerate(told):
+            if word in HANDLING and (thing := _object(HANDLING[word], told[place + 1 :])):
                 votes[subject, HANDLING[word]].append(thing)
                 break
     for (subject, deed), things in votes.items():
@@ -147,39 +165,36 @@ def _objects(said: Sequence[Words]) -> Iterator[Turn]:
             yield _turn("object", f"what is the {subject} {deed}?", answer)
 
 
-def _object(words: Words) -> str | None:
+def _object(deed: str, words: Words) -> str | None:
     """What a noun phrase at the beginning of some words is about: its last known thing."""
     found = None
     for place, word in enumerate(words[:5]):
-        if word in STOPS and not (word == "the" and place == 0):
+        if (word in STOPS and not (word == "the" and place == 0)) or word in HANDLING or word in ACTIONS:
             break
         found = OBJECTS.get(word, found)
-    return found
+    return found if deed != "wearing" or found in WORN else None
 
 
 def _actions(said: Sequence[Words]) -> Iterator[Turn]:
     """ "a dog runs", "a dog running" -> what is the dog doing? running"""
     votes: dict[str, list[str]] = defaultdict(list)
     for words in said:
-        subject = _subject(words)
-        deed = next((ACTIONS[word] for word in words if word in ACTIONS), None)
-        if subject and deed:
+        subject, told = _subject(words)
+        if deed := next((ACTIONS[word] for word in told if word in ACTIONS), None):
             votes[subject].append(deed)
     for subject, deeds in votes.items():
         if answer := _agreed(deeds, least=2):
             yield _turn("action", f"what is the {subject} doing?", answer)
 
 
-def _subject(words: Words) -> str | None:
-    """Whom a caption is about, where that is one: the first dog or person in it, before any crowd."""
-    for word in words:
-        if word in DOGS or word in CROWDS or word in MANY:
-            return None
-        if word in DOG:
-            return "dog"
-        if word in PEOPLE:
-            return PEOPLE[word]
-    return None
+def _subject(words: Words) -> tuple[str, Words]:
+    """Whom a caption is about, where that is one, and what is told before the next: the first dog or person in it,
+    before any crowd. ("", []) where it is about nobody known."""
+    beings = [place for place, word in enumerate(words) if word in BEINGS or word in MANY]
+    if not beings or words[beings[0]] not in PEOPLE.keys() | DOG:
+        return "", []
+    first, following = beings[0], [*beings[1:], len(words)][0]
+    return PEOPLE.get(words[first], "dog"), words[first + 1 : following]
 
 
 def _places(said: Sequence[Words]) -> Iterator[Turn]:

@@ -31,6 +31,8 @@ def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
     """The examples of one data set: its `part`, up to its `limit`. Raises DataError, naming file and line."""
     if config.path == "scenes" or config.format == "scenes":
         _refuse_split(config, "scenes")
+        if config.derive_questions:
+            raise DataError("scenes have questions of their own; leave derive_questions out.")
         return SceneExamples(config)
     path = (base / config.path).expanduser()
     if not path.exists():
@@ -41,8 +43,8 @@ def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
     examples = [example for example in READERS[name](path, config) if example.turns]
     start, stop = (round(edge * len(examples)) for edge in config.part)
     taken = examples[start:stop]
-    if config.derive_questions:
-        taken = derive_questions(taken, config.seed)
+    if config.derive_questions:  # after the cut: yes is to be as frequent as no in what is left
+        taken = derive_questions(taken[: config.limit], config.seed)
     kept = [_only_wanted(example, config) for example in taken]
     kept = [example for example in kept if example.turns][: config.limit]
     if not kept:
@@ -278,7 +280,7 @@ def _only_wanted(example: Example, config: DataConfig) -> Example:
 def _is_wanted(turn: Turn, config: DataConfig) -> bool:
     if turn.question is None:
         return "caption" in config.tasks
-    return "ask" in config.tasks and (not config.kinds or turn.kind in config.kinds)
+    return not config.reward and "ask" in config.tasks and (not config.kinds or turn.kind in config.kinds)
 
 
 def _refuse_split(config: DataConfig, name: str) -> None:

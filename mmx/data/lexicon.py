@@ -3,12 +3,32 @@ to the name that questions and answers use. For `mmx.data.derived`."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+def _lines(table: str) -> list[tuple[str, frozenset[str]]]:
+    """Lines of "name: words"."""
+    return [(name.strip(), _set(words)) for name, words in (line.split(":") for line in table.strip().splitlines())]
+
 
 def _canon(table: str) -> dict[str, str]:
     """Lines of "name: other spellings" -> every spelling to its name."""
-    pairs = (line.split(":") for line in table.strip().splitlines())
-    return {word: name.strip() for name, others in pairs for word in (name.strip(), *others.split())}
+    return {word: name for name, others in _lines(table) for word in (name, *others)}
 
+
+def _hiding(table: str) -> dict[str, frozenset[str]]:
+    """Lines of "thing: words that it may hide behind" -> the words of each thing."""
+    found: dict[str, frozenset[str]] = defaultdict(frozenset)
+    for name, words in _lines(table):
+        found[name] |= words
+    return dict(found)
+
+
+# ---- colors and numbers ------------------------------------------------------------------------------------------
 
 COLORS = _canon("""
     black:
@@ -56,8 +76,14 @@ COLORED = _canon("""
 """)
 NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 NAMES_OF_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-MANY = {"group", "several", "crowd", "many", "some", "couple", "bunch", "team", "pack", "family", "others", "crowded"}
-FURTHER = {"another", "other", "second"}
+MANY = _set("""
+    group several crowd many some couple bunch team pack family others crowded lot audience onlookers spectators
+    officers bystanders passengers opponents band crew class
+""")
+FURTHER = _set("another other second")
+
+# ---- people, dogs, things ----------------------------------------------------------------------------------------
+
 PEOPLE = _canon("""
     man: guy gentleman
     woman: lady
@@ -66,56 +92,16 @@ PEOPLE = _canon("""
     child: kid toddler baby
     person: player rider biker skateboarder skier snowboarder surfer climber cyclist hiker swimmer runner adult teenager
 """)
-MEN = {"men": "man", "guys": "man", "women": "woman", "ladies": "woman", "boys": "boy", "girls": "girl"}
-PERSONS = {"children": "child", "kids": "child", "toddlers": "child", "babies": "child", "people": "person"}
-CROWDS = {
-    **MEN,
-    **PERSONS,
-    **dict.fromkeys(("players", "riders", "bikers", "skiers", "hikers", "cyclists", "adults", "runners"), "person"),
-}
-DOG, DOGS = {"dog", "puppy"}, {"dogs", "puppies"}
-# What a person of each sort may be called by those who do not say which.
-HIDES = {
-    "man": {
-        "person",
-        "people",
-        "adult",
-        "adults",
-        "someone",
-        "group",
-        "crowd",
-        "team",
-        "family",
-        "couple",
-        "male",
-        "they",
-    },
-    "woman": {"person", "people", "adult", "adults", "someone", "group", "crowd", "team", "family", "couple", "female"},
-    "boy": {"child", "children", "kid", "kids", "person", "people", "toddler", "baby", "teenager", "male", "group"},
-    "girl": {"child", "children", "kid", "kids", "person", "people", "toddler", "baby", "teenager", "female", "group"},
-    "ball": {"toy", "tennis", "soccer", "football", "basketball", "baseball", "volleyball", "rugby"},
-    "bike": {"biker", "bikers", "bmx", "cyclist", "cyclists", "bicyclist", "bicyclists", "motorcycle", "motorbike"},
-    "motorcycle": {"bike", "motorcyclist", "biker", "bikers", "dirtbike", "motocross", "motorbikes", "bikes"},
-    "surfboard": {"surfer", "surfers", "surfing", "board", "surfs", "wakeboard", "bodyboard"},
-    "skateboard": {"skateboarder", "skateboarders", "skateboarding", "skater", "board", "skates", "skateboards"},
-    "water": {
-        "beach",
-        "pool",
-        "splash",
-        "splashing",
-        "splashes",
-        "swim",
-        "swims",
-        "swimming",
-        "surf",
-        "surfer",
-        "fountain",
-    },
-    "snow": {"snowy", "ski", "skier", "skiing", "skis", "snowboard", "snowboarder", "snowboarding", "sled", "ice"},
-    "beach": {"sand", "sandy", "shore", "ocean", "surf", "waves", "wave", "sea"},
-    "boat": {"sailing", "rowing", "paddling", "raft", "rafting", "ship", "kayaker", "canoeing", "kayaking"},
-    "car": {"vehicle", "traffic", "street", "race", "vehicles", "jeep", "van", "bus"},
-}
+CROWDS = _canon("""
+    men: guys
+    women: ladies
+    boys:
+    girls:
+    children: kids toddlers babies
+    people: players riders bikers skiers hikers cyclists adults runners
+""")
+DOG, DOGS = _set("dog puppy"), _set("dogs puppies")
+BEINGS = DOG | DOGS | PEOPLE.keys() | CROWDS.keys()
 THINGS = _canon("""
     dog: dogs puppy puppies
     man: men guy guys gentleman
@@ -136,26 +122,56 @@ THINGS = _canon("""
     water: ocean lake river sea pond stream
     beach:
 """)
-MASSES = {"snow", "water"}
+MASSES = _set("snow water")
+# Of a picture whose captions have one of these words, nobody can say that it is without the thing.
+HIDES = _hiding("""
+    ball: toy tennis soccer football basketball baseball volleyball rugby golf
+    bike: biker bikers bmx cyclist cyclists bicyclist bicyclists motorcycle motorbike
+    motorcycle: bike bikes motorcyclist biker bikers dirtbike motocross motorbikes
+    surfboard: surfer surfers surfing board surfs wakeboard bodyboard
+    skateboard: skateboarder skateboarders skateboarding skater board skates skateboards
+    water: beach pool splash splashing splashes swim swims swimming surf surfer fountain wave waves boat boats
+    water: kayak kayaks canoe canoes raft rafting dock wakeboard wakeboarding waterskier sailboat creek rapids puddle
+    snow: snowy ski skier skiers skiing skis snowboard snowboarder snowboarding sled ice
+    beach: sand sandy shore ocean surf waves wave sea
+    boat: sailing sailboat rowing paddling raft rafting ship kayaker canoeing kayaking dock wakeboard wakeboarding
+    car: vehicle traffic street race vehicles jeep van bus
+""")
+_UNTOLD = {word for table in (PEOPLE, CROWDS) for word, name in table.items() if name in ("person", "people")}
+_SOMEBODY = _UNTOLD | _set("""
+    someone group crowd team family couple skater skaters bicyclist bicyclists athlete athletes officer officers police
+    soldier soldiers fisherman performer performers motorcyclist dancer dancers climbers surfers spectators they
+""")
+_YOUNG = _SOMEBODY | _set("child children kid kids toddler baby teenagers youth youths")
+HIDES |= {"man": _SOMEBODY | {"male"}, "woman": _SOMEBODY | {"female"}}
+HIDES |= {"boy": _YOUNG | {"male"}, "girl": _YOUNG | {"female"}}
+
+# ---- places, deeds, what is handled ------------------------------------------------------------------------------
+
 PLACES = _canon("""
     beach: shore
     snow:
     water: ocean lake river sea pond stream waves wave surf
     pool:
-    field: grass lawn meadow pasture
+    field: meadow pasture
+    grass: lawn
     street: road sidewalk crosswalk
     park: playground
     woods: forest
     track: racetrack
-    mountain: mountains cliff hill mountainside
-    sand: desert dirt
+    mountain: mountains mountainside
+    cliff:
+    hill:
+    sand: desert
     stage:
     yard: backyard
     room: kitchen
-    bed: couch sofa
+    bed:
+    couch: sofa
 """)
 ACTIONS = _canon("""
-    running: runs run sprinting racing races
+    running: runs run sprinting
+    racing: races
     jumping: jumps jump leaping leaps leap
     sitting: sits sit seated
     standing: stands stand
@@ -164,7 +180,8 @@ ACTIONS = _canon("""
     playing: plays play
     climbing: climbs climb
     riding: rides ride biking bicycling
-    skateboarding: skates
+    skateboarding:
+    skating: skates
     surfing: surfs
     skiing: skis
     snowboarding: snowboards
@@ -251,33 +268,15 @@ OBJECTS = _canon("""
     fish:
     microphone:
     cigarette:
-    ice:
     book:
-    cup: bottle
+    cup:
+    bottle:
+    hot-dog:
+    ice-cream:
 """)
-STOPS = {
-    "in",
-    "on",
-    "at",
-    "by",
-    "with",
-    "while",
-    "and",
-    "as",
-    "from",
-    "for",
-    "to",
-    "near",
-    "over",
-    "through",
-    "the",
-    "of",
-    "into",
-    "down",
-    "up",
-    "off",
-    "behind",
-    "next",
-    "is",
-    "are",
-}
+WORN = _set("""
+    hat shirt helmet dress jacket uniform suit costume glasses swimsuit jeans shorts pants sweater collar
+""")
+STOPS = _set("""
+    in on at by with while and as from for to near over through the of into down up off behind next is are
+""")

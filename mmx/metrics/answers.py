@@ -73,18 +73,18 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def without_looking(questions: Mapping[Hashable, str], answers: Mapping[Hashable, Sequence[str]]) -> float:
-    """Mean exact match of one who sees nothing, but knows what is answered wherever else the same question is asked,
-    and gives the most frequent answer. One asked nowhere else is not known. The floor to hold a model's figure against.
+    """Mean exact match of one who sees nothing, but knows how often each question has each answer and gives the most
+    frequent; one that is asked only once is not known. The floor to hold a model's figure against.
     """
     asked: dict[str, Counter[str]] = defaultdict(Counter)
     for key, people in answers.items():
         asked[_plain(questions[key])].update({_plain(answer) for answer in people})
+    times = Counter(_plain(questions[key]) for key in answers)
+    best = {question: max((n, answer) for answer, n in said.items())[1] for question, said in asked.items()}
     right = 0
     for key, people in answers.items():
-        own = {_plain(answer) for answer in people}
-        others = [(count - (answer in own), answer) for answer, count in asked[_plain(questions[key])].items()]
-        count, answer = max(others)
-        right += count > 0 and answer in own
+        question = _plain(questions[key])
+        right += times[question] > 1 and best[question] in map(_plain, people)
     return right / len(answers)
 
 

@@ -99,14 +99,15 @@ class Trainer:
             for batches in self._groups():
                 loss, stopping = self._step(batches)
                 progress.window.append(loss)
+                progress.rewards += self.critic.mean_reward() if self.critic else []
                 progress.seconds = time.monotonic() - started
                 bar.set_postfix_str(f"loss {loss:.3f}, rate {self._rate():.1e}")
                 bar.update()
                 if progress.step % options.log_every == 0 or progress.step == options.steps:
-                    reward = {} if self.critic is None else self.critic.mean_reward()
-                    mean = sum(progress.window) / len(progress.window)
-                    self._report({"loss": mean, **reward, "rate": self._rate()})
-                    progress.window = []
+                    means = {"loss": progress.window, "reward": progress.rewards}
+                    found = {name: sum(part) / len(part) for name, part in means.items() if part}
+                    self._report({**found, "rate": self._rate()})
+                    progress.window, progress.rewards = [], []
                 self._end_step(stopping)
         best = self.run_folder / "best"
         return best if best.exists() else self.run_folder / "last"

@@ -39,10 +39,11 @@ class SelfCritic:
             raise ConfigError("reward compares captions of one picture, and training.streams is 1; set it to 5.")
         assert config.generation is not None, "resolved before training starts"
         self.model = model
-        self.options = GenerationConfig(
-            do_sample=True, num_return_sequences=streams, max_new_tokens=config.generation.max_new_tokens
-        )
-        self.heard: list[float] = []  # rewards since they were last reported
+        decoder, most = model.config.decoder, config.generation.max_new_tokens
+        if decoder.positions == "learned":
+            most = min(most, decoder.max_positions + 1 - len(model.tokenizer.prompt(model.prompt())))
+        self.options = GenerationConfig(do_sample=True, num_return_sequences=streams, max_new_tokens=most)
+        self.heard: list[float] = []  # rewards since they were last asked for
         self.cider = Cider([ended(captions) for data, examples in sets if data.reward for captions in _said(examples)])
 
     def speak(self, batch: Batch, seed: int) -> Batch:
@@ -81,10 +82,10 @@ class SelfCritic:
         spoken = [[*ptb_tokens(tidy_caption(decode(s.tokens))), *([END] if s.finished else [])] for s in said]
         return [self.cider.score(candidate, targets) for candidate in spoken]
 
-    def mean_reward(self) -> dict[str, float]:
-        """The mean CIDEr-D of what this process heard since the last call, by its name in reports."""
+    def mean_reward(self) -> list[float]:
+        """The mean CIDEr-D of what this process heard since the last call; [] where it was nothing."""
         heard, self.heard = self.heard, []
-        return {"reward": sum(heard) / len(heard)} if heard else {}
+        return [sum(heard) / len(heard)] if heard else []
 
     def _retold(
         self, batch: Batch, rows: Sequence[int], said: Sequence[Sequence[Generated]], advantages: Tensor
@@ -95,7 +96,8 @@ class SelfCritic:
         texts = [[(prompt, [*s.tokens, *([tokenizer.eos] if s.finished else [])]) for s in row] for row in said]
         told = [t.to(device) for t in pad_texts(texts, streams, tokenizer.pad, TEXT_MULTIPLE)]
         targets = torch.full_like(batch.tokens, IGNORED)
-        targets.view(-1)[batch.wanted] = batch.labels
+        real = batch.labels != IGNORED  # what `wanted` is filled up with points at place 0, which may be learned
+        targets.view(-1)[batch.wanted[real]] = batch.labels[real]
         width = max(batch.tokens.shape[-1], told[0].shape[-1])
         merged = []
         fillings = (tokenizer.pad, 0, IGNORED)

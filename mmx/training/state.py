@@ -38,8 +38,9 @@ ADAPTERS = "adapters.safetensors"  # their average, which a checkpoint has added
 class Progress:
     """Steps done, the best value of the monitored metric and its step, samples taken and passed over, seconds spent.
 
-    window: the losses since the last report; owed: whether this step's validation is still to be done;
-    scaler: what the gradient scaler of fp16 has found out. A file of an older copy may lack fields.
+    window: the losses since the last report; rewards: since then, of rank 0, the mean of each step;
+    owed: whether this step's validation is still to be done; scaler: what the gradient scaler of fp16 has found out.
+    A file of an older copy may lack fields.
     """
 
     step: int = 0
@@ -49,6 +50,7 @@ class Progress:
     bad: list[str] = field(default_factory=list)
     seconds: float = 0.0
     window: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
     owed: bool = False
     scaler: dict[str, float] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from mmx.data.derived import DERIVED_KINDS, derive_questions
 from mmx.data.examples import Example, Turn
 from mmx.data.formats import read_examples
 from mmx.data.lexicon import COLORS, THINGS
-from mmx.errors import ConfigError
+from mmx.errors import ConfigError, DataError
 from mmx.settings import parse_settings
 
 
@@ -37,6 +37,21 @@ def asked(*captions: str) -> dict[str, str]:
         (["a dog", "two dogs"], "how many dogs are there?", None),
         (["a group of people", "several people"], "how many people are there?", None),
         (["a man and two girls", "Three people."], "how many people are there?", "three"),
+        (["Two men in a boat.", "A man and two officers.", "a man", "a man rows"], "how many people are there?", None),
+        (["a man and woman", "a man", "a man"], "how many people are there?", None),
+        (["one dog chases another", "a dog", "a dog"], "how many dogs are there?", None),
+        (["a dog while a crowd watches", "a dog"], "how many people are there?", None),
+        (["blue, pink and yellow shorts"], "what color are the shorts?", None),
+        (["a man in a red shirt and a man in a blue shirt"], "what color is the shirt?", None),
+        (["a brown dog near three dogs", "four dogs"], "what color is the dog?", None),
+        (["a man holds a stick, the dog jumps", "a man beside a jumping dog"], "what is the man doing?", None),
+        (["a dog jumps while a man holds a stick"], "what is the dog holding?", None),
+        (["a woman eating a hot dog"], "what is the woman eating?", "hot-dog"),
+        (["a man wearing a helmet riding a bike"], "what is the man wearing?", "helmet"),
+        (["a man wearing a mountain"], "what is the man wearing?", None),
+        (["a girl eats ice cream"], "what is the girl eating?", "ice-cream"),
+        (["A guy racing his motorcycle", "a man races"], "what is the man doing?", "racing"),
+        (["a boy on a couch", "a boy on the sofa"], "where is this?", "couch"),
         (["A boy holds a big red ball.", "a boy"], "what is the boy holding?", "ball"),
         (["a man riding his bicycle", "a man rides"], "what is the man riding?", "bike"),
         (["a man holding hands with a boy"], "what is the man holding?", None),
@@ -88,7 +103,7 @@ def test_of_each_thing_yes_is_said_as_often_as_no(pictures, seed):
 
 def test_no_is_not_said_where_a_thing_may_hide():
     """A player may be a man: of the second picture it is not asked. Of a dog nobody knows that it is none."""
-    pictures = [["a man", "the man"], ["a player", "a person runs"], ["a dog", "the dog runs"]]
+    pictures = [["a man", "the man"], ["a player", "a player runs"], ["a dog", "the dog runs"]]
     found = derive_questions([Example(str(n), {}, (Turn(tuple(said)),)) for n, said in enumerate(pictures)])
     answers = {(turn.question, e.id): turn.targets[0] for e in found for turn in e.turns if turn.kind == "exists"}
     assert answers[("is there a man?", "0")] == "yes"
@@ -115,9 +130,40 @@ def test_a_data_set_derives_them_when_told(tmp_path):
     assert kinds - {None} <= set(DERIVED_KINDS)
 
 
-def test_deriving_without_asking_is_refused():
-    with pytest.raises(ConfigError, match="derive_questions is true, and tasks has no questions; add ask to tasks"):
-        parse_settings({"path": "a.jsonl", "derive_questions": True, "tasks": ["caption"]}, DataConfig, where="data")
+def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
+    path = tmp_path / "some.jsonl"
+    captions = [["a bird", "the bird"], *[["a horse", "the horse"]] * 8]
+    rows = [{"image": f"{n}.jpg", "captions": said} for n, said in enumerate(captions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_examples(DataConfig(path=str(path), derive_questions=True, limit=3, tasks=("ask",), kinds=("exists",)))
+    said = Counter((turn.question, turn.targets[0]) for example in found for turn in example.turns)
+    assert said == {(f"is there a {thing}?", word): 1 for thing in ("horse", "bird") for word in ("yes", "no")}
+
+
+@pytest.mark.parametrize(
+    ("facts", "complaint"),
+    [
+        ({"tasks": ["caption"]}, "derive_questions is true, and tasks has no questions; add ask to tasks"),
+        ({"reward": "cider"}, "reward is for captions; list the data a second time for derive_questions"),
+    ],
+)
+def test_what_contradicts_it_is_refused(facts, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        parse_settings({"path": "a.jsonl", "derive_questions": True, **facts}, DataConfig, where="data")
+
+
+def test_scenes_derive_nothing():
+    with pytest.raises(DataError, match="scenes have questions of their own; leave derive_questions out"):
+        read_examples(DataConfig(path="scenes", derive_questions=True))
+
+
+def test_of_rewarded_data_only_the_captions_are_read(tmp_path):
+    path = tmp_path / "some.jsonl"
+    rows = [{"image": "a.jpg", "caption": "a dog"}, {"image": "a.jpg", "question": "why?", "answer": "so"}]
+    rows += [{"image": "b.jpg", "question": "why?", "answer": "so"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (only,) = read_examples(DataConfig(path=str(path), reward="cider"))
+    assert only.turns == (Turn(("a dog",)),)
 
 
 def test_the_seed_chooses_the_pictures_of_no():

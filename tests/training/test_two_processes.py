@@ -81,6 +81,16 @@ def test_two_processes_with_half_the_batch_are_one_with_the_whole(folder, tmp_pa
     assert together[0]["taken"][0][3] + together[1]["taken"][0][3] == alone.taken[0][3]
 
 
+@pytest.mark.parametrize("name", ["whole", "rewarded"])
+def test_both_have_the_same_weights_at_the_end(folder, name):
+    """Also where each has said captions of its own and learned from their rewards."""
+    first, second = noted(folder, name)
+    assert [loss for _, loss, *_ in first["taken"]] == [loss for _, loss, *_ in second["taken"]]
+    assert len(first["taken"]) == 12
+    assert first["weights"] == second["weights"]
+    assert ("reward" in reports(folder / name)[-1]) == (name == "rewarded")
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(folder, accumulation):
     first, second = noted(folder, f"broken-{accumulation}")

@@ -38,6 +38,13 @@ def number_config(data: str, out: Path, validate: bool = False, dropout: float =
     return Config.model_validate({**document, "generation": {"max_new_tokens": 4}, "out": str(out)})
 
 
+def critical_config(data: str, out: Path, streams: int = 4, **training: Any) -> Config:
+    """Captions of the numbers by reward, and beside them the same word by word."""
+    document = number_config(data, out, streams=streams, **training).model_dump(mode="json")
+    document["train"] = [{"path": data, "reward": "cider"}, {"path": data}]
+    return Config.model_validate(document)
+
+
 class Watched(Trainer):
     """Notes (step, loss, rate, ids) of each step; asked to stop during the step `stop_in`."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from toy_runs import Watched, number_config
+from toy_runs import Watched, critical_config, number_config
 
 from mmx.config import DataConfig
 from mmx.data.formats import read_examples
@@ -30,7 +30,8 @@ def watched(config: Any, resume: bool = False, stop_in: int | None = None) -> di
         trainer.run()
     except TrainingError as problem:
         error = str(problem)
-    return {"taken": trainer.taken, "error": error, "world": trainer.accelerator.num_processes}
+    weights = sum(float(parameter.double().abs().sum()) for parameter in trainer.model.parameters())
+    return {"taken": trainer.taken, "error": error, "world": trainer.accelerator.num_processes, "weights": weights}
 
 
 def note(name: str, finding: Any) -> None:
@@ -62,6 +63,8 @@ for accumulation in (1, 2):
         accumulation=accumulation, steps=12,
     )  # fmt: skip
     note(f"broken-{accumulation}", watched(broken))
+
+note("rewarded", watched(critical_config(data, folder / "rewarded")))
 
 examples = read_examples(DataConfig(path=data))
 for count in (1, 2, 5, 6, 7, 8):
