@@ -125,7 +125,7 @@ def _matching(path: Path, accepts: Callable[[str], bool], walked: tuple[str, ...
 def _walk(
     folder: Path, patterns: Sequence[Pattern], accepts: Callable[[str], bool], walked: tuple[str, ...]
 ) -> Iterator[Path | DataError]:
-    if _was_walked(folder, walked):
+    if was_walked(folder, walked):
         return
     listed = _listed(folder)
     if isinstance(listed, DataError):
@@ -171,7 +171,7 @@ def _advanced(pattern: Pattern, name: str) -> Iterator[Pattern]:
     yield from _advanced(pattern[1:], name)
 
 
-def _was_walked(folder: Path, walked: tuple[str, ...]) -> bool:
+def was_walked(folder: Path, walked: tuple[str, ...]) -> bool:
     """Whether an earlier walk came through here: from one of its folders down, through nothing hidden and no link."""
     if not walked:
         return False

@@ -56,7 +56,7 @@ def results(
 def deliver(rows: Iterable[Row], bar: Any, journal: Journal | None, as_json: bool, line: Callable[[Row], str]) -> bool:
     """Print each row, or append it to a file.
 
-    Errors go to stderr, each picture's once, however many questions it was asked. Returns whether all went well, now
+    Errors go to stderr, each of a picture once, however many questions it was asked. Returns whether all went well, now
     and in the runs that the file is of.
     """
     told = Known()
@@ -64,7 +64,7 @@ def deliver(rows: Iterable[Row], bar: Any, journal: Journal | None, as_json: boo
     for row in rows:
         bar.update()
         failed = "error" in row.facts
-        if failed and (number := number_of(row.name)) not in told:
+        if failed and (number := number_of(f"{row.name}\0{row.facts['error']}")) not in told:
             told.add(number)
             bar.write(row.facts["error"], file=sys.stderr)
         well = well and not failed

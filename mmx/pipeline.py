@@ -21,7 +21,7 @@ from mmx.bulk import Asked, Said, answers, captions
 from mmx.checkpoint import BUNDLED, is_checkpoint, load_generation, load_model
 from mmx.config import GenerationConfig, Precision
 from mmx.data.batches import pack_boxes, pad_texts
-from mmx.encoders.contract import Prepared, accepts
+from mmx.encoders.contract import Prepared, accepts, prepare
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, Step, generate, rank_texts, stream
 from mmx.generation.generate import Generated, Stop
@@ -239,9 +239,12 @@ class Pipeline:
         return step, tokens, mask, options
 
     def prompt_tokens(self, question: str | None) -> list[int]:
-        """What the decoder is told, as tokens. Raises MmxError for a question longer than half of its positions."""
+        """What the decoder is told, as tokens. Raises MmxError for a question longer than half of its positions or than
+        what reads it, and for one that is no text."""
         if not isinstance(question, str | None):
             raise MmxError(f"a question is a {type(question).__name__}; expected a text, such as 'what is this?'.")
+        if question is not None and self.model.questioned is not None:
+            prepare(self.model.questioned, self.model.config.question_to, tidy_question(question))
         prompt = self.model.tokenizer.prompt(self.model.prompt(question))
         most = self._longest_prompt
         if len(prompt) > most:

@@ -83,7 +83,8 @@ def _members(path: str, file: _Bounded, wanted: Callable[[str], bool], most: int
                 yield Member("", _too_long(path, info.name, passable))
                 return
         file.seek(archive.offset)
-        if file.read(_BLOCK).strip(b"\0"):  # neither zeros nor the end: a header that is none
+        end = file.read(_BLOCK)
+        if len(end) < _BLOCK or end.strip(b"\0"):  # a whole shard closes with zeros; else: cut short, or no header
             yield Member("", _damaged(path))
 
 

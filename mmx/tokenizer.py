@@ -36,8 +36,12 @@ class Tokenizer:
         return int(self.engine.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to tokens; no mark is added or read."""
-        return list(self.engine.encode(text, add_special_tokens=False).ids)
+        """Plain text to tokens; no mark is added or read. Raises MmxError for half a character, as a terminal makes of
+        bytes that are no UTF-8."""
+        try:
+            return list(self.engine.encode(text, add_special_tokens=False).ids)
+        except TypeError:
+            raise MmxError(f"{text!r:.60} has a half of a character; expected a text in UTF-8.") from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens to text; marks are left out."""

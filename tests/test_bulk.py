@@ -47,6 +47,39 @@ def test_what_is_too_much_alone_is_an_error_of_its_own(tmp_path):
     assert "memory ran out on this input alone" in str(said[0])
 
 
+def failing(*bad):
+    """Work that cannot be done on some rows: it tells nothing of the others beside them."""
+
+    def work(rows):
+        if found := [row for row in rows if row in bad]:
+            raise EncoderError(f"row {found[0]} is not finite")
+        return [f"done {row}" for row in rows]
+
+    return work
+
+
+def test_one_bad_row_is_an_error_of_its_own_and_the_others_are_done():
+    halving, work = Halving(), failing(2, 7)
+    found = [*halving.run([1, 2, 3], work), *halving.run([7], work), *halving.run([8, 9], work)]
+    assert [str(one) for one in found] == [
+        "done 1", "row 2 is not finite", "done 3", "row 7 is not finite", "done 8", "done 9",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [[1], [1, 2]])
+def test_what_fails_for_every_row_is_the_end(rows):
+    with pytest.raises(EncoderError, match="row 1"):
+        Halving().run(rows, failing(1, 2))
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["CUDA error: out of memory", "MPS backend out of memory (MPS allocated: 9 GB)", "CUDNN_STATUS_ALLOC_FAILED"],
+)
+def test_every_way_of_saying_it_is_known(told):
+    assert is_out_of_memory(RuntimeError(told))
+
+
 def test_other_errors_are_not_taken_for_it():
     with pytest.raises(RuntimeError, match="shapes"):
         Halving().run([1, 2], lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))

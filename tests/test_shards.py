@@ -145,6 +145,16 @@ def test_a_shard_that_is_cut_short_gives_what_it_has_and_its_reason(tmp_path, mo
     assert "damaged" in str(found[-1].data)
 
 
+@pytest.mark.parametrize("left", [1024, 1024 + 200, 2048])
+def test_a_shard_that_ends_where_a_header_should_be_is_cut_short(tmp_path, left):
+    """Each member of up to 512 bytes takes 1024: here after one, in the header of the second, and after both."""
+    path = Path(write_shard(tmp_path / "a.tar", [("0.jpg", b"0"), ("1.jpg", b"1")], "w"))
+    path.write_bytes(path.read_bytes()[:left])
+    found = read(str(path))
+    assert [member.name for member in found] == ["0.jpg", "1.jpg"][: left // 1024] + [""]
+    assert "cut short" in str(found[-1].data)
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar file", b"\x1f\x8b junk", b"x" * 2000])
 @pytest.mark.parametrize("ending", [".tar", ".tar.gz", ".tar.xz"])
 def test_what_is_no_archive_is_one_reason(tmp_path, content, ending):

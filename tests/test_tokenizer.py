@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from mmx.errors import CheckpointError
+from mmx.errors import CheckpointError, MmxError
 from mmx.prompts import BOS, EOS, MARKS, PAD, QUESTION, Mark, question_prompt, tidy_text
 from mmx.tokenizer import Tokenizer
 
@@ -165,3 +165,8 @@ def test_marks_belong_to_no_word_and_a_token_over_two_words_to_both():
     engine.decoder = decoders.ByteLevel()
     engine.add_special_tokens([mark.text for mark in MARKS])
     assert Tokenizer(engine).words([6, 7, 8, 2]) == [("a", [0]), ("of", [1]), ("the", [1]), ("dog", [2])]
+
+
+def test_half_a_character_is_refused_in_one_sentence():
+    with pytest.raises(MmxError, match=r"'caf\\udce9\?' has a half of a character; expected a text in UTF-8"):
+        LEARNED.encode("caf\udce9?")

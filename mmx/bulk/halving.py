@@ -14,21 +14,33 @@ from mmx.errors import MmxError
 Row = TypeVar("Row")
 Done = TypeVar("Done")
 PATIENCE = 32  # stretches that went well before a larger one is tried: one huge picture shall not slow all that follow
-_TOLD = ("DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_TOLD = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "backend out of memory",  # Apple's
+)
 
 
 class Halving:
     """Works on rows in stretches that memory has room for; the size that was found is kept for what follows."""
 
     def __init__(self) -> None:
-        self.most, self.well = sys.maxsize, 0
+        self.most, self.well, self.ever = sys.maxsize, 0, False
 
     def run(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Done]]) -> list[Done | MmxError]:
-        """What `work` gives for each of the rows, in their order; an error for a row that is too much even alone."""
+        """What `work` gives for each of the rows, in their order; an error for a row that is too much even alone, and
+        for one that cannot be worked on. Raises the error where no row ever could: then it is not the row's."""
         found: list[Done | MmxError] = []
         while len(found) < len(rows):
             part = rows[len(found) : len(found) + self.most]
-            done = _attempt(work, part)
+            try:
+                done = _attempt(work, part)
+            except MmxError as error:
+                found += self._singly(part, work, error)
+                continue
             if done is not None:
                 found += done
                 self._went_well()
@@ -38,8 +50,18 @@ class Halving:
                 found.append(_too_much())
         return found
 
+    def _singly(
+        self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Done]], error: MmxError
+    ) -> list[Done | MmxError]:
+        """Rows of which one at least cannot be worked on, each alone."""
+        found = [error] if len(rows) == 1 else [_alone(work, row) for row in rows]
+        self.ever = self.ever or not all(isinstance(done, MmxError) for done in found)
+        if not self.ever:
+            raise error
+        return found
+
     def _went_well(self) -> None:
-        self.well += 1
+        self.well, self.ever = self.well + 1, True
         if self.well >= PATIENCE:
             self.most, self.well = min(2 * self.most, sys.maxsize), 0
 
@@ -65,7 +87,17 @@ def _attempt(work: Callable[[Sequence[Row]], Sequence[Done]], part: Sequence[Row
     gc.collect()  # out here, where the error no longer holds the tensors of the frames it passed
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     return None
+
+
+def _alone(work: Callable[[Sequence[Row]], Sequence[Done]], row: Row) -> Done | MmxError:
+    try:
+        done = _attempt(work, [row])
+    except MmxError as error:
+        return error
+    return _too_much() if done is None else done[0]
 
 
 def _too_much() -> MmxError:

@@ -133,19 +133,26 @@ def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iter
             yield photo
             continue
         earlier, empty = list(walked), True
-        wanted = partial(_is_wanted, pipeline, is_pattern(photo), own)
-        for found in find_files([photo], wanted, walked):
+        # A pattern finds in a folder that was walked what the walk had no eye for: lists and shards.
+        by_pattern = is_pattern(photo)
+        wanted = partial(_is_wanted, pipeline, tuple(walked) if by_pattern else None, own)
+        for found in find_files([photo], wanted, [] if by_pattern else walked):
             empty = False
             yield _refused(photo, found, pipeline) if isinstance(found, MmxError) else str(found)
         if empty and not _are_related(photo, earlier):
-            where = "match this pattern" if is_pattern(photo) else "are in this folder"
+            where = "match this pattern" if by_pattern else "are in this folder"
             yield _refused(photo, MmxError(f"{photo!r}: no pictures {where}; check the path."), pipeline)
 
 
-def _is_wanted(pipeline: Pipeline, by_pattern: bool, own: Sequence[Path], path: str) -> bool:
-    """A folder is walked for what the model reads; a pattern may mean lists and shards as well."""
-    listed = by_pattern and (_is_manifest(path, pipeline) or _is_shard(path, pipeline))
-    return (listed or pipeline.accepts(path)) and not _is_one_of(path, own)
+def _is_wanted(pipeline: Pipeline, walked: tuple[str, ...] | None, own: Sequence[Path], path: str) -> bool:
+    """A folder is walked for what the model reads; a pattern (given what was `walked` before it) may mean lists and
+    shards as well."""
+    from mmx.files import was_walked
+
+    if walked is None or not (_is_manifest(path, pipeline) or _is_shard(path, pipeline)):
+        found_before = walked is not None and was_walked(Path(path).parent, walked)
+        return pipeline.accepts(path) and not found_before and not _is_one_of(path, own)
+    return not _is_one_of(path, own)
 
 
 def _is_one_of(path: str | os.PathLike[str], own: Sequence[Path]) -> bool:
@@ -247,11 +254,13 @@ def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline
 
 
 def _members(path: str, pipeline: Pipeline) -> Iterator[Given]:
-    """The members of a shard that a source reads, as bytes under the name of shard and member."""
-    from mmx.images import MAX_BYTES
+    """The members of a shard that a source reads, as bytes under the name of shard and member. What is too large for
+    its source, the source's own door refuses."""
+    from mmx import images, sounds
     from mmx.shards import read_shard
 
-    for member in read_shard(path, pipeline.accepts, MAX_BYTES):
+    heard = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
+    for member in read_shard(path, pipeline.accepts, sounds.MAX_BYTES if heard else images.MAX_BYTES):
         name = f"{path}/{member.name}" if member.name else path
         found = _file(name, pipeline)
         if isinstance(member.data, bytes) and not isinstance(found.inputs, MmxError):

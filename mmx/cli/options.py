@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+from os import SEEK_END
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -50,13 +52,27 @@ def load_pipeline(model: str | None, device: str, dtype: str = "float32") -> Pip
 
 
 def made_by(command: str, model: str | None, dtype: str, options: Any, **more: Any) -> dict[str, Any]:
-    """What rows of one file have in common: the command, the model with the hash of its weights, and the options."""
+    """What rows of one file have in common: the command, the model with what its weights are known by, the options."""
     from mmx.checkpoint import BUNDLED, PROVENANCE, load_provenance
 
     folder = Path(BUNDLED if model is None else model)
-    weights = load_provenance(folder).get("sha256") if (folder / PROVENANCE).is_file() else None
+    known = (folder / PROVENANCE).is_file()
+    weights = load_provenance(folder).get("sha256") if known else _sizes_and_ends(folder)
     facts = {"command": command, "model": model or "bundled", "weights": weights, "dtype": dtype}
     return {**facts, **more, "options": options.model_dump(mode="json")}
+
+
+def _sizes_and_ends(folder: Path) -> str | None:
+    """A hash of a published model's weight files, by their sizes and last megabytes (the whole of them would take as
+    long as loading them); None for a public name."""
+    digest = blake2b(digest_size=16)
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, SEEK_END)
+            file.seek(max(0, size - 2**20))
+            digest.update(f"{path.name} {size}".encode() + file.read())
+    return digest.hexdigest() if files else None
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

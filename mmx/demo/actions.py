@@ -24,6 +24,7 @@ from mmx.inspection.sheet import over, worth
 from mmx.memory import Box, Memory
 from mmx.output import one_line
 from mmx.pipeline import Pipeline, Ranked
+from mmx.sources import source_of
 
 MOST_TURNS = 50  # of a conversation; older ones are forgotten
 MOST_OFFERED, MOST_SAMPLES, MOST_BEAMS, MOST_TOKENS = 32, 8, 10, 256  # what one visitor may ask for at a time
@@ -52,7 +53,8 @@ class Turn:
 @dataclass(frozen=True)
 class Session:
     """One visitor's picture. path: of the upload, whose folder is named by its content; picture: a small copy to draw
-    on; memory: of one row; seconds: what encoding took; spoken, look: the last text, and what it looked at."""
+    on; memory: of one row; seconds: what encoding took; spoken, look: the last text, and what it looked at; caption:
+    the last text that answers nothing, whose words stand beside it on the page."""
 
     path: str
     picture: Image.Image
@@ -61,6 +63,7 @@ class Session:
     spoken: Spoken | None = None
     turns: tuple[Turn, ...] = ()
     look: Look | None = None
+    caption: Spoken | None = None
 
 
 def opened(pipeline: Pipeline, session: Session | None, path: Any) -> Session:
@@ -71,9 +74,14 @@ def opened(pipeline: Pipeline, session: Session | None, path: Any) -> Session:
         return session
     picture = _read(path)
     started = perf_counter()
-    memory = pipeline.encode_prepared([pipeline.prepare(picture)])
+    memory = pipeline.encode_prepared([pipeline.prepare({pictured(pipeline): picture})])
     seconds = perf_counter() - started
     return Session(path, to_draw_on(picture), memory, seconds)
+
+
+def pictured(pipeline: Pipeline) -> str:
+    """The source that reads pictures. Raises MmxError where there is none, or several."""
+    return source_of(pipeline.model.encoders, "picture.png")
 
 
 def captioned(
@@ -107,12 +115,12 @@ def captioned(
     if width == 1 and count == 1:
         text = ""
         for text in pipeline.stream(session.memory, **chosen):
-            yield _saying(session, Spoken(text)), [text]
+            yield _captioned(session, text), [text]
         if not text:
-            yield _saying(session, Spoken(text)), [text]
+            yield _captioned(session, text), [text]
         return
     texts = pipeline.caption(session.memory, num_return_sequences=count, **chosen)
-    yield _saying(session, Spoken(texts[0], others=tuple(texts[1:]))), list(texts)
+    yield _captioned(session, *texts), list(texts)
 
 
 def asked(pipeline: Pipeline, session: Session, question: Any, box: Box | None = None) -> Session:
@@ -134,6 +142,11 @@ def ranked(pipeline: Pipeline, session: Session, question: Any, offered: Any, bo
     return pipeline.rank(session.memory, text, answers, box)
 
 
+def of_caption(session: Session) -> Session:
+    """The session as it was when it last captioned: what was asked since then is not what its words belong to."""
+    return session if session.spoken is session.caption else replace(session, spoken=session.caption, look=None)
+
+
 def looked(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
     """The session with what the words of its last text looked at; computed once for each kind of map."""
     if kind not in get_args(By):
@@ -143,9 +156,8 @@ def looked(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
         raise MmxError("nothing was said of this picture yet; caption it or ask a question first.")
     if session.look is not None and session.look.by == kind:
         return session
-    look = pipeline.look(
-        session.memory, spoken.question, spoken.box, text=spoken.text, by=kind, picture=session.picture
-    )
+    seen = {pictured(pipeline): session.picture}
+    look = pipeline.look(session.memory, spoken.question, spoken.box, text=spoken.text, by=kind, picture=seen)
     return replace(session, look=look)
 
 
@@ -205,6 +217,11 @@ def _read(path: str) -> Image.Image:
         return load_image(read_file(path, MAX_BYTES))
     except Refusal:
         raise MmxError("the picture is no longer on the server; upload it again.") from None
+
+
+def _captioned(session: Session, text: str, *others: str) -> Session:
+    spoken = Spoken(text, others=others)
+    return replace(_saying(session, spoken), caption=spoken)
 
 
 def _saying(session: Session, spoken: Spoken) -> Session:

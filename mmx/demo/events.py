@@ -114,8 +114,10 @@ class Events:
         return self.look(picture, kind, layer, head, session)
 
     def plain_word(self, picture: Any, word: Any, session: Any) -> Outputs:
-        """`word` of the map that a caption is shown with."""
-        return self.word(picture, word, "both", None, None, session)
+        """`word` of the map that a caption is shown with, whatever was asked since then."""
+        session = self._opened(picture, session)
+        heat, sentence, looked = self.word(picture, word, "both", None, None, actions.of_caption(session))
+        return heat, sentence, looked if looked.spoken is session.spoken else session
 
     def word(self, picture: Any, word: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
         """-> the heat of a word over the picture, a sentence about the word, session."""
@@ -125,16 +127,17 @@ class Events:
     def settle(self, session: Session | None) -> Outputs:
         """Once a caption is whole -> session that looked, the box of all captions (shown where there are several), the
         words with the one chosen that looking saved most of, that word's heat and sentence."""
-        if session is None or session.spoken is None:
+        if session is None or session.caption is None:
             return session, gr.Textbox(visible=False), no_words(), None, ""
-        every = gr.Textbox(visible=bool(session.spoken.others))
-        session = actions.looked(self.pipeline, session)
-        gains = [word.gain for word in session.look.words] if session.look else []
+        every = gr.Textbox(visible=bool(session.caption.others))
+        looked = actions.looked(self.pipeline, actions.of_caption(session))
+        after = looked if looked.spoken is session.spoken else session
+        gains = [word.gain for word in looked.look.words] if looked.look else []
         if not gains:
-            return session, every, no_words(), None, "Nothing was said."
+            return after, every, no_words(), None, "Nothing was said."
         best = gains.index(max(gains))
-        heat, sentence = actions.word_heat(session, best)
-        return session, every, gr.Radio(choices=choices(session), value=best), heat, sentence
+        heat, sentence = actions.word_heat(looked, best)
+        return after, every, gr.Radio(choices=choices(looked), value=best), heat, sentence
 
     def corner(self, numbers: Box4, first: Any, point: tuple[float, float], session: Any) -> Outputs:
         """A click on the picture -> the four numbers, the first corner of a box that is not whole yet, the part."""
@@ -177,6 +180,12 @@ def forget(session: Session | None) -> Session | None:
 def whole(session: Session | None) -> Outputs:
     """The four numbers of the whole picture, no first corner, the picture without a box."""
     return *WHOLE, None, None if session is None else session.picture
+
+
+def cleared() -> Outputs:
+    """Where a picture could not be read, nothing of the one before: session, what is known of it, the part, the
+    conversation; caption, all captions, words, heat, sentence."""
+    return None, "", None, [], "", gr.Textbox(visible=False), no_words(), None, ""
 
 
 def no_words() -> gr.Radio:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from mmx.demo import events
+from mmx.demo.actions import MOST_TOKENS
 from mmx.demo.events import Events, told, told_growing
 from mmx.demo.part import WHOLE
 from mmx.inspection.look import By
@@ -48,6 +49,7 @@ def build(pipeline: Pipeline, examples: Sequence[Path] = ()) -> gr.Blocks:
         arrival = picture.change(told(does.open), [picture, session], [session, note, part, chat], **HELPER)
         spoken = arrival.success(told_growing(does.caption_at_once), caption[0], caption[1], **HELPER)
         spoken.success(told(does.settle), [session], [session, *settle], **HELPER)
+        arrival.failure(events.cleared, None, [session, note, part, chat, caption[1][0], *settle], **PRIVATE)
     page.queue(max_size=32, default_concurrency_limit=1)
     return page
 
@@ -77,7 +79,7 @@ def _caption_tab(does: Events, pipeline: Pipeline, picture: gr.Image, session: g
         warmth = gr.Slider(0, 2, 1, step=0.1, label="Temperature", info="of samples: higher is bolder")
         guidance = gr.Slider(0, 5, 1, step=0.1, label="Guidance", info="how much what is seen counts; 0 not at all")
         most = pipeline.generation.max_new_tokens
-        tokens = gr.Slider(1, 256, most, step=1, label="Longest caption", info="in tokens")
+        tokens = gr.Slider(1, MOST_TOKENS, min(most, MOST_TOKENS), step=1, label="Longest caption", info="in tokens")
     words = gr.Radio([], label="Words: choose one to see where it looked", elem_id="words")
     heat = gr.Image(
         label="Where the word looked", interactive=False, buttons=["fullscreen"], elem_id="heat", height=340,

@@ -13,6 +13,7 @@ from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING
 
 from mmx.data.scenes import draw_scene, picture
+from mmx.demo.actions import pictured
 from mmx.errors import MmxError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def served(pipeline: Pipeline, host: str = "127.0.0.1", port: int | None = None)
     """
     if not pipeline.accepts("picture.png"):
         raise MmxError("the demo shows pictures, which no source of this model reads; give another --model.")
+    pictured(pipeline)
     _check_host(host)
     with _told_to_end(), TemporaryDirectory(prefix="mmx-demo-") as folder, _standing_in(Path(folder)):
         from mmx.demo.page import build
@@ -72,12 +74,16 @@ def _told_to_end() -> Iterator[None]:
     if current_thread() is not main_thread():  # no other may set how signals are answered
         yield
         return
-    before = {number: signal.signal(number, leave) for number in ENDS}
+    # One that is ignored stays so: what nohup starts is to outlive its terminal.
+    before = {number: signal.getsignal(number) for number in ENDS}
+    heard = [number for number, answer in before.items() if answer not in (None, signal.SIG_IGN)]
+    for number in heard:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        for number, answer in before.items():
-            signal.signal(number, answer)
+        for number in heard:
+            signal.signal(number, before[number])
 
 
 def _check_host(host: str) -> None:
@@ -85,7 +91,7 @@ def _check_host(host: str) -> None:
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as place:
             place.bind((host, 0))
-    except OSError:
+    except (OSError, TypeError, UnicodeError):  # the last two: what no name of a machine can be
         raise MmxError(f"{host!r} is no address of this machine; give another --host, such as 127.0.0.1.") from None
 
 

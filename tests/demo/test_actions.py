@@ -1,6 +1,7 @@
 """What the demo does, without a page: sessions, words, heat, parts, and the sentences of what is refused."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -183,6 +184,28 @@ def test_the_last_text_is_looked_into_once_for_each_kind(pipeline, session, phot
     other = actions.looked(pipeline, after, "both")
     assert other.look.by == "both" and other.look.relevance is not None
     assert actions.asked(pipeline, other, "what?").look is None, "another text was said"
+
+
+def test_the_words_of_a_caption_stay_its_own_whatever_is_asked_then(pipeline, session) -> None:
+    said, _ = last(actions.captioned(pipeline, session))
+    then = actions.asked(pipeline, said, "what is this?")
+    assert then.spoken.question == "what is this?"
+    own = actions.looked(pipeline, actions.of_caption(then))
+    assert own.spoken is said.spoken
+    assert [word.text for word in own.look.words] == [word.text for word in actions.looked(pipeline, said).look.words]
+    assert actions.of_caption(said) is said
+    again, _ = last(actions.captioned(pipeline, then))
+    assert actions.of_caption(again).spoken is again.spoken
+
+
+def test_the_source_of_pictures_may_bear_any_name() -> None:
+    photo = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
+    text = SourceConfig(encoder="text", options={"width": 16, "layers": 1, "heads": 2})
+    pipe = Pipeline(tiny_model({"photo": photo, "said": text}, question_to="said"), GenerationConfig(max_new_tokens=4))
+    with TemporaryDirectory() as folder:
+        session = actions.opened(pipe, None, str(draw(Path(folder) / "a.png", 1)))
+    told = actions.asked(pipe, session, "what is it?")
+    assert actions.looked(pipe, told).look.words is not None
 
 
 def test_the_heat_is_that_of_the_look_over_the_picture(pipeline, session) -> None:

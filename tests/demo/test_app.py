@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from threading import Thread
 
@@ -260,21 +261,21 @@ main()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def command(tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], int, Path]]:
-    """`mmx demo` of the bundled model in a process of its own, which starts while other tests run; its port, and where
-    its temporary files lie."""
+def command(tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], Callable[[], str], int, Path]]:
+    """`mmx demo` of the bundled model in a process of its own, which starts while other tests run; the line that it
+    prints, which is waited for; its port, and where its temporary files lie."""
     port, temporary = free_port(), tmp_path_factory.mktemp("temporary")
     facts = {**os.environ, "TMPDIR": str(temporary), "GRADIO_ANALYTICS_ENABLED": "True"}
     words = [sys.executable, "-c", STARTED, str(port)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=facts) as process:
-        yield process, port, temporary
+        yield process, cache(lambda: process.stdout.readline() if process.stdout else ""), port, temporary
         process.kill()
 
 
 @pytest.mark.slow
 def test_two_thousand_captions_leave_no_more_behind_than_a_hundred(command, tmp_path) -> None:
-    process, port, _ = command
-    assert process.stdout.readline()
+    process, line, port, _ = command
+    assert line()
     visitor = Visitor(f"http://127.0.0.1:{port}/")
     photos = [draw(tmp_path / f"{number}.png", number) for number in range(50)]
 
@@ -293,8 +294,8 @@ def test_two_thousand_captions_leave_no_more_behind_than_a_hundred(command, tmp_
 
 
 def test_the_command_prints_its_address_reaches_nobody_and_leaves_nothing(command, tmp_path) -> None:
-    process, port, temporary = command
-    assert process.stdout.readline() == f"http://127.0.0.1:{port}/\n"
+    process, line, port, temporary = command
+    assert line() == f"http://127.0.0.1:{port}/\n"
     text, _ = Visitor(f"http://127.0.0.1:{port}/").caption(draw(tmp_path / "a.png", 1), tokens=24)
     assert len(text.split()) > 2, "the bundled model speaks in words"
     process.terminate()

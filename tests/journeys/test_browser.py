@@ -157,6 +157,8 @@ def test_a_bad_file_is_told_in_one_line(page, scene, tmp_path) -> None:
     playwright.expect(told).to_be_visible()
     whole = page.locator("body").inner_text()
     assert "Traceback" not in whole and "mmx-demo" not in whole
+    playwright.expect(page.locator("#words label")).to_have_count(0)
+    playwright.expect(page.locator("#caption textarea")).to_have_value("")
     page.set_input_files("#picture input[type=file]", str(draw(tmp_path / "good.png", 2)))
     page.wait_for_selector("#words label")
 

@@ -152,6 +152,25 @@ def test_other_options_and_another_command_are_refused(mmx, model, photos, tmp_p
     assert json.loads((tmp_path / "c.jsonl.run.json").read_text())["options"]["num_beams"] == 3
 
 
+def test_other_weights_under_the_same_name_are_refused(mmx, fake, tmp_path) -> None:
+    """Of a published model, which states no hash of its own."""
+    weights, [photo] = tmp_path / "m" / "model.safetensors", write_texts(tmp_path / "in", {"a.jpg": "a"})
+    weights.parent.mkdir()
+    words = ("caption", photo, "--model", weights.parent, "--out", tmp_path / "c.jsonl")
+    weights.write_bytes(b"one")
+    assert mmx(*words).code == mmx(*words).code == 0
+    weights.write_bytes(b"two")
+    assert "was made with weights" in mmx(*words).refused()
+
+
+def test_two_things_wrong_with_one_picture_are_both_told(mmx, fake, tmp_path) -> None:
+    [photo] = write_texts(tmp_path, {"a.jpg": "a"})
+    ran = mmx("ask", photo, "why?", "x" * 70 + "?", "--box", "0,0,1,1")
+    assert ran.errors == ["the question is too long."]
+    [bad] = write_texts(tmp_path, {"b.jpg": "bad"})
+    assert len(mmx("ask", bad, "why?", "how?", "x" * 70).errors) == 2
+
+
 def test_errors_are_tried_again_when_that_is_asked_for(mmx, fake, tmp_path) -> None:
     paths, out = write_texts(tmp_path / "in", {"a.jpg": "a", "b.jpg": "bad", "c.jpg": "c"}), tmp_path / "c.jsonl"
     words = ("caption", tmp_path / "in", "--out", out)
@@ -453,6 +472,14 @@ def test_what_is_listed_by_a_pattern_may_be_lists_and_shards(mmx, fake, tmp_path
     write_texts(tmp_path, {"a.jpg": "a", "l.jsonl": json.dumps({"text": "b"}), "notes.txt": "no"})
     write_shard(tmp_path / "s.tar", {"c.jpg": "c"})
     assert [row["caption"] for row in mmx("caption", tmp_path / "*", "--json").rows] == ["a", "b", "c"]
+
+
+def test_a_pattern_finds_lists_and_shards_in_a_folder_that_was_walked(mmx, fake, tmp_path) -> None:
+    write_texts(tmp_path, {"a.jpg": "a", "b.jpg": "b", "l.jsonl": json.dumps({"text": "l"})})
+    write_shard(tmp_path / "s.tar", {"c.jpg": "c"})
+    for pattern, more in (("*.tar", ["c"]), ("*", ["l", "c"]), ("*.jpg", [])):
+        ran = mmx("caption", tmp_path, tmp_path / pattern, "--json")
+        assert (ran.code, [row["caption"] for row in ran.rows]) == (0, ["a", "b", *more])
 
 
 def test_a_folder_that_was_walked_is_not_walked_again(mmx, fake, tmp_path) -> None:
