@@ -314,7 +314,11 @@ class LoraConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """One training run. A step is one optimizer update of `batch_size` pictures a process times `accumulation`."""
+    """One training run. A step is one optimizer update of `batch_size` pictures a process times `accumulation`.
+
+    `reward_temperature`: that of the captions that data with a `reward` has the model say. Below 1, what it learns from
+    is closer to what it will say; smoothed labels leave half of a sample's words to chance at 1.
+    """
 
     steps: PositiveInt = 1000
     batch_size: PositiveInt = 32
@@ -327,6 +331,7 @@ class TrainingConfig(Frozen):
     betas: tuple[float, float] = (0.9, 0.98)
     clip: float = Field(1.0, gt=0)
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
+    reward_temperature: float = Field(1.0, gt=0)
     source_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     ema: float = Field(0.0, ge=0.0, lt=1.0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

@@ -176,7 +176,8 @@ class Trainer:
         if batch.advantages is None:
             return token_loss(logits, batch.labels, smoothing)
         text = batch.wanted // batch.tokens.shape[-1]
-        return mixed_loss(logits, batch.labels, smoothing, batch.advantages.flatten()[text])
+        advantages, temperature = batch.advantages.flatten()[text], self.options.reward_temperature
+        return mixed_loss(logits, batch.labels, smoothing, advantages, temperature)
 
     def _stop_unless_finite(self, loss: torch.Tensor, norm: Any, batches: Sequence[Batch]) -> None:
         """All ranks agree, before any weight is touched."""

@@ -76,11 +76,14 @@ def token_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing, ignore_index=IGNORED, reduction="sum")
 
 
-def mixed_loss(logits: Tensor, targets: Tensor, smoothing: float, advantages: Tensor) -> Tensor:
+def mixed_loss(
+    logits: Tensor, targets: Tensor, smoothing: float, advantages: Tensor, temperature: float = 1.0
+) -> Tensor:
     """As `token_loss`, where some tokens were said by the model itself: there minus the log-probability times the
-    advantage (Williams 1992, REINFORCE), unsmoothed. advantages: [n], NaN for tokens that people wrote."""
+    advantage (Williams 1992, REINFORCE), unsmoothed, at the temperature that they were drawn with. advantages: [n], NaN
+    for tokens that people wrote."""
     own = ~advantages.isnan()
-    said = F.cross_entropy(logits[own].float(), targets[own], ignore_index=IGNORED, reduction="none")
+    said = F.cross_entropy(logits[own].float() / temperature, targets[own], ignore_index=IGNORED, reduction="none")
     return token_loss(logits[~own], targets[~own], smoothing) + (said * advantages[own]).sum()
 
 

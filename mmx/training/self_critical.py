@@ -42,7 +42,12 @@ class SelfCritic:
         decoder, most = model.config.decoder, config.generation.max_new_tokens
         if decoder.positions == "learned":
             most = min(most, decoder.max_positions + 1 - len(model.tokenizer.prompt(model.prompt())))
-        self.options = GenerationConfig(do_sample=True, num_return_sequences=streams, max_new_tokens=most)
+        self.options = GenerationConfig(
+            do_sample=True,
+            temperature=config.training.reward_temperature,
+            num_return_sequences=streams,
+            max_new_tokens=most,
+        )
         self.heard: list[float] = []  # rewards since they were last asked for
         self.cider = Cider([ended(captions) for data, examples in sets if data.reward for captions in _said(examples)])
 

@@ -67,6 +67,11 @@ def test_mixed_loss_weighs_what_was_said_and_smooths_only_what_people_wrote():
     logprobs = logits.log_softmax(-1)[range(6), targets.clamp(min=0)]
     expected = token_loss(logits[[0, 4]], targets[[0, 4]], 0.1) - 0.5 * logprobs[1] + 2.0 * logprobs[2]
     assert float(mixed_loss(logits, targets, 0.1, advantages)) == pytest.approx(float(expected), rel=1e-5)
+    cool = (logits / 0.5).log_softmax(-1)[range(6), targets.clamp(min=0)]
+    expected = token_loss(logits[[0, 4]], targets[[0, 4]], 0.1) - 0.5 * cool[1] + 2.0 * cool[2]
+    assert float(mixed_loss(logits, targets, 0.1, advantages, temperature=0.5)) == pytest.approx(
+        float(expected), rel=1e-5
+    )
     nobody = torch.full((6,), math.nan)
     assert float(mixed_loss(logits, targets, 0.1, nobody)) == pytest.approx(float(token_loss(logits, targets, 0.1)))
 
