@@ -54,7 +54,7 @@ class Halving:
         self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Done]], error: MmxError
     ) -> list[Done | MmxError]:
         """Rows of which one at least cannot be worked on, each alone."""
-        found = [error] if len(rows) == 1 else [_alone(work, row) for row in rows]
+        found: list[Done | MmxError] = [error] if len(rows) == 1 else [_alone(work, row) for row in rows]
         self.ever = self.ever or not all(isinstance(done, MmxError) for done in found)
         if not self.ever:
             raise error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from random import Random
 from typing import Literal, get_args
@@ -88,8 +88,8 @@ def _colors(said: Sequence[Words]) -> Iterator[Turn]:
             votes[thing].append(colors.pop() if len(colors) == 1 else "several")
     if any(DOGS & set(words) or (_count(words, DOG, DOGS) or 0) > 1 for words in said):
         votes.pop("dog", None)  # which of them?
-    for thing, colors in votes.items():
-        if "several" not in colors and (answer := _agreed(colors, least=min(2, len(colors)))):
+    for thing, told in votes.items():
+        if "several" not in told and (answer := _agreed(told, least=min(2, len(told)))):
             verb = "are" if thing in ("shorts", "pants") else "is"
             yield _turn("color", f"what color {verb} the {thing}?", answer)
 
@@ -119,7 +119,7 @@ def _counts(said: Sequence[Words]) -> Iterator[Turn]:
 
     One is answered only where no caption has more: of people, who are easily left out, most captions may name one.
     """
-    for things, singular, plural in (("dogs", DOG, DOGS), ("people", set(PEOPLE), set(CROWDS))):
+    for things, singular, plural in (("dogs", DOG, DOGS), ("people", frozenset(PEOPLE), frozenset(CROWDS))):
         counts = [_count(words, singular, plural) for words in said]
         votes = [NAMES_OF_NUMBERS.get(count, "") for count in counts if count is not None]
         answer = _agreed(votes, least=2)
@@ -127,7 +127,7 @@ def _counts(said: Sequence[Words]) -> Iterator[Turn]:
             yield _turn("count", f"how many {things} are there?", answer)
 
 
-def _count(words: Words, singular: set[str], plural: set[str]) -> int | None:
+def _count(words: Words, singular: Set[str], plural: Set[str]) -> int | None:
     """How many of a thing a caption tells of; 0 where it cannot be told, None where it tells of none."""
     crowd = bool(MANY & set(words))
     if not any(word in singular or word in plural for word in words):
@@ -218,7 +218,7 @@ def _exists(read: Sequence[Sequence[Words]], rng: Random) -> Iterator[tuple[int,
     spoken = [{word for words in said for word in words} for said in read]
     for thing in sorted(set(THINGS.values())):
         shown = [place for place, counts in enumerate(named) if counts[thing] >= 2]
-        hides = HIDES.get(thing, set())
+        hides = HIDES.get(thing, frozenset())
         absent = [p for p, counts in enumerate(named) if spoken[p] and not counts[thing] and not hides & spoken[p]]
         each = min(len(shown), len(absent))
         question = f"is there {'' if thing in MASSES else 'a '}{thing}?"

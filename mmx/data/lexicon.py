@@ -137,7 +137,7 @@ HIDES = _hiding("""
     boat: sailing sailboat rowing paddling raft rafting ship kayaker canoeing kayaking dock wakeboard wakeboarding
     car: vehicle traffic street race vehicles jeep van bus
 """)
-_UNTOLD = {word for table in (PEOPLE, CROWDS) for word, name in table.items() if name in ("person", "people")}
+_UNTOLD = frozenset(word for table in (PEOPLE, CROWDS) for word, name in table.items() if name in ("person", "people"))
 _SOMEBODY = _UNTOLD | _set("""
     someone group crowd team family couple skater skaters bicyclist bicyclists athlete athletes officer officers police
     soldier soldiers fisherman performer performers motorcyclist dancer dancers climbers surfers spectators they
