@@ -10,7 +10,6 @@ import socket
 import pytest
 import torch
 
-
 LONGEST = ("test_packages.py", "test_sixty_seconds.py", "test_guide.py")
 
 
