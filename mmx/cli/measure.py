@@ -83,11 +83,12 @@ def evaluate_(
 
     BLEU, ROUGE-L and CIDEr of captions, exact match and VQA accuracy of answers,
     beside the exact match of one who does not look and gives each question its
-    most frequent answer; with --information also how many bits a word the picture and the question
-    save, beside the picture of another example and a blank one. With --maps, of
-    scenes, whose boxes are known, how well each kind of map points at what a word
-    is about, and what it costs to hide that; the best layer and heads are chosen
-    on the scenes of the next seed. Written to maps.json.
+    most frequent answer; with --information also how many bits a word the
+    picture and the question save, beside the picture of another example and a
+    blank one. With --maps, of scenes, whose boxes are known, how well each kind
+    of map points at what a word is about, and what it costs to hide that; the
+    best layer and heads are chosen on the scenes of the next seed. Written to
+    maps.json.
     """
     from mmx.config import DataConfig
     from mmx.settings import override_settings
