@@ -170,8 +170,8 @@ def test_figures_of_hiding_by_hand():
 def test_what_cannot_be_measured_is_refused(model):
     with pytest.raises(MmxError, match="0 scenes offer no case"):
         pointing(model, [])
-    with pytest.raises(MmxError, match="65 slots of .* questions cannot be hidden"):
-        hiding(model, [draw_scene(1, 1)], slots=65)
+    with pytest.raises(MmxError, match="101 slots of .* questions cannot be hidden"):
+        hiding(model, [draw_scene(1, 1)], slots=101)
     with pytest.raises(MmxError):
         pointing(Pipeline(tiny_model()), [draw_scene(1, 1)])
 
