@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,12 +125,14 @@ def evaluate(
     bad_limit: float = 0.001,
     stop: Callable[[], bool] = lambda: False,
     information: bool = False,
+    known: Collection[str] = (),
 ) -> Report:
     """Caption and answer all examples; process `rank` of `world` takes every world-th batch, `gather` brings them
     together: batches hold the same examples for any number of processes, so every number comes out the same.
 
     Once `stop` says so no further batch is begun. `information` adds bits a word under several conditions (see above),
-    for three to five more passes over the targets and a second encoding. Raises DataError when more than `bad_limit` of
+    for three to five more passes over the targets and a second encoding. `known` are captions, such as those trained
+    on: how many of what is said are none of them is counted too. Raises DataError when more than `bad_limit` of
     the examples (and more than ten) cannot be read.
     """
     options, found, losses, bad = options or pipeline.generation, [], [], []
@@ -154,7 +156,7 @@ def evaluate(
     unread = [sentence for _, sentence in sorted(item for part in gather([bad]) for item in part)]
     if len(unread) > max(10, bad_limit * len(examples)):
         raise DataError(f"{len(unread)} of {len(examples)} examples cannot be read; the first: {unread[0]}")
-    return Report(_metrics(found, losses), found, unread)
+    return Report(_metrics(found, losses, known), found, unread)
 
 
 def _prepare(pipeline: Pipeline, example: Example) -> dict[str, Any]:
@@ -283,7 +285,7 @@ def _selected(memory: Memory, rows: list[int]) -> Memory:
     return memory if len(rows) == memory.batch else memory.select(rows)
 
 
-def _metrics(judged: Sequence[Judged], losses: Sequence[Loss]) -> dict[str, float]:
+def _metrics(judged: Sequence[Judged], losses: Sequence[Loss], known: Collection[str]) -> dict[str, float]:
     """Every metric that the texts allow: of captions, of answers, of answers by kind."""
     captions: dict[Hashable, Judged] = {item.key: item for item in judged if item.question is None and item.targets}
     answers: dict[Hashable, Judged] = {item.key: item for item in judged if item.question is not None and item.targets}
@@ -293,7 +295,7 @@ def _metrics(judged: Sequence[Judged], losses: Sequence[Loss]) -> dict[str, floa
         metrics["loss"] = math.fsum(loss.nats for loss in losses) / tokens
     if len(captions) > 1:  # CIDEr knows a rare word from a common one by comparing captions
         said = {key: item.said for key, item in captions.items()}
-        metrics |= caption_metrics(said, {key: item.targets for key, item in captions.items()})
+        metrics |= caption_metrics(said, {key: item.targets for key, item in captions.items()}, known)
     if answers:
         metrics |= _answer_metrics(answers)
         kinds = sorted({item.kind for item in answers.values() if item.kind})

@@ -73,6 +73,12 @@ def evaluate_(
     information: Annotated[
         bool, typer.Option("--information", help="Bits a word with and without picture and question; more work.")
     ] = False,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--known", metavar="KEY=VALUE", help="Count novel captions: none of this split, such as split=train."
+        ),
+    ] = None,
     maps: Annotated[
         bool, typer.Option("--maps", help="Of scenes: do the words' maps lie on what they speak of?")
     ] = False,
@@ -85,10 +91,11 @@ def evaluate_(
     beside the exact match of one who does not look and gives each question its
     most frequent answer; with --information also how many bits a word the
     picture and the question save, beside the picture of another example and a
-    blank one. With --maps, of scenes, whose boxes are known, how well each kind
-    of map points at what a word is about, and what it costs to hide that; the
-    best layer and heads are chosen on the scenes of the next seed. Written to
-    maps.json.
+    blank one. With --known split=train, how many captions are novel, which is no
+    caption of that split (of another file: --known path=FILE). With --maps, of
+    scenes, whose boxes are known, how well each kind of map points at what a word
+    is about, and what it costs to hide that; the best layer and heads are chosen
+    on the scenes of the next seed. Written to maps.json.
     """
     from mmx.config import DataConfig
     from mmx.settings import override_settings
@@ -103,16 +110,30 @@ def evaluate_(
     from mmx.evaluation import evaluate
 
     examples = read_examples(config)
+    heard = _heard(config, known) if known else frozenset()
     out.mkdir(parents=True, exist_ok=True)  # before the work, for it may be refused
     pipeline = load_pipeline(model, device)
     options = pipeline.options({"num_beams": beams, "max_new_tokens": max_tokens})
     with progress_bar(len(examples), quiet) as bar:
-        report = evaluate(pipeline, examples, options, batch_size, progress=bar.update, information=information)
+        report = evaluate(
+            pipeline, examples, options, batch_size, progress=bar.update, information=information, known=heard
+        )
     for sentence in report.bad:
         print(one_line(sentence), file=sys.stderr)
     report.save(out)
     print(json.dumps(report.metrics) if as_json else table(report.metrics))
     leave(not report.bad)
+
+
+def _heard(config: DataConfig, changes: list[str]) -> frozenset[str]:
+    """Every caption of the data with these changes, all of it, however little of it is measured."""
+    from mmx.data.examples import captions_of
+    from mmx.data.formats import read_examples
+    from mmx.settings import override_settings
+
+    whole = ["limit=null", "derive_questions=false", "tasks=[caption]"]
+    known = captions_of(read_examples(override_settings(config, whole + changes)))
+    return frozenset(caption for captions in known for caption in captions)
 
 
 def _measure_maps(model: str, config: DataConfig, device: str, out: Path, as_json: bool) -> None:

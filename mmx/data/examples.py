@@ -3,10 +3,11 @@
 All captions of a picture, or all questions about it, are turns of one example: the picture is encoded once for them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmx.errors import MmxError
 from mmx.memory import Box
 
 
@@ -31,3 +32,14 @@ class Example:
     sources: Mapping[str, Any]
     turns: tuple[Turn, ...]
     origin: str = ""
+
+
+def captions_of(examples: Sequence[Example]) -> Iterator[tuple[str, ...]]:
+    """What people said of each example: those that cannot be read, and those without a caption, are passed over."""
+    for index in range(len(examples)):
+        try:
+            turns = examples[index].turns
+        except MmxError:
+            continue
+        if captions := tuple(target for turn in turns if turn.question is None for target in turn.targets):
+            yield captions

@@ -8,7 +8,7 @@ the whole, and needs at least two pictures.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import exp, log, sqrt
 
 from .tokens import ptb_tokens
@@ -21,21 +21,24 @@ MAX_N = 4
 
 
 def caption_metrics(
-    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], known: Iterable[str] = ()
 ) -> dict[str, float]:
     """All caption metrics of predicted sentences, by picture id; tokenized as coco-caption tokenizes.
 
     Beside BLEU-1 to -4, ROUGE-L and CIDEr: `distinct`, the number of captions that differ in their tokens, and
-    `length`, the mean number of tokens. A model that says the same of every picture has a `distinct` of 1.
+    `length`, the mean number of tokens. A model that says the same of every picture has a `distinct` of 1. With known
+    sentences, such as those trained on, also `novel`: the number of captions whose tokens are those of none of them.
     """
     _check_ids(predictions, references)
     candidates = [ptb_tokens(predictions[key]) for key in references]
     targets = [[ptb_tokens(sentence) for sentence in sentences] for sentences in references.values()]
+    heard = {tuple(ptb_tokens(sentence)) for sentence in known}
     return {
         **{f"BLEU-{n}": score for n, score in enumerate(bleu(candidates, targets), start=1)},
         "ROUGE-L": rouge_l(candidates, targets),
         "CIDEr": cider(candidates, targets),
         "distinct": float(len(set(map(tuple, candidates)))),
+        **({"novel": float(sum(tuple(candidate) not in heard for candidate in candidates))} if heard else {}),
         "length": sum(map(len, candidates)) / len(candidates),
     }
 

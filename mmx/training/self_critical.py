@@ -9,7 +9,7 @@ Alphabet: B rows, K streams, T text positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mmx.config import Config, DataConfig, GenerationConfig
 from mmx.data.batches import IGNORED, TEXT_MULTIPLE, WANTED_MULTIPLE, Batch, pad_texts, pick_wanted
-from mmx.data.examples import Example
-from mmx.errors import ConfigError, MmxError
+from mmx.data.examples import Example, captions_of
+from mmx.errors import ConfigError
 from mmx.generation import DecoderStep, generate
 from mmx.generation.outcome import Generated
 from mmx.metrics.captions import Cider
@@ -49,7 +49,9 @@ class SelfCritic:
             max_new_tokens=most,
         )
         self.heard: list[float] = []  # rewards since they were last asked for
-        self.cider = Cider([ended(captions) for data, examples in sets if data.reward for captions in _said(examples)])
+        self.cider = Cider(
+            [ended(captions) for data, examples in sets if data.reward for captions in captions_of(examples)]
+        )
 
     def speak(self, batch: Batch, seed: int) -> Batch:
         """The batch with K sampled captions, and their advantages, in each row that has references."""
@@ -117,14 +119,3 @@ class SelfCritic:
 def ended(captions: Sequence[str]) -> list[list[str]]:
     """People's captions as the model is to say them, tokenized, each with its end."""
     return [[*ptb_tokens(tidy_caption(caption)), END] for caption in captions]
-
-
-def _said(examples: Sequence[Example]) -> Iterator[tuple[str, ...]]:
-    """The captions of each example that can be read."""
-    for index in range(len(examples)):
-        try:
-            turns = examples[index].turns
-        except MmxError:
-            continue
-        if captions := tuple(target for turn in turns if turn.question is None for target in turn.targets):
-            yield captions

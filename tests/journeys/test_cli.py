@@ -327,6 +327,26 @@ def test_eval_prints_a_table_and_writes_what_it_found(mmx, model, tmp_path) -> N
     assert json.loads(mmx(*words, "--out", tmp_path / "found", "--json").out) == metrics
 
 
+def test_eval_counts_captions_that_the_data_trained_on_has_not(mmx, model, photos, tmp_path) -> None:
+    def told(name: str, **turn: object) -> Path:
+        (tmp_path / name).write_text("".join(json.dumps({"image": str(photo), **turn}) + "\n" for photo in photos))
+        return tmp_path / name
+
+    def evaluated(*words: object):
+        return mmx("eval", model, "--data", told("val.jsonl", captions=["a bird"]), "--out", tmp_path, "--json", *words)
+
+    assert "novel" not in evaluated().rows[0]
+    said = [json.loads(line)["said"] for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    for limit in ((), ("limit=3",)):  # of what is measured, not of what is known
+        count = 3 if limit else len(said)
+        for captions in (["a bird"], ["a bird", f"{said[-1]}."]):
+            known = told("train.jsonl", captions=captions)
+            expected = sum(text not in captions and f"{text}." not in captions for text in said[:count])
+            assert evaluated(*limit, "--known", f"path={known}").rows[0]["novel"] == expected
+    asks = told("asks.jsonl", question="is it?", answer="no")
+    assert f"{asks} holds no examples for the tasks caption" in evaluated("--known", f"path={asks}").refused()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

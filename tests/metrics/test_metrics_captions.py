@@ -175,6 +175,14 @@ def test_caption_metrics_tokenizes_counts_and_follows_ids():
     assert same["CIDEr"] < perfect["CIDEr"]
 
 
+def test_a_caption_is_novel_whose_tokens_nobody_said_before():
+    references = {n: ["a dog"] for n in range(4)}
+    said = {0: "a dog runs.", 1: "A dog runs", 2: "a dog", 3: "a dog runs"}
+    assert caption_metrics(said, references, ["A dog runs!", "two cats"])["novel"] == 1.0
+    assert caption_metrics(said, references, ["two cats"])["novel"] == 4.0
+    assert "novel" not in caption_metrics(said, references)
+
+
 @pytest.mark.parametrize(
     ("predictions", "references", "complaint"),
     [
