@@ -172,7 +172,7 @@ def bench(
             metavar="NAME", help="greedy, beams, questions, cache, looking, training, pictures, start; else all."
         ),
     ] = None,
-    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="tiny (as bundled), or base.")] = "tiny",
+    size: Annotated[str, typer.Option("--size", metavar="SIZE", help="tiny (about as bundled), or base.")] = "tiny",
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Counted runs of each.")] = 5,
     dtype: DtypeOption = "float32",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write one JSON object, notes too.")] = None,
