@@ -3,7 +3,7 @@
 import os
 
 import mmx
-from mmx.demo.serve import served, wait
+from mmx.demo.server import served, wait
 
 if __name__ == "__main__":
     with served(mmx.load(), host="0.0.0.0", port=int(os.environ.get("PORT", "7860"))) as address:

@@ -14,18 +14,18 @@ from typing import Any
 __version__ = "0.1.0"
 
 _ADDRESSES = {
-    "load": "mmx.pipeline",
-    "Pipeline": "mmx.pipeline",
-    "Model": "mmx.model",
+    "load": "mmx.inference.pipeline",
+    "Pipeline": "mmx.inference.pipeline",
+    "Model": "mmx.models.model",
     "Memory": "mmx.memory",
     "join": "mmx.memory",
     "Encoder": "mmx.encoders.base",
-    "Features": "mmx.features",
+    "Features": "mmx.nn.features",
     "MmxError": "mmx.errors",
-    "load_image": "mmx.images",
-    "load_sound": "mmx.sounds",
+    "load_image": "mmx.io.images",
+    "load_sound": "mmx.io.audio",
     "train": "mmx.training.loop",
-    "evaluate": "mmx.evaluation",
+    "evaluate": "mmx.evaluation.evaluate",
 }
 
 __all__ = ["__version__", *_ADDRESSES]

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmx.checkpoint import BUNDLED, TOKENIZER
-from mmx.config import DataConfig
+from mmx.config.schema import DataConfig
 from mmx.data.examples import Example, Turn
 from mmx.data.formats import read_examples
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import draw_scene
-from mmx.prompts import caption_prompt, question_prompt, tidy_caption
-from mmx.tokenizer import Tokenizer
+from mmx.models.checkpoint import BUNDLED, TOKENIZER
+from mmx.text.prompts import caption_prompt, question_prompt, tidy_caption
+from mmx.text.tokenizer import Tokenizer
 
 WIDTH = 26  # tokens of the longest text that is kept whole: prompt, target and end
 SCENES = ((1, ()), (3, ("color", "size", "relation", "position")))  # seed, kinds of questions (none: all, and captions)

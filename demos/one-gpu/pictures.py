@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmx.checkpoint import BUNDLED, TOKENIZER
 from mmx.data.scenes import draw_scene, picture
+from mmx.evaluation.metrics.ptb_tokenizer import ptb_tokens
 from mmx.memory import Memory, Segment
-from mmx.metrics.tokens import ptb_tokens
-from mmx.tokenizer import Tokenizer
+from mmx.models.checkpoint import BUNDLED, TOKENIZER
+from mmx.text.tokenizer import Tokenizer
 
 MEAN, STD = (0.45, 0.45, 0.42), (0.28, 0.27, 0.29)
 NAMED_OFTEN = 15  # pictures of which a word must be said, to be among those that are named

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from pictures import MEAN, STD, Data, normal, resized, views
 from torch import Tensor, nn
 
-from mmx.checkpoint import load_model, save_model
-from mmx.config import GenerationConfig, ModelConfig
+from mmx.config.loader import parse_settings
+from mmx.config.schema import GenerationConfig, ModelConfig
 from mmx.memory import Memory
-from mmx.model import Model
-from mmx.settings import parse_settings
+from mmx.models.checkpoint import load_model, save_model
+from mmx.models.model import Model
 
 WANTED = 0.33  # room for places to learn from, as a share of B * K * T
 SETS = ("photos", "easy", "scenes")

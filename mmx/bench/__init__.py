@@ -9,15 +9,15 @@ from typing import Any, get_args
 
 import torch
 
-from mmx.bench.caching import cache
+from mmx.bench.attention_maps import looking
+from mmx.bench.cache import cache
 from mmx.bench.decoding import beams, greedy, questions
-from mmx.bench.looking import looking
-from mmx.bench.pictures import pictures, start
-from mmx.bench.references import SHAPES, Setting
+from mmx.bench.hf_references import SHAPES, Setting
+from mmx.bench.images import pictures, start
 from mmx.bench.timing import Figure
 from mmx.bench.training import training
-from mmx.config import Precision
-from mmx.encoders.pretrained.upstream import quietly
+from mmx.config.schema import Precision
+from mmx.encoders.pretrained.hf_models import quietly
 from mmx.errors import MmxError, suggest
 
 __all__ = ["SIZES", "WORKLOADS", "Figure", "machine", "run"]

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from mmx.bench.references import QUESTIONS, Pair, Setting, build_pair
+from mmx.bench.hf_references import QUESTIONS, Pair, Setting, build_pair
 from mmx.bench.timing import Figure, Runs, alternate, compare
-from mmx.config import GenerationConfig
+from mmx.config.schema import GenerationConfig
 from mmx.generation import DecoderStep, generate
 from mmx.memory import Memory
-from mmx.model import Model
-from mmx.packing import LEAST
-from mmx.sources import SourceBatch
+from mmx.models.model import Model
+from mmx.models.source import SourceBatch
+from mmx.nn.prepack import LEAST
 
 TOKENS, ANSWER, BEAMS = 20, 10, 5
 BATCHES = (1, 8)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from mmx.bench.references import Pair, Setting, build_pair
+from mmx.bench.hf_references import Pair, Setting, build_pair
 from mmx.bench.timing import Figure, alternate, compare
-from mmx.config import TrainingConfig
-from mmx.data.batches import pad_texts
-from mmx.sources import SourceBatch
+from mmx.config.schema import TrainingConfig
+from mmx.data.batching import pad_texts
+from mmx.models.source import SourceBatch
 from mmx.training.optim import build_optimizer, token_loss
 
 CAPTIONS, LENGTH = 5, 12

@@ -1,8 +1,4 @@
-"""The command line: parse, one call, print. Heavy imports stand inside the commands, so that help is instant.
+"""Command-line interface. Heavy imports stay inside the commands, so `mmx --help` does not import torch.
 
-Exit codes: 0 all well; 1 some items failed, named one a line on stderr; 2 wrong usage or configuration, one sentence.
+Exit codes: 0 success; 1 some items failed (one line each on stderr); 2 usage or configuration error (one sentence).
 """
-
-from mmx.cli.main import main
-
-__all__ = ["main"]

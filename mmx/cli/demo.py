@@ -25,7 +25,7 @@ def demo(
     Prints the address, and serves until it is interrupted. Nothing leaves this machine.
     """
     pipeline = load_pipeline(model, device)
-    from mmx.demo.serve import served, wait
+    from mmx.demo.server import served, wait
 
     with served(pipeline, host, port) as address:
         print(address, flush=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmx.errors import MmxError
-from mmx.journal import files_of
+from mmx.io.results_file import files_of
 
 if TYPE_CHECKING:
-    from mmx.pipeline import Pipeline
+    from mmx.inference.pipeline import Pipeline
 
 WRITTEN = ("image", "audio", "text")  # modalities whose inputs are written as texts: paths, or the text itself
 Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
@@ -97,7 +97,7 @@ def inputs_named(text: str, pipeline: Pipeline) -> Inputs | None:
 
 def spelled(path: str) -> str:
     """A path as rows have it, without "./" and doubled slashes; an address as it was typed."""
-    from mmx.data.fields import is_address
+    from mmx.data.json_fields import is_address
 
     return path if is_address(path) and not os.path.exists(path) else str(Path(path))
 
@@ -109,7 +109,7 @@ def spoken_name(inputs: Inputs) -> str:
 
 def find_source(path: str, pipeline: Pipeline) -> str:
     """The source that a path is for. Raises MmxError where it could be several."""
-    from mmx.sources import source_of
+    from mmx.models.source import source_of
 
     return source_of(pipeline.model.encoders, path)
 
@@ -119,8 +119,8 @@ def find_source(path: str, pipeline: Pipeline) -> str:
 
 def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[Given | str]:
     """The paths that words stand for, folders walked and patterns matched; what is no path is an input already."""
-    from mmx.data.fields import is_address
-    from mmx.files import find_files, is_pattern
+    from mmx.data.json_fields import is_address
+    from mmx.io.files import find_files, is_pattern
 
     walked: list[str] = []
     own = files_of(out)
@@ -147,7 +147,7 @@ def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iter
 def _is_wanted(pipeline: Pipeline, walked: tuple[str, ...] | None, own: Sequence[Path], path: str) -> bool:
     """A folder is walked for what the model reads; a pattern (given what was `walked` before it) may mean lists and
     shards as well."""
-    from mmx.files import was_walked
+    from mmx.io.files import was_walked
 
     if walked is None or not (_is_manifest(path, pipeline) or _is_shard(path, pipeline)):
         found_before = walked is not None and was_walked(Path(path).parent, walked)
@@ -177,7 +177,7 @@ def _is_manifest(path: str, pipeline: Pipeline) -> bool:
 
 
 def _is_shard(path: str, pipeline: Pipeline) -> bool:
-    from mmx.shards import is_shard
+    from mmx.io.tar import is_shard
 
     return is_shard(path) and os.path.isfile(path) and not pipeline.accepts(path)
 
@@ -206,7 +206,7 @@ def _some(inputs: Iterator[Given], path: str, nothing: str) -> Iterator[Given]:
 
 
 def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
-    """The inputs of a manifest, JSON lines as `mmx.data.fields` reads them; a wrong line is an error of its own."""
+    """The inputs of a manifest, JSON lines as `mmx.data.json_fields` reads them; a wrong line is an error of its own."""
     try:
         base = Path(path).parent
         with open(path, encoding="utf-8-sig", errors="replace") as file:
@@ -219,9 +219,9 @@ def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
 
 def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
     """The sources of a line, with paths from the manifest's folder; the rest is kept, but not what is asked."""
-    from mmx.data.fields import parse_line
     from mmx.data.formats import TURN_FIELDS
-    from mmx.journal import IDS, RESULTS
+    from mmx.data.json_fields import parse_line
+    from mmx.io.results_file import IDS, RESULTS
 
     try:
         line = parse_line(where, text)
@@ -236,7 +236,7 @@ def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
 
 def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline) -> dict[str, Any]:
     """The inputs of a line, with paths from the manifest's folder. Raises MmxError, naming where, for what is none."""
-    from mmx.data.fields import located
+    from mmx.data.json_fields import located
 
     encoders = pipeline.model.encoders
     sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
@@ -256,11 +256,11 @@ def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline
 def _members(path: str, pipeline: Pipeline) -> Iterator[Given]:
     """The members of a shard that a source reads, as bytes under the name of shard and member. What is too large for
     its source, the source's own door refuses."""
-    from mmx import images, sounds
-    from mmx.shards import read_shard
+    from mmx.io import audio, images
+    from mmx.io.tar import read_shard
 
     heard = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
-    for member in read_shard(path, pipeline.accepts, sounds.MAX_BYTES if heard else images.MAX_BYTES):
+    for member in read_shard(path, pipeline.accepts, audio.MAX_BYTES if heard else images.MAX_BYTES):
         name = f"{path}/{member.name}" if member.name else path
         found = _file(name, pipeline)
         if isinstance(member.data, bytes) and not isinstance(found.inputs, MmxError):

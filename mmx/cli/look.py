@@ -12,10 +12,10 @@ from mmx.cli.inputs import inputs_named
 from mmx.cli.options import BeamsOption, BoxOption, DeviceOption, JsonOption, ModelOption, TokensOption, load_pipeline
 from mmx.cli.speak import AlsoOption, by_source, parse_also, parse_box
 from mmx.errors import MmxError
-from mmx.output import one_line
+from mmx.io.console import one_line
 
 if TYPE_CHECKING:
-    from mmx.inspection.look import Look
+    from mmx.interpret.look import Look
 
 
 def look(
@@ -45,7 +45,7 @@ def look(
     Bits: what looking at the input saved of the word's surprise. Spread: the mean entropy of the attention, as a share
     of the largest there can be; 1 is the plain average of everything.
     """
-    from mmx.inspection.look import By, check_suffix
+    from mmx.interpret.look import By, check_suffix
 
     check_suffix(out)
     if by not in (known := get_args(By)):

@@ -24,11 +24,11 @@ from mmx.cli.options import (
     load_pipeline,
 )
 from mmx.errors import MmxError
-from mmx.output import one_line, progress_bar, table, write_json
+from mmx.io.console import one_line, progress_bar, table, write_json
 
 if TYPE_CHECKING:
     from mmx.bench import Figure
-    from mmx.config import DataConfig
+    from mmx.config.schema import DataConfig
 
 
 WORKLOADS = ("greedy", "beams", "questions", "cache", "looking", "training", "pictures", "start")  # of mmx.bench
@@ -46,8 +46,8 @@ def train(
 
     On several GPUs: accelerate launch -m mmx train CONFIG [KEY=VALUE...]
     """
-    from mmx.config import Config
-    from mmx.settings import read_settings
+    from mmx.config.loader import read_settings
+    from mmx.config.schema import Config
 
     settings = read_settings(config, Config, changes or [])
     from mmx.training.loop import train as run  # only now: a mistake in the file is told before torch is imported
@@ -97,8 +97,8 @@ def evaluate_(
     is about, and what it costs to hide that; the best layer and heads are chosen
     on the scenes of the next seed. Written to maps.json.
     """
-    from mmx.config import DataConfig
-    from mmx.settings import override_settings
+    from mmx.config.loader import override_settings
+    from mmx.config.schema import DataConfig
 
     config = override_settings(DataConfig(path=data), changes or [])
     if maps:
@@ -107,7 +107,7 @@ def evaluate_(
         _measure_maps(model, config, device, out, as_json)
         return
     from mmx.data.formats import read_examples
-    from mmx.evaluation import evaluate
+    from mmx.evaluation.evaluate import evaluate
 
     examples = read_examples(config)
     heard = _heard(config, known) if known else frozenset()
@@ -127,9 +127,9 @@ def evaluate_(
 
 def _heard(config: DataConfig, changes: list[str]) -> frozenset[str]:
     """Every caption of the data with these changes, all of it, however little of it is measured."""
+    from mmx.config.loader import override_settings
     from mmx.data.examples import captions_of
     from mmx.data.formats import read_examples
-    from mmx.settings import override_settings
 
     whole = ["limit=null", "derive_questions=false", "tasks=[caption]"]
     known = captions_of(read_examples(override_settings(config, whole + changes)))
@@ -138,7 +138,8 @@ def _heard(config: DataConfig, changes: list[str]) -> frozenset[str]:
 
 def _measure_maps(model: str, config: DataConfig, device: str, out: Path, as_json: bool) -> None:
     from mmx.data.scenes import draw_scene
-    from mmx.faithfulness import hiding, pointing
+    from mmx.evaluation.deletion import hiding
+    from mmx.evaluation.pointing_game import pointing
 
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load_pipeline(model, device)

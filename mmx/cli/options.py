@@ -12,7 +12,7 @@ import typer
 from mmx.errors import MmxError
 
 if TYPE_CHECKING:
-    from mmx.pipeline import Pipeline
+    from mmx.inference.pipeline import Pipeline
 
 _MODEL_HELP = "A checkpoint folder, or a published model's folder or public name; else the bundled model."
 _BEAMS_HELP = "Beams; else the model's own number."
@@ -41,19 +41,19 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 def load_pipeline(model: str | None, device: str, dtype: str = "float32") -> Pipeline:
     """The model on its device; a device or a type that is not there is refused."""
-    from mmx.config import Precision
+    from mmx.config.schema import Precision
 
     if dtype not in (known := get_args(Precision)):
         raise MmxError(f"--dtype was given {dtype!r}; expected one of {', '.join(known)}.")
     check_device(device)
-    from mmx.pipeline import load
+    from mmx.inference.pipeline import load
 
     return load(model, device, dtype)  # type: ignore[arg-type]
 
 
 def made_by(command: str, model: str | None, dtype: str, options: Any, **more: Any) -> dict[str, Any]:
     """What rows of one file have in common: the command, the model with what its weights are known by, the options."""
-    from mmx.checkpoint import BUNDLED, PROVENANCE, load_provenance
+    from mmx.models.checkpoint import BUNDLED, PROVENANCE, load_provenance
 
     folder = Path(BUNDLED if model is None else model)
     known = (folder / PROVENANCE).is_file()

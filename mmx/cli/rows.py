@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mmx.cli.inputs import Given, Inputs
 from mmx.errors import MmxError
-from mmx.journal import Journal, number_of
-from mmx.output import Row, passed_over, result_row
+from mmx.io.console import Row, passed_over, result_row
+from mmx.io.results_file import Journal, number_of
 
 if TYPE_CHECKING:
-    from mmx.pipeline import Pipeline
+    from mmx.inference.pipeline import Pipeline
 
 
 class HasFacts(Protocol):

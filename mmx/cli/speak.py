@@ -43,12 +43,12 @@ from mmx.cli.options import (
 )
 from mmx.cli.rows import caption_rows, remaining
 from mmx.errors import MmxError
-from mmx.journal import IDS, row_key
-from mmx.output import Row, column, count_for, deliver, one_line, progress_bar, result_row, results
+from mmx.io.console import Row, column, count_for, deliver, one_line, progress_bar, result_row, results
+from mmx.io.results_file import IDS, row_key
 
 if TYPE_CHECKING:
+    from mmx.inference.pipeline import Pipeline
     from mmx.memory import Box
-    from mmx.pipeline import Pipeline
 
 AlsoOption = Annotated[
     list[str] | None,
@@ -198,8 +198,8 @@ def _told(
     if data is not None:
         if also:
             raise MmxError("--also goes with a picture; in the lines of --data, name each source beside the image.")
-        from mmx.data.fields import read_lines
         from mmx.data.formats import read_asked
+        from mmx.data.json_fields import read_lines
 
         lines = ({name: line[name] for name in IDS if name in line} for _, line in read_lines(data))
         return [

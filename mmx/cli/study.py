@@ -11,7 +11,7 @@ import typer
 
 from mmx.cli.options import JsonOption, QuietOption
 from mmx.errors import MmxError, suggest
-from mmx.output import progress_bar, write_json
+from mmx.io.console import progress_bar, write_json
 
 if TYPE_CHECKING:
     from mmx.studies.positions import PositionReport

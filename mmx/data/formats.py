@@ -13,10 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
-from mmx.config import DataConfig
-from mmx.data.derived import derive_questions
+from mmx.config.schema import DataConfig
+from mmx.data.derived_questions import derive_questions
 from mmx.data.examples import Example, Turn
-from mmx.data.fields import field, load_json, located, optional, read_box, read_lines, single_spaced, texts
+from mmx.data.json_fields import field, load_json, located, optional, read_box, read_lines, single_spaced, texts
 from mmx.data.scene_texts import Kind, captions, pointed_questions, questions
 from mmx.data.scenes import MOST_OBJECTS, draw_scene, picture
 from mmx.errors import DataError, suggest

@@ -1,5 +1,5 @@
 """The words that photographs of everyday life are captioned with (Flickr8k, Flickr30k, COCO), in English: each spelling
-to the name that questions and answers use. For `mmx.data.derived`."""
+to the name that questions and answers use. For `mmx.data.derived_questions`."""
 
 from __future__ import annotations
 

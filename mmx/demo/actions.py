@@ -14,17 +14,17 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from mmx.demo.part import to_draw_on
+from mmx.demo.region import to_draw_on
 from mmx.encoders.registry import Description
 from mmx.errors import MmxError
-from mmx.files import Refusal, read_file
-from mmx.images import MAX_BYTES, load_image
-from mmx.inspection.look import By, Look
-from mmx.inspection.sheet import over, worth
+from mmx.inference.pipeline import Pipeline, Ranked
+from mmx.interpret.look import By, Look
+from mmx.interpret.render import over, worth
+from mmx.io.console import one_line
+from mmx.io.files import Refusal, read_file
+from mmx.io.images import MAX_BYTES, load_image
 from mmx.memory import Box, Memory
-from mmx.output import one_line
-from mmx.pipeline import Pipeline, Ranked
-from mmx.sources import source_of
+from mmx.models.source import source_of
 
 MOST_TURNS = 50  # of a conversation; older ones are forgotten
 MOST_OFFERED, MOST_SAMPLES, MOST_BEAMS, MOST_TOKENS = 32, 8, 10, 256  # what one visitor may ask for at a time

@@ -19,10 +19,10 @@ from gradio.utils import get_upload_folder
 
 from mmx.demo import actions
 from mmx.demo.actions import Session
-from mmx.demo.part import WHOLE, box_between, box_of, framed
+from mmx.demo.region import WHOLE, box_between, box_of, framed
 from mmx.errors import MmxError
-from mmx.output import one_line
-from mmx.pipeline import Pipeline
+from mmx.inference.pipeline import Pipeline
+from mmx.io.console import one_line
 
 Outputs = tuple[Any, ...]
 Box4 = tuple[Any, Any, Any, Any]
@@ -238,7 +238,7 @@ def bars(session: Session | None) -> Outputs:
 @cache
 def encoders() -> list[dict[str, str]]:
     """The survey of all encoders; once, for it starts a process that imports every plugin."""
-    from mmx.encoders.survey import survey
+    from mmx.encoders.discovery import survey
 
     return actions.encoder_rows(survey())
 

@@ -17,9 +17,9 @@ import gradio as gr
 from mmx.demo import events
 from mmx.demo.actions import MOST_TOKENS
 from mmx.demo.events import Events, told, told_growing
-from mmx.demo.part import WHOLE
-from mmx.inspection.look import By
-from mmx.pipeline import Pipeline
+from mmx.demo.region import WHOLE
+from mmx.inference.pipeline import Pipeline
+from mmx.interpret.look import By
 
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "preprocess": False}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmx.config import Frozen
+from mmx.config.schema import Frozen
 from mmx.errors import EncoderError
-from mmx.features import Features
+from mmx.nn.features import Features
 
 __all__ = ["Encoder", "Features"]
 

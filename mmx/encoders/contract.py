@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmx.encoders.base import Encoder
 from mmx.errors import EncoderError, MmxError
-from mmx.features import Features
+from mmx.nn.features import Features
 
 Prepared = dict[str, Tensor]
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmx.config import Frozen
+from mmx.config.schema import Frozen
 from mmx.encoders.base import Encoder, Features
 from mmx.errors import EncoderError
-from mmx.images import SUFFIXES, load_image, middle_square
+from mmx.io.images import SUFFIXES, load_image, middle_square
 
 # Arguments of timm's create_model that other options decide, or that would read a file which does not travel along.
 DECIDED = {"img_size", "num_classes", "in_chans", "features_only", "out_indices", "checkpoint_path"}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmx.config import TransformerConfig
+from mmx.config.schema import TransformerConfig
 from mmx.encoders.base import Encoder, Features
-from mmx.layers import (
+from mmx.nn.layers import (
     SelfAttention,
     TokenEmbedding,
     build_feed_forward,
@@ -20,7 +20,7 @@ from mmx.layers import (
     initialise,
     real_positions,
 )
-from mmx.tokenizer import Tokenizer
+from mmx.text.tokenizer import Tokenizer
 
 
 class TextEncoder(Encoder):

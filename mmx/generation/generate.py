@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmx.config import GenerationConfig
-from mmx.generation.beams import beam_search
-from mmx.generation.outcome import Generated
-from mmx.generation.rules import REFUSED, Rule, Stop, build_rules, end_at_dead_ends
-from mmx.generation.step import Step
+from mmx.config.schema import GenerationConfig
+from mmx.generation.beam_search import beam_search
+from mmx.generation.decode_step import Step
+from mmx.generation.logits_processors import REFUSED, Rule, Stop, build_rules, end_at_dead_ends
+from mmx.generation.outputs import Generated
 
 __all__ = ["Generated", "Stop", "generate", "stream"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmx.generation.step import Step
+from mmx.generation.decode_step import Step
 
 
 def guided(seeing: Tensor, blind: Tensor, scale: float) -> Tensor:

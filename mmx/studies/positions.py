@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from mmx.studies.texts import LONGEST, Pair, arrangements, ordering, parted
-from mmx.studies.trial import run_trial
+from mmx.studies.experiment import run_trial
+from mmx.studies.synthetic_text import LONGEST, Pair, arrangements, ordering, parted
 
 SCHEMES = ("none", "learned", "sinusoidal", "relative")
 STEPS, SEED, TEXTS, HELD = 300, 0, 4000, 200

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from mmx.model import Model
-from mmx.studies.texts import Pair, copying, parted
-from mmx.studies.trial import SOURCE, Trial, run_trial, share_in_place, words_of
+from mmx.models.model import Model
+from mmx.studies.experiment import SOURCE, Trial, run_trial, share_in_place, words_of
+from mmx.studies.synthetic_text import Pair, copying, parted
 
 KINDS = ("none", "layers", "all")
 STEPS, SEED, TEXTS, HELD = 400, 0, 6000, 200

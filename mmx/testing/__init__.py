@@ -7,6 +7,6 @@
 """
 
 from mmx.testing.conformance import Result, check_encoder, encoder_checks
-from mmx.testing.stand_ins import ToyEncoder, tiny_model, toy_tokenizer
+from mmx.testing.toys import ToyEncoder, tiny_model, toy_tokenizer
 
 __all__ = ["Result", "ToyEncoder", "check_encoder", "encoder_checks", "tiny_model", "toy_tokenizer"]

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmx.checkpoint import once
+from mmx.config.loader import parse_settings
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate
 from mmx.errors import ConfigError
-from mmx.settings import parse_settings
-from mmx.testing.subject import Subject, apart, equal, rebuilt_options, unlike, visible
-from mmx.testing.surroundings import effects_of_import, process_state, roll_all_dice
+from mmx.models.checkpoint import once
+from mmx.testing.encoder_under_test import Subject, apart, equal, rebuilt_options, unlike, visible
+from mmx.testing.process_state import effects_of_import, process_state, roll_all_dice
 
 CLOSE = 1e-3  # kernels add up in another order when the batch has another size
 BFLOAT16 = 0.1  # of 8 bits of mantissa, after some layers; the median over slots
@@ -303,7 +303,7 @@ def device(subject: Subject) -> None:
 
 CHECKS = (
     Check("options", options, "a slip of the finger in a configuration must be told, and a checkpoint must rebuild.",
-          "derive Options from mmx.config.Frozen, and let self.options hold all that __init__ needs."),
+          "derive Options from mmx.config.schema.Frozen, and let self.options hold all that __init__ needs."),
     Check("prepare", preparing, "a picture seen twice is the same picture, and workers return plain tensors.",
           "return a dict of CPU tensors; draw nothing at random in prepare."),
     Check("worker", worker, "inputs are prepared in other processes while the model works.",

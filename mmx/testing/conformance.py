@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import SkipTest
 
+from mmx.config.loader import parse_settings
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import in_a_line
 from mmx.encoders.registry import check_class, resolve
 from mmx.errors import EncoderError, MmxError, suggest
-from mmx.settings import parse_settings
 from mmx.testing.checks import CHECKS, Broken, Check, Skipped
-from mmx.testing.subject import Subject, samples_of
-from mmx.testing.surroundings import surroundings_kept
+from mmx.testing.encoder_under_test import Subject, samples_of
+from mmx.testing.process_state import surroundings_kept
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmx.config import Config, LoraConfig, PartConfig, TrainingConfig
+from mmx.config.schema import Config, LoraConfig, PartConfig, TrainingConfig
 from mmx.errors import ConfigError
-from mmx.importers.language import is_new
-from mmx.model import Model
+from mmx.hub.language_model import is_new
+from mmx.models.model import Model
 from mmx.training.optim import MovingAverage
 
 BLOCKS, ADAPTER = "decoder.blocks", "default"

@@ -23,26 +23,26 @@ from accelerate.utils import broadcast, gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmx.checkpoint import TOKENIZER, load_generation, load_model
-from mmx.config import Config, DataConfig, GenerationConfig
-from mmx.data.batches import IGNORED, Batch, Positions, TrainingSet
+from mmx.config.loader import dump_settings
+from mmx.config.schema import Config, DataConfig, GenerationConfig
+from mmx.data.batching import IGNORED, Batch, Positions, TrainingSet
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.errors import ConfigError, MmxError, TrainingError, suggest
-from mmx.evaluation import evaluate
-from mmx.files import replacing
-from mmx.importers.language import build_from_language_model
-from mmx.model import Model, mount
-from mmx.pipeline import Pipeline
-from mmx.prompts import tidy_caption, tidy_question
-from mmx.settings import dump_settings
-from mmx.tokenizer import Tokenizer
+from mmx.evaluation.evaluate import evaluate
+from mmx.hub.language_model import build_from_language_model
+from mmx.inference.pipeline import Pipeline
+from mmx.io.files import replacing
+from mmx.models.checkpoint import TOKENIZER, load_generation, load_model
+from mmx.models.model import Model, mount
+from mmx.text.prompts import tidy_caption, tidy_question
+from mmx.text.tokenizer import Tokenizer
 from mmx.training.adapters import prepare_parts
-from mmx.training.devices import start_processes
+from mmx.training.distributed import start_processes
 from mmx.training.optim import MovingAverage, build_optimizer, learning_rate, mixed_loss, set_mode, token_loss
-from mmx.training.self_critical import SelfCritic
+from mmx.training.scst import SelfCritic
+from mmx.training.sigterm import StopSign
 from mmx.training.state import Progress, load_state, newest, save_state
-from mmx.training.stop import StopSign
 
 TOKENIZER_SAMPLE = 20_000
 REPORT = "metrics.jsonl"

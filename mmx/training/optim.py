@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mmx.config import PartConfig, TrainingConfig
-from mmx.data.batches import IGNORED
+from mmx.config.schema import PartConfig, TrainingConfig
+from mmx.data.batching import IGNORED
 from mmx.errors import ConfigError, suggest
 
 

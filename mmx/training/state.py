@@ -2,7 +2,7 @@
 
     runs/NAME/config.yaml            the resolved configuration of the run
     runs/NAME/metrics.jsonl          a line for each report
-    runs/NAME/steps/000500/          a checkpoint folder (mmx.checkpoint), and in it training/: optimizer, raw weights
+    runs/NAME/steps/000500/          a checkpoint folder (mmx.models.checkpoint), and in it training/: optimizer, raw weights
     runs/NAME/last -> steps/000500   the newest complete one
     runs/NAME/best -> steps/000300   the best by `training.monitor`
 
@@ -24,10 +24,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmx.checkpoint import WEIGHTS, fill, once, read_tensors, write_folder, write_model
-from mmx.config import Config
+from mmx.config.schema import Config
 from mmx.errors import CheckpointError
-from mmx.model import Model
+from mmx.models.checkpoint import WEIGHTS, fill, once, read_tensors, write_folder, write_model
+from mmx.models.model import Model
 from mmx.training.adapters import averaged_adapters, plain
 from mmx.training.optim import MovingAverage
 

@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from mmx import cli
 from mmx.bench import SIZES, WORKLOADS, Figure, machine, run
 from mmx.bench.decoding import _greedy_runs, bandwidth, bytes_read, questions
-from mmx.bench.references import QUESTIONS, SHAPES, Setting, build_pair
+from mmx.bench.hf_references import QUESTIONS, SHAPES, Setting, build_pair
 from mmx.bench.table import HEADER, line, notes
 from mmx.bench.timing import STATM, ResidentMemory, Runs, Spread, alternate, compare
-from mmx.encoders.pretrained.upstream import quietly
+from mmx.cli import app as cli
+from mmx.encoders.pretrained.hf_models import quietly
 from mmx.errors import MmxError
 
 FIGURES = {

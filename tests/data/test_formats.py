@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmx.config import DataConfig
+from mmx.config.schema import DataConfig
 from mmx.data.examples import Turn
-from mmx.data.fields import located, read_lines
 from mmx.data.formats import read_examples, sniff
+from mmx.data.json_fields import located, read_lines
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import draw_scene
 from mmx.errors import DataError

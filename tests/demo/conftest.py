@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmx.config import GenerationConfig, SourceConfig
-from mmx.pipeline import Pipeline
+from mmx.config.schema import GenerationConfig, SourceConfig
+from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
 
 
@@ -21,7 +21,7 @@ def address(tiny) -> Iterator[str]:
     """Where the demo of the tiny model is served."""
     from demo_cases import free_port
 
-    from mmx.demo.serve import served
+    from mmx.demo.server import served
 
     with served(tiny, port=free_port()) as address:
         yield address

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmx.config import GenerationConfig, SourceConfig
+from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.demo import actions
-from mmx.demo.part import LONGEST, SHORTEST, box_between, box_of, framed, to_draw_on
+from mmx.demo.region import LONGEST, SHORTEST, box_between, box_of, framed, to_draw_on
 from mmx.encoders.registry import Description, Entry
 from mmx.errors import ConfigError, MmxError
-from mmx.inspection.sheet import over
-from mmx.inspection.spotlight import relative_entropy
+from mmx.inference.pipeline import Pipeline
+from mmx.interpret.attention_stats import relative_entropy
+from mmx.interpret.render import over
 from mmx.memory import check_box
-from mmx.pipeline import Pipeline
 from mmx.testing import tiny_model
 
 SIDES = st.floats(0, 1, allow_nan=False)

@@ -20,10 +20,10 @@ from PIL import Image
 
 import mmx
 from mmx.demo import actions, events
-from mmx.demo.serve import served
+from mmx.demo.server import served
 from mmx.encoders.registry import Description, Entry
 from mmx.errors import MmxError
-from mmx.pipeline import Pipeline
+from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
 
 
@@ -93,7 +93,7 @@ def test_look_and_word_follow_the_last_text(visitor, tiny, photo) -> None:
 
 def test_encoders_are_told_as_plain_rows(visitor, monkeypatch) -> None:
     found = [Description(Entry("toy", "toys:Toy", "toy-box", "1.2"), "text", {"size": 3})]
-    monkeypatch.setattr("mmx.encoders.survey.survey", lambda: found)
+    monkeypatch.setattr("mmx.encoders.discovery.survey", lambda: found)
     events.encoders.cache_clear()
     [row] = visitor.client.predict(api_name="/encoders")
     assert row == actions.encoder_rows(found)[0] and row["address"] == "toys:Toy"

@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 
-from mmx.config import SourceConfig
+from mmx.config.schema import SourceConfig
 from mmx.encoders.base import Encoder, Features
 from mmx.encoders.contract import check_features, encode, prepare
 from mmx.errors import EncoderError
-from mmx.model import SourceBatch
-from mmx.sources import build_encoder
+from mmx.models.model import SourceBatch
+from mmx.models.source import build_encoder
 from mmx.testing import ToyEncoder, tiny_model, toy_tokenizer
 
 B, S, F = 2, 6, 8

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmx.checkpoint import load_model, save_model
-from mmx.config import SourceConfig
+from mmx.config.schema import SourceConfig
 from mmx.encoders.contract import check_features
 from mmx.encoders.image import ImageEncoder
 from mmx.errors import ConfigError, EncoderError, ImageError
+from mmx.models.checkpoint import load_model, save_model
 from mmx.testing import tiny_model
 
 SMALL = {"embed_dim": 24, "depth": 1, "num_heads": 2}

@@ -18,13 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmx.checkpoint import load_model, once, save_model
-from mmx.config import ProjectionConfig, SourceConfig
+from mmx.config.loader import dump_settings, parse_settings
+from mmx.config.schema import ProjectionConfig, SourceConfig
 from mmx.encoders.contract import check_features
 from mmx.encoders.pretrained import FAMILIES, TOWERS, PretrainedEncoder
 from mmx.errors import ConfigError, EncoderError, ImageError, SoundError
-from mmx.images import load_image
-from mmx.settings import dump_settings, parse_settings
+from mmx.io.images import load_image
+from mmx.models.checkpoint import load_model, once, save_model
 from mmx.testing import tiny_model
 from mmx.testing.conformance import check_encoder
 

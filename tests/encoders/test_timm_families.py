@@ -19,7 +19,7 @@ from torch import nn
 from mmx.encoders.contract import check_features
 from mmx.encoders.image import ImageEncoder
 from mmx.errors import EncoderError
-from mmx.features import Features
+from mmx.nn.features import Features
 
 MOST_PARTS = 8  # of a side that light falls on one by one; the cells of larger grids are taken together
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
 
-from mmx.config import GenerationConfig
+from mmx.config.schema import GenerationConfig
 from mmx.generation import DecoderStep, generate, stream
 
 EOS = 0

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mmx.config import GenerationConfig
+from mmx.config.schema import GenerationConfig
 from mmx.generation import DecoderStep, generate, stream
+from mmx.generation.decode_step import UncachedStep
 from mmx.generation.guidance import GuidedStep, guided
-from mmx.generation.step import UncachedStep
 
 EOS = 80
 WAYS = [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2, "seed": 5}]

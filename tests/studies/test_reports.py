@@ -7,13 +7,13 @@ from itertools import permutations
 import pytest
 import torch
 
-from mmx import cli
-from mmx.config import ModelConfig
-from mmx.model import Model
+from mmx.cli import app as cli
+from mmx.config.schema import ModelConfig
+from mmx.models.model import Model
 from mmx.studies import positions, tying
-from mmx.studies.texts import Pair
-from mmx.studies.trial import Trial, share_in_place
-from mmx.testing.stand_ins import toy_tokenizer
+from mmx.studies.experiment import Trial, share_in_place
+from mmx.studies.synthetic_text import Pair
+from mmx.testing.toys import toy_tokenizer
 
 
 def built(facts):

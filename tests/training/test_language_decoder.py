@@ -12,11 +12,11 @@ from toy_runs import Watched, number_config, state_bytes, write_numbers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import mmx
-from mmx.checkpoint import load_model, read_tensors
-from mmx.config import Config
+from mmx.config.loader import read_settings
+from mmx.config.schema import Config
 from mmx.errors import ConfigError, MmxError
-from mmx.importers.language import is_new, read_language_model
-from mmx.settings import read_settings
+from mmx.hub.language_model import is_new, read_language_model
+from mmx.models.checkpoint import load_model, read_tensors
 from mmx.training import loop
 from mmx.training.loop import Trainer
 from mmx.training.optim import set_mode

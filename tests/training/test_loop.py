@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from toy_runs import COUNT, Watched, number_config, reports, state_bytes, write_numbers
 
-from mmx.checkpoint import load_model, load_provenance
-from mmx.config import Config
+from mmx.config.schema import Config
 from mmx.errors import CheckpointError, ConfigError, DataError, TrainingError
+from mmx.models.checkpoint import load_model, load_provenance
 from mmx.training.loop import train
 from mmx.training.state import newest
 
@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr("mmx.checkpoint.os.fsync", full)
+    monkeypatch.setattr("mmx.models.checkpoint.os.fsync", full)
     with pytest.raises(CheckpointError, match="no space is left on the disk; what stood there is untouched"):
         trainer.run()
     monkeypatch.undo()

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mmx.checkpoint import load_model, save_model
-from mmx.config import Config, SourceConfig
+from mmx.config.loader import parse_settings
+from mmx.config.schema import Config, SourceConfig
 from mmx.errors import ConfigError
-from mmx.model import mount
-from mmx.pipeline import Pipeline
-from mmx.settings import parse_settings
+from mmx.inference.pipeline import Pipeline
+from mmx.models.checkpoint import load_model, save_model
+from mmx.models.model import mount
 from mmx.testing import tiny_model
 from mmx.training.loop import train
 

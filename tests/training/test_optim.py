@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmx.config import PartConfig, TrainingConfig
+from mmx.config.schema import PartConfig, TrainingConfig
 from mmx.errors import ConfigError
 from mmx.training.optim import (
     MovingAverage,

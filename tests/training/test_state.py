@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_runs import number_config
 
-from mmx.checkpoint import load_model
-from mmx.config import PartConfig, TrainingConfig
+from mmx.config.schema import PartConfig, TrainingConfig
 from mmx.errors import CheckpointError
-from mmx.model import Model
+from mmx.models.checkpoint import load_model
+from mmx.models.model import Model
 from mmx.testing import tiny_model
 from mmx.training.optim import MovingAverage, build_optimizer
 from mmx.training.state import Progress, load_state, newest, point, save_state

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from toy_runs import COUNT, Watched, child_environment, number_config, reports, state_bytes, write_numbers
 
-from mmx.config import DataConfig
+from mmx.config.schema import DataConfig
 from mmx.data.formats import read_examples
-from mmx.evaluation import evaluate
-from mmx.pipeline import Pipeline
+from mmx.evaluation.evaluate import evaluate
+from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
 from mmx.training.state import newest
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "two_ranks.py"
 BAD = 11
 
 

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmx import images, sounds
 from mmx.encoders.base import Encoder, Features
-from mmx.encoders.pretrained.upstream import (
+from mmx.encoders.pretrained.hf_models import (
     FAMILIES,
     TOKENIZER,
     TOWERS,
@@ -26,6 +25,7 @@ from mmx.encoders.pretrained.upstream import (
     reading,
 )
 from mmx.errors import EncoderError
+from mmx.io import audio, images
 
 __all__ = ["FAMILIES", "TOWERS", "PretrainedEncoder"]
 
@@ -183,7 +183,7 @@ class _Texts:
 class _Sounds:
     """Whisper's window of one length, or wav2vec2's samples of any."""
 
-    dimensions, suffixes = 1, sounds.SUFFIXES
+    dimensions, suffixes = 1, audio.SUFFIXES
 
     def __init__(self, options: Any, model: Any, tokenizer: None) -> None:
         self.config, self.width = model.config, model.config.hidden_size
@@ -196,7 +196,7 @@ class _Sounds:
             self.least = (self.least - 1) * stride + kernel
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
-        samples = sounds.load_sound(raw, self.rate)
+        samples = audio.load_sound(raw, self.rate)
         samples = nn.functional.pad(samples, (0, max(0, self.least - len(samples))))
         read = self.extractor(samples.numpy(), sampling_rate=self.rate, return_tensors="pt")
         if not self.convolutions:

@@ -10,8 +10,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mmx import Encoder, Features, load_sound
-from mmx.config import Frozen
-from mmx.sounds import SUFFIXES
+from mmx.config.schema import Frozen
+from mmx.io.audio import SUFFIXES
 
 
 class LogMelEncoder(Encoder):

@@ -1,0 +1,32 @@
+"""The command that brings a published model into a folder of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A published model's folder, or its public name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to be written.")],
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="NAME", help="A branch or commit of a public name."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read a pickle (*.bin) as well, tensors alone.")
+    ] = False,
+) -> None:
+    """Convert a published model into a checkpoint folder.
+
+    ViT-GPT2, TrOCR, BLIP (captions, questions), Marian, Whisper. Every tensor finds
+    its place in the one decoder, or the model is refused. --model reads such a model
+    as well.
+    """
+    from mmx.hub import load_published
+    from mmx.models.checkpoint import save_model
+
+    model, generation, origin = load_published(name, revision, allow_pickle)
+    print(save_model(out, model, origin, generation))

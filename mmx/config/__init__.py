@@ -1,0 +1,1 @@
+"""Typed configuration: the schema (pydantic), the YAML loader and readable validation errors."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the evaluation loop, the pointing game and the deletion test."""

@@ -1,0 +1,89 @@
+"""GPT-2 (Radford et al. 2019): a decoder by itself, or, with cross-attention, that of a captioner.
+
+Published: transformers' GPT2LMHeadModel. Its maps are stored transposed ("Conv1D"), queries, keys and values in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mmx.config.schema import DecoderConfig
+from mmx.hub.hf_checkpoint import Published
+from mmx.hub.hf_config import activation, refuse_unless
+from mmx.hub.weight_mapping import Rule, all_layers, each_layer, linear, norm
+
+BUFFERS = r"(attn|crossattention)\.(bias|masked_bias)"
+
+
+def decoder_config(published: Published, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
+    """The config map."""
+    refuse_unless(published, config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    return DecoderConfig(
+        width=config["n_embd"],
+        layers=config["n_layer"],
+        heads=config["n_head"],
+        norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        max_positions=config["n_positions"],
+        feed_forward=activation(config.get("activation_function", "gelu_new"), published),
+        feed_forward_width=config.get("n_inner"),
+        table=config["vocab_size"],
+        tied_embeddings=tied,
+        dropout=config.get("resid_pdrop", 0.1),
+    )
+
+
+def decoder_weights(prefix: str, layers: int, head: str | None) -> list[Rule]:
+    """The weight map of the language model; `head`: the name of its own output matrix, where it is not tied."""
+    ours, theirs = "decoder.blocks.{i}.", f"{prefix}h.{{i}}."
+    return [
+        Rule("decoder.embedding.table", (f"{prefix}wte.weight",)),
+        Rule("decoder.embedding.positions.table", (f"{prefix}wpe.weight",)),
+        *each_layer(
+            layers,
+            [
+                *norm(f"{ours}self_residual.norm", f"{theirs}ln_1"),
+                *linear(f"{ours}self_attention.qkv", f"{theirs}attn.c_attn", change=turned),
+                *linear(f"{ours}self_attention.out", f"{theirs}attn.c_proj", change=turned),
+                *norm(f"{ours}feed_residual.norm", f"{theirs}ln_2"),
+                *linear(f"{ours}feed_forward.up", f"{theirs}mlp.c_fc", change=turned),
+                *linear(f"{ours}feed_forward.out", f"{theirs}mlp.c_proj", change=turned),
+            ],
+        ),
+        *norm("decoder.norm", f"{prefix}ln_f"),
+        *([Rule("decoder.head.table", (head,))] if head else []),
+    ]
+
+
+def looking_weights(prefix: str, layers: int, projection: str) -> list[Rule]:
+    """The weight map of its cross-attention: queries stay in the decoder, keys and values go to the projection."""
+    ours, theirs = "decoder.blocks.{i}.", f"{prefix}h.{{i}}."
+    return [
+        *each_layer(
+            layers,
+            [
+                *norm(f"{ours}cross_residual.norm", f"{theirs}ln_cross_attn"),
+                *linear(f"{ours}cross_attention.query", f"{theirs}crossattention.q_attn", change=turned),
+                *linear(f"{ours}cross_attention.out", f"{theirs}crossattention.c_proj", change=turned),
+            ],
+        ),
+        *all_layers(layers, linear(f"{projection}.key", f"{theirs}crossattention.c_attn", change=first_half)),
+        *all_layers(layers, linear(f"{projection}.value", f"{theirs}crossattention.c_attn", change=second_half)),
+    ]
+
+
+def turned(tensor: Tensor) -> Tensor:
+    """[in, out] -> [out, in]; a bias as it is."""
+    return tensor.t()
+
+
+def first_half(tensor: Tensor) -> Tensor:
+    """Of keys and values in one, the keys."""
+    return tensor.t().chunk(2)[0]
+
+
+def second_half(tensor: Tensor) -> Tensor:
+    """Of keys and values in one, the values."""
+    return tensor.t().chunk(2)[1]

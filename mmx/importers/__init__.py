@@ -1,8 +1,0 @@
-"""Importers: a public family of cross-attending models -> our configuration and weights. One file each.
-
-The decoder of every family is the one decoder; a fact that two of them do not share is a field of its configuration.
-"""
-
-from mmx.importers.load import FAMILIES, load_published
-
-__all__ = ["FAMILIES", "load_published"]

@@ -1,0 +1,1 @@
+"""Inference: the Pipeline (caption, ask, rank, look) and batch inference."""

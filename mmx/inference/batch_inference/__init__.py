@@ -1,0 +1,7 @@
+"""Many inputs at a time: batches of pictures, and of questions that share one; what cannot be read is no obstacle."""
+
+from mmx.inference.batch_inference.answers import answers
+from mmx.inference.batch_inference.captions import captions
+from mmx.inference.outputs import Asked, Said, Speaker
+
+__all__ = ["Asked", "Said", "Speaker", "answers", "captions"]

@@ -1,0 +1,128 @@
+"""Replay: a text that is there goes through the decoder once more, in one pass, and is asked what it looked at.
+
+Alphabet: W words, T text positions, L looking layers, H heads, S slots.
+
+Whoever chose the words, greedily, by lot or by beams: at each position the decoder asks what it asked then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from mmx.errors import MmxError
+from mmx.interpret.attention_maps import all_maps, weighted
+from mmx.interpret.attention_stats import gates
+from mmx.interpret.grid import displacement
+from mmx.interpret.information import surprise
+from mmx.interpret.look import By, Look, Place, Word
+from mmx.interpret.recorder import Recorder
+from mmx.interpret.relevance import relevance
+from mmx.io.images import load_image
+from mmx.memory import Memory
+from mmx.models.model import Model
+from mmx.models.question_encoder import READER
+
+
+def look(
+    model: Model,
+    memory: Memory,
+    prompt: Sequence[int],
+    said: Sequence[int],
+    question: str | None,
+    places: Sequence[Place],
+    by: By = "weighted",
+    blind: Memory | None = None,
+) -> Look:
+    """What the words of a text that is there looked at: tokens of a prompt, and those that were `said` after it.
+
+    memory: of one row, as the decoder looked at it; places: those of its segments, see `places_of`; blind: what is left
+    without the sources (None: nothing). Raises MmxError for a kind of map that there is not.
+    """
+    if by not in (known := get_args(By)):
+        raise MmxError(f"by was given {by!r}; expected one of {', '.join(known)}.")
+    decoder, start = model.decoder, len(prompt) - 1
+    tokens = torch.tensor([[[*prompt, *said]]], device=model.device)[:, :, : start + max(1, len(said))]
+    targets = torch.full_like(tokens, -1)
+    targets[0, 0, start:] = torch.tensor(list(said), device=model.device) if said else -1
+    words = model.tokenizer.words(said)
+    here = torch.full_like(tokens, -1)
+    for number, (_, pieces) in enumerate(words):
+        here[0, 0, [start + piece for piece in pieces]] = number
+    recorder, nothing = Recorder(), decoder.empty_memory(1) if blind is None else blind
+    with torch.inference_mode():
+        seeing = surprise(decoder, memory, tokens, None, targets, recorder)[0, 0]
+        without = surprise(decoder, nothing, tokens, None, targets)[0, 0]
+        attention = all_maps(recorder, memory, 1)
+        weighed = weighted(decoder, memory, attention)
+    steps = [[start + piece for piece in pieces] for _, pieces in words]
+    facts = [
+        Word(text, -math.log(2) * float(seeing[s].sum()), float((without - seeing)[s].sum()))
+        for (text, _), s in zip(words, steps)
+    ]
+    gained = relevance(decoder, memory, tokens, targets, here)[0, 0].cpu() if by in ("relevance", "both") else None
+    return Look(
+        text=model.tokenizer.decode(said),
+        question=question,
+        words=tuple(facts),
+        attention=_over_steps(attention[0, 0], steps),
+        weighted=_over_steps(weighed[0, 0], steps),
+        relevance=gained,
+        by=by,
+        seen=_over_steps(_in_view(recorder, memory, tokens.shape[-1]), steps) > 0,
+        places=tuple(places),
+        gates=tuple(gates(decoder)),
+    )
+
+
+def _in_view(recorder: Recorder, memory: Memory, length: int) -> Tensor:
+    """bool [T, S]: which slots each position could see."""
+    mask = recorder.noted(recorder.layers[0])[0].mask
+    whole = memory.mask.new_ones(length, memory.slots)
+    return whole if mask is None else whole & mask[0, 0]
+
+
+def _over_steps(given: Tensor, steps: Sequence[Sequence[int]]) -> Tensor:
+    """[T, ...] -> [W, ...], the mean over the steps of each word."""
+    rows = [given[list(step)].float().mean(0) for step in steps]
+    return torch.stack(rows).cpu() if rows else given[:0].float().cpu()
+
+
+def places_of(
+    model: Model, memory: Memory, raw: Mapping[str, Any], displacements: dict[str, tuple[float, float]] | None = None
+) -> list[Place]:
+    """The place of each segment of a memory on its raw input, by source name; without an input, only in the memory.
+
+    displacements: those that are known already; what is measured is put in.
+    """
+    known = {} if displacements is None else displacements
+    again = Counter(segment.source for segment in memory.layout)
+    seen: Counter[str] = Counter()
+    found = []
+    for segment in memory.layout:
+        name = segment.source
+        seen[name] += 1
+        place = Place(segment, name if again[name] == 1 else f"{name} {seen[name]}")
+        given = raw.get(name) if again[name] == 1 else None  # of several, nobody says which is which
+        found.append(place if given is None else _on_its_input(model, place, given, known))
+    return found
+
+
+def _on_its_input(model: Model, place: Place, given: Any, known: dict[str, tuple[float, float]]) -> Place:
+    name = place.segment.source
+    if name == READER and model.reader is not None:
+        return replace(place, labels=tuple(model.reader.labels(given)))
+    encoder = model.encoder(name)
+    if not place.segment.grid:
+        return replace(place, labels=tuple(encoder.labels(given)))
+    if name not in known:
+        inputs = encoder.collate([encoder.prepare(given)])
+        known[name] = displacement(encoder, {key: tensor.to(model.device) for key, tensor in inputs.items()})
+    picture = load_image(given) if encoder.modality == "image" else None
+    return replace(place, picture=picture, window=encoder.window(given), displacement=known[name])

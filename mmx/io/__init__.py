@@ -1,0 +1,1 @@
+"""Input and output: images, audio, tar archives, files, result files and the console."""

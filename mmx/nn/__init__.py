@@ -1,0 +1,1 @@
+"""Neural-network building blocks: attention, layers, relative positions, KV cache, transformer, prepacked linears."""

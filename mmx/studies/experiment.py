@@ -1,0 +1,98 @@
+"""One trial of a study: a small model, trained and measured on given texts by the roads that all models take.
+
+Alphabet: B texts, S slots.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mmx.config.loader import parse_settings
+from mmx.config.schema import Config, DataConfig
+from mmx.data.formats import read_examples
+from mmx.evaluation.evaluate import Judged, evaluate
+from mmx.inference.pipeline import Pipeline
+from mmx.models.checkpoint import load_model
+from mmx.models.model import Model
+from mmx.studies.synthetic_text import Pair
+from mmx.training.loop import train
+
+SOURCE = "text"
+NEVER = 1_000_000_000  # more steps than any study takes: nothing is saved or reported on the way
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came out. loss: nats a token of the held-out targets; said: (text said, target) of each held-out pair."""
+
+    loss: float
+    said: tuple[tuple[str, str], ...]
+    model: Model
+
+    @property
+    def exact(self) -> float:
+        """The share of texts that are right from end to end."""
+        return sum(said == target for said, target in self.said) / len(self.said)
+
+    @property
+    def words(self) -> float:
+        """The share of the targets' words that stand in their place."""
+        return share_in_place(self.said, lambda word: True)[0]
+
+
+def share_in_place(said: Sequence[tuple[str, str]], counts: Callable[[str], bool]) -> tuple[float, int]:
+    """Of the targets' words that count, the share that was said in its place, and their number (0.0 of 0)."""
+    found = []
+    for text, target in said:
+        given = words_of(text)
+        found += [given[i : i + 1] == [word] for i, word in enumerate(words_of(target)) if counts(word)]
+    return sum(found) / max(len(found), 1), len(found)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, commas apart."""
+    return text.replace(",", " ").split()
+
+
+def run_trial(
+    model: Mapping[str, Any], learned: Sequence[Pair], held: Sequence[Pair], steps: int, seed: int, **training: Any
+) -> Trial:
+    """Train a model of this configuration, with one source `text`, and measure it on the held-out pairs.
+
+    `training` changes fields of TrainingConfig. Raises MmxError, as training and evaluation do.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = [_write(folder / f"{part}.jsonl", pairs) for part, pairs in (("train", learned), ("held", held))]
+        longest = model["decoder"]["max_positions"]
+        facts = {"batch_size": 32, "streams": 1, "warmup": max(1, steps // 10), "label_smoothing": 0.0}
+        never = {"save_every": NEVER, "validate_every": NEVER, "log_every": NEVER, "max_text": longest}
+        document = {
+            "model": dict(model),
+            "train": [{"path": paths[0]}],
+            "training": {**facts, **never, "steps": steps, "seed": seed, **training},
+            "generation": {"max_new_tokens": longest - 2},
+            "out": str(folder / "run"),
+        }
+        config = parse_settings(document, Config, where="study")
+        trained = load_model(train(config, quiet=True))
+        report = evaluate(
+            Pipeline(trained, config.generation), read_examples(DataConfig(path=paths[1])), batch_size=100
+        )
+    return Trial(report.metrics["loss"], tuple(map(_said, report.texts)), trained)
+
+
+def _said(judged: Judged) -> tuple[str, str]:
+    return judged.said, judged.targets[0]
+
+
+def _write(path: Path, pairs: Sequence[Pair]) -> str:
+    """A manifest of texts and what should be said of them."""
+    rows = ({SOURCE: pair.source, "captions": [pair.target]} for pair in pairs)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)

@@ -1,0 +1,1 @@
+"""Tokenizer, prompts and special tokens."""

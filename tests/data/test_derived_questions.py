@@ -1,0 +1,173 @@
+"""Questions out of captions: what is agreed on is asked, what is not is left alone, and yes is as frequent as no."""
+
+import json
+from collections import Counter
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmx.config.loader import parse_settings
+from mmx.config.schema import DataConfig
+from mmx.data.derived_questions import DERIVED_KINDS, derive_questions
+from mmx.data.examples import Example, Turn
+from mmx.data.formats import read_examples
+from mmx.data.lexicon import COLORS, THINGS
+from mmx.errors import ConfigError, DataError
+
+
+def asked(*captions: str) -> dict[str, str]:
+    """The questions that these captions of one picture answer, but for those of existence."""
+    example = derive_questions([Example("a", {}, (Turn(captions),))])[0]
+    return {turn.question: turn.targets[0] for turn in example.turns if turn.question and turn.kind != "exists"}
+
+
+@pytest.mark.parametrize(
+    ("captions", "question", "answer"),
+    [
+        (["A brown dog runs.", "The brown dog is wet."], "what color is the dog?", "brown"),
+        (["a white and black dog", "a black and white dog"], "what color is the dog?", "black and white"),
+        (["a dog with a grey ball", "a dog"], "what color is the ball?", "gray"),
+        (["a boy in blonde hair and red shorts"], "what color are the shorts?", "red"),
+        (["A brown dog runs.", "The black dog runs."], "what color is the dog?", None),
+        (["Two dogs run.", "two brown dogs", "dogs run"], "how many dogs are there?", "two"),
+        (["a dog and another dog", "Two dogs."], "how many dogs are there?", "two"),
+        (["a dog", "The dog"], "how many dogs are there?", "one"),
+        (["a dog", "two dogs"], "how many dogs are there?", None),
+        (["a group of people", "several people"], "how many people are there?", None),
+        (["a man and two girls", "Three people."], "how many people are there?", "three"),
+        (["Two men in a boat.", "A man and two officers.", "a man", "a man rows"], "how many people are there?", None),
+        (["a man and woman", "a man", "a man"], "how many people are there?", None),
+        (["one dog chases another", "a dog", "a dog"], "how many dogs are there?", None),
+        (["a dog while a crowd watches", "a dog"], "how many people are there?", None),
+        (["blue, pink and yellow shorts"], "what color are the shorts?", None),
+        (["a man in a red shirt and a man in a blue shirt"], "what color is the shirt?", None),
+        (["a brown dog near three dogs", "four dogs"], "what color is the dog?", None),
+        (["a man holds a stick, the dog jumps", "a man beside a jumping dog"], "what is the man doing?", None),
+        (["a dog jumps while a man holds a stick"], "what is the dog holding?", None),
+        (["a woman eating a hot dog"], "what is the woman eating?", "hot-dog"),
+        (["a man wearing a helmet riding a bike"], "what is the man wearing?", "helmet"),
+        (["a man wearing a mountain"], "what is the man wearing?", None),
+        (["a girl eats ice cream"], "what is the girl eating?", "ice-cream"),
+        (["A guy racing his motorcycle", "a man races"], "what is the man doing?", "racing"),
+        (["a boy on a couch", "a boy on the sofa"], "where is this?", "couch"),
+        (["A boy holds a big red ball.", "a boy"], "what is the boy holding?", "ball"),
+        (["a man riding his bicycle", "a man rides"], "what is the man riding?", "bike"),
+        (["a man holding hands with a boy"], "what is the man holding?", None),
+        (["Two men holding a rope"], "what is the man holding?", None),
+        (["A dog leaps.", "a dog jumping over a log"], "what is the dog doing?", "jumping"),
+        (["A dog leaps.", "a dog"], "what is the dog doing?", None),
+        (["a girl on the beach", "a girl at the shore"], "where is this?", "beach"),
+        (["a girl in the snow", "a girl"], "where is this?", None),
+        (["a man in the snow near a lake", "a man in snow near the lake"], "where is this?", None),
+    ],
+)
+def test_a_question_is_asked_where_captions_agree(captions, question, answer):
+    assert asked(*captions).get(question) == answer
+
+
+def test_nothing_is_asked_of_what_says_nothing_known():
+    assert asked("colourless green ideas sleep furiously", "") == {}
+
+
+def test_what_was_there_stays_in_front():
+    turns = (Turn(("a dog", "the dog runs", "a dog running")), Turn(("yes",), "is it?", "own"))
+    found = derive_questions([Example("a", {"image": "a.jpg"}, turns, "here")])[0]
+    assert (found.id, found.sources, found.origin) == ("a", {"image": "a.jpg"}, "here")
+    assert found.turns[:2] == turns
+    assert [turn.kind for turn in found.turns[2:]] == ["count", "action"]
+
+
+NOUNS = sorted({*THINGS, "person", "people", "player", "snowy", "pool", "tree"})
+SENTENCES = st.lists(st.sampled_from(NOUNS), min_size=1, max_size=4).map(lambda words: "a " + " and a ".join(words))
+PICTURES = st.lists(st.lists(SENTENCES, min_size=1, max_size=3), min_size=1, max_size=25)
+
+
+@given(PICTURES, st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_of_each_thing_yes_is_said_as_often_as_no(pictures, seed):
+    examples = [Example(str(n), {}, (Turn(tuple(said)),)) for n, said in enumerate(pictures)]
+    found = derive_questions(examples, seed)
+    turns = [(turn.question, turn.targets[0], e) for e in found for turn in e.turns if turn.kind == "exists"]
+    counts = Counter((question, answer) for question, answer, _ in turns)
+    for question, _ in counts:
+        assert counts[question, "yes"] == counts[question, "no"]
+    for question, answer, example in turns:
+        thing = question.removeprefix("is there ").removeprefix("a ").rstrip("?")
+        named = [{THINGS.get(word) for word in said.split()} for said in example.turns[0].targets]
+        assert sum(thing in names for names in named) >= (2 if answer == "yes" else 0)
+        assert answer == "yes" or not any(thing in names for names in named)
+    assert derive_questions(examples, seed) == found
+
+
+def test_no_is_not_said_where_a_thing_may_hide():
+    """A player may be a man: of the second picture it is not asked. Of a dog nobody knows that it is none."""
+    pictures = [["a man", "the man"], ["a player", "a player runs"], ["a dog", "the dog runs"]]
+    found = derive_questions([Example(str(n), {}, (Turn(tuple(said)),)) for n, said in enumerate(pictures)])
+    answers = {(turn.question, e.id): turn.targets[0] for e in found for turn in e.turns if turn.kind == "exists"}
+    assert answers[("is there a man?", "0")] == "yes"
+    assert answers[("is there a man?", "2")] == "no"
+    assert ("is there a man?", "1") not in answers
+
+
+def test_every_color_has_one_name():
+    assert {COLORS[name] for name in COLORS.values()} == set(COLORS.values())
+
+
+def test_a_data_set_derives_them_when_told(tmp_path):
+    rows = [{"image": f"{n}.jpg", "captions": ["a red dog runs", "the dog is running"]} for n in range(4)]
+    path = tmp_path / "some.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = read_examples(DataConfig(path=str(path)))
+    assert [len(example.turns) for example in plain] == [1, 1, 1, 1]
+    only = DataConfig(path=str(path), derive_questions=True, tasks=("ask",), kinds=("color", "action"), part=(0, 0.5))
+    found = read_examples(only)
+    assert [[(t.question, t.targets) for t in example.turns] for example in found] == [
+        [("what color is the dog?", ("red",)), ("what is the dog doing?", ("running",))]
+    ] * 2
+    kinds = {t.kind for e in read_examples(DataConfig(path=str(path), derive_questions=True)) for t in e.turns}
+    assert kinds - {None} <= set(DERIVED_KINDS)
+
+
+def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
+    path = tmp_path / "some.jsonl"
+    captions = [["a bird", "the bird"], *[["a horse", "the horse"]] * 8]
+    rows = [{"image": f"{n}.jpg", "captions": said} for n, said in enumerate(captions)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_examples(DataConfig(path=str(path), derive_questions=True, limit=3, tasks=("ask",), kinds=("exists",)))
+    said = Counter((turn.question, turn.targets[0]) for example in found for turn in example.turns)
+    assert said == {(f"is there a {thing}?", word): 1 for thing in ("horse", "bird") for word in ("yes", "no")}
+
+
+@pytest.mark.parametrize(
+    ("facts", "complaint"),
+    [
+        ({"tasks": ["caption"]}, "derive_questions is true, and tasks has no questions; add ask to tasks"),
+        ({"reward": "cider"}, "reward is for captions; list the data a second time for derive_questions"),
+    ],
+)
+def test_what_contradicts_it_is_refused(facts, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        parse_settings({"path": "a.jsonl", "derive_questions": True, **facts}, DataConfig, where="data")
+
+
+def test_scenes_derive_nothing():
+    with pytest.raises(DataError, match="scenes have questions of their own; leave derive_questions out"):
+        read_examples(DataConfig(path="scenes", derive_questions=True))
+
+
+def test_of_rewarded_data_only_the_captions_are_read(tmp_path):
+    path = tmp_path / "some.jsonl"
+    rows = [{"image": "a.jpg", "caption": "a dog"}, {"image": "a.jpg", "question": "why?", "answer": "so"}]
+    rows += [{"image": "b.jpg", "question": "why?", "answer": "so"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (only,) = read_examples(DataConfig(path=str(path), reward="cider"))
+    assert only.turns == (Turn(("a dog",)),)
+
+
+def test_the_seed_chooses_the_pictures_of_no():
+    rng = Random(0)
+    said = [rng.choice(["a dog runs", "a horse", "a bird sits"]) for _ in range(40)]
+    examples = [Example(str(n), {}, (Turn((text, text)),)) for n, text in enumerate(said)]
+    assert derive_questions(examples, 1) != derive_questions(examples, 2)
