@@ -3,9 +3,9 @@
 import os
 
 import mmx
-from mmx.demo.server import served, wait
+from mmx.demo.server import serve, wait
 
 if __name__ == "__main__":
-    with served(mmx.load(), host="0.0.0.0", port=int(os.environ.get("PORT", "7860"))) as address:
+    with serve(mmx.load(), host="0.0.0.0", port=int(os.environ.get("PORT", "7860"))) as address:
         print(address, flush=True)
         wait()

@@ -27,7 +27,7 @@ class ImageError(MmxError):
         return _image_error, (str(self), self.kind, self.source)
 
 
-class SoundError(MmxError):
+class AudioError(MmxError):
     """A sound that cannot be read. `source` names it, `kind` is a stable word (missing, empty, damaged, long, ...)."""
 
     def __init__(self, message: str, *, kind: str, source: str) -> None:
@@ -59,8 +59,8 @@ def _image_error(message: str, kind: str, source: str) -> ImageError:
     return ImageError(message, kind=kind, source=source)
 
 
-def _sound_error(message: str, kind: str, source: str) -> SoundError:
-    return SoundError(message, kind=kind, source=source)
+def _sound_error(message: str, kind: str, source: str) -> AudioError:
+    return AudioError(message, kind=kind, source=source)
 
 
 def suggest(given: str, known: list[str]) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mmx.errors import MmxError
-from mmx.memory import Memory, Segment, join
+from mmx.memory import Memory, Segment, cat
 
 properties = settings(max_examples=50, deadline=None)
 
@@ -22,7 +22,7 @@ def pictured(rows=2, columns=3, prefix=0, batch=2, slots_before=()):
     before = [some_memory(batch, n, source=f"text{i}") for i, n in enumerate(slots_before)]
     drawn = some_memory(batch, slots)
     picture = Memory(drawn.keys, drawn.values, drawn.mask, (Segment("image", 0, slots, (rows, columns)),))
-    return join(*before, picture)
+    return cat(*before, picture)
 
 
 def test_its_numbers():
@@ -92,15 +92,15 @@ def test_by_stream_stands_the_texts_of_a_row_side_by_side():
 
 def test_seen_by_hand():
     questions = some_memory(batch=2, slots=2, source="question").by_stream(2)
-    memory = join(some_memory(batch=1, slots=1), questions)
+    memory = cat(some_memory(batch=1, slots=1), questions)
     assert some_memory().seen_by(4) is None
-    assert memory.seen_by(2).int().tolist() == [[[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]]
+    assert memory.stream_mask_for(2).int().tolist() == [[[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]]
     beams = [[1, 1, 1, 0, 0]] * 2 + [[1, 0, 0, 1, 1]] * 2
-    assert memory.seen_by(4).int().tolist() == [beams]
+    assert memory.stream_mask_for(4).int().tolist() == [beams]
     with pytest.raises(MmxError, match="3 streams cannot share a memory of 2 questions; give a multiple of 2"):
-        memory.seen_by(3)
+        memory.stream_mask_for(3)
     with pytest.raises(MmxError, match="1 streams"):
-        memory.seen_by(1)
+        memory.stream_mask_for(1)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -109,12 +109,12 @@ def test_questions_as_sources_over_one_picture_are_as_each_alone(beams):
     questions = some_memory(batch=6, slots=4, source="question")
     questions = questions.hide(torch.rand(6, 4) < 0.3)
     tokens = some_tokens(2, 3 * beams, 6)
-    together = decoder(tokens, join(picture, questions.by_stream(3)))
+    together = decoder(tokens, cat(picture, questions.by_stream(3)))
     for k in range(3):
         streams = slice(k * beams, (k + 1) * beams)
-        alone = decoder(tokens[:, streams], join(picture, questions.select([k, 3 + k])))
+        alone = decoder(tokens[:, streams], cat(picture, questions.select([k, 3 + k])))
         torch.testing.assert_close(together[:, streams], alone, atol=1e-5, rtol=0)
-    another = decoder(tokens[:, :beams], join(picture, questions.select([1, 4])))
+    another = decoder(tokens[:, :beams], cat(picture, questions.select([1, 4])))
     assert (together[:, :beams] - another).abs().max() > 1e-2
 
 
@@ -124,20 +124,20 @@ def test_the_order_of_joined_sources_changes_no_logit(seed, order):
     torch.manual_seed(seed)
     decoder, tokens = some_decoder(layers=1), some_tokens(2, 2, 4)
     parts = [some_memory(slots=n, layers=1, hidden=n % 2, source=str(n)) for n in (1, 4, 7)]
-    first, second = decoder(tokens, join(*parts)), decoder(tokens, join(*[parts[i] for i in order]))
+    first, second = decoder(tokens, cat(*parts)), decoder(tokens, cat(*[parts[i] for i in order]))
     torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
 def test_join_keeps_the_numbers_and_moves_the_layout():
     image, text = pictured(prefix=1), some_memory(slots=4, hidden=1, source="text")
-    joined = join(text, image)
+    joined = cat(text, image)
     assert torch.equal(joined.keys, torch.cat([text.keys, image.keys], 3))
     assert torch.equal(joined.values, torch.cat([text.values, image.values], 3))
     assert torch.equal(joined.mask, torch.cat([text.mask, image.mask], 1))
     assert joined.layout == (Segment("text", 0, 4), Segment("image", 4, 11, (2, 3)))
     empty = Memory.empty(2, 2, HEADS, 8)
-    assert torch.equal(join(empty, text).keys, text.keys)
-    assert torch.equal(join(text).keys, text.keys)
+    assert torch.equal(cat(empty, text).keys, text.keys)
+    assert torch.equal(cat(text).keys, text.keys)
 
 
 @properties
@@ -148,8 +148,8 @@ def test_a_masked_slot_changes_no_logit(seed, size, extra):
     junk = some_memory(slots=extra, layers=1, hidden=extra, source="junk")
     junk = Memory(size * junk.keys, -size * junk.values, junk.mask, junk.layout)
     plain = decoder(tokens, memory)
-    torch.testing.assert_close(decoder(tokens, join(memory, junk)), plain, atol=1e-5, rtol=0)
-    torch.testing.assert_close(decoder(tokens, join(junk, memory)), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder(tokens, cat(memory, junk)), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(decoder(tokens, cat(junk, memory)), plain, atol=1e-5, rtol=0)
 
 
 def test_hide_masks_and_only_masks():
@@ -185,7 +185,7 @@ def test_focus_keeps_the_cells_that_touch_the_box(box, cells, prefix):
 
 
 def test_focus_with_a_box_for_each_and_never_unmasks():
-    memory = pictured().hide(torch.tensor([[True, False, False, False, False, False]]))
+    memory = pictured().mask_out(torch.tensor([[True, False, False, False, False, False]]))
     narrowed = memory.focus([(0, 0, 0.5, 1), (0.7, 0, 1, 1)])
     assert narrowed.mask.int().tolist() == [[0, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 1]]
     unlike = some_memory().focus((0, 0, 0.1, 0.1))
@@ -235,7 +235,7 @@ def test_bad_boxes_are_refused_with_what_is_expected(box):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_saved_is_loaded_bit_by_bit(tmp_path, dtype):
     questions = some_memory(batch=4, slots=2, source="question").by_stream(2)
-    memory = join(pictured(prefix=1), questions).to(dtype=dtype).focus((0, 0, 0.5, 0.5))
+    memory = cat(pictured(prefix=1), questions).to(dtype=dtype).focus((0, 0, 0.5, 0.5))
     memory.save(tmp_path / "memory.safetensors")
     loaded = Memory.load(tmp_path / "memory.safetensors")
     for part in ("keys", "values", "mask"):
@@ -249,7 +249,7 @@ def test_an_empty_memory_is_saved_and_loaded(tmp_path):
     memory = Memory.empty(2, 3, HEADS, 8, dtype=torch.float16)
     memory.save(str(tmp_path / "empty"))
     loaded = Memory.load(str(tmp_path / "empty"))
-    assert (loaded.slots, loaded.batch, loaded.nbytes, loaded.layout) == (0, 3, 0, ())
+    assert (loaded.num_slots, loaded.batch_size, loaded.nbytes, loaded.layout) == (0, 3, 0, ())
     assert loaded.keys.dtype == torch.float16
 
 
@@ -318,10 +318,10 @@ def test_check_names_the_part_that_does_not_fit():
 
 def test_join_refuses_what_does_not_fit_together():
     with pytest.raises(MmxError, match="join was given no memory"):
-        join()
+        cat()
     for other in (some_memory(batch=3), some_memory(layers=1), some_memory(heads=4), some_memory(width=4)):
         with pytest.raises(MmxError, match=re.escape("memories of [L, B, H, D] [2, 2, 2, 8] and")):
-            join(some_memory(), other)
+            cat(some_memory(), other)
 
 
 def test_it_cannot_be_changed_by_mistake():
@@ -360,10 +360,10 @@ def test_what_is_shown_stays_with_its_memory(tmp_path):
     assert torch.equal(spread.shown[2], memory.shown[0])
     assert not spread.mask[1].any()
     memory.save(tmp_path / "memory")
-    assert torch.equal(Memory.load(tmp_path / "memory").shown, memory.shown)
-    joined = join(memory, some_memory(batch=3, slots=2, source="text"))
-    assert joined.shown.shape == (3, 2, 7)
-    assert joined.shown[:, :, 5:].all(), "what points at the picture hides nothing of a text"
+    assert torch.equal(Memory.load(tmp_path / "memory").stream_mask, memory.shown)
+    joined = cat(memory, some_memory(batch=3, slots=2, source="text"))
+    assert joined.stream_mask.shape == (3, 2, 7)
+    assert joined.stream_mask[:, :, 5:].all(), "what points at the picture hides nothing of a text"
     with pytest.raises(MmxError, match=re.escape("what is shown is torch.float32 [3, 2, 5]; expected bool [B, K, S]")):
         Memory(memory.keys, memory.values, memory.mask, memory.layout, memory.shown.float())
 

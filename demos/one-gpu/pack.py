@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image
 
 from mmx.config.schema import DataConfig
-from mmx.data.examples import Example, Turn
+from mmx.data.examples import Example, TextTask
 from mmx.data.formats import read_examples
 from mmx.data.scene_texts import captions, pointed_questions, questions
-from mmx.data.scenes import draw_scene
+from mmx.data.scenes import generate_scene
 from mmx.models.checkpoint import BUNDLED, TOKENIZER
-from mmx.text.prompts import caption_prompt, question_prompt, tidy_caption
+from mmx.text.prompts import caption_prompt, question_prompt, normalize_caption
 from mmx.text.tokenizer import Tokenizer
 
 WIDTH = 26  # tokens of the longest text that is kept whole: prompt, target and end
@@ -39,7 +39,7 @@ class Texts:
     boxes: list[tuple[float, ...]] = field(default_factory=list)
     pictures: list[tuple[int, int, int]] = field(default_factory=list)  # first row, captions, questions
 
-    def add(self, turns: list[Turn]) -> None:
+    def add(self, turns: list[TextTask]) -> None:
         """The texts of the next picture."""
         turns = sorted(turns, key=lambda turn: turn.question is not None)
         first = len(self.rows)
@@ -58,7 +58,7 @@ class Texts:
     def _tokens(self, question: str | None, target: str) -> tuple[list[int], int]:
         tokenizer = self.tokenizer
         prompt = tokenizer.prompt(caption_prompt() if question is None else question_prompt(question))
-        target_tokens = tokenizer.encode(tidy_caption(target))[: WIDTH - 1 - len(prompt)]
+        target_tokens = tokenizer.encode(normalize_caption(target))[: WIDTH - 1 - len(prompt)]
         return [*prompt, *target_tokens, tokenizer.eos], len(prompt)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -81,12 +81,12 @@ def mirrored(text: str) -> str:
     return re.sub(r"\b(left|right)(most)?\b", lambda found: OTHER_SIDE[found.group()], text)
 
 
-def scene_turns(seed: int, number: int, kinds: tuple[str, ...]) -> list[Turn]:
+def scene_turns(seed: int, number: int, kinds: tuple[str, ...]) -> list[TextTask]:
     """What may be learned of a scene; nothing where it offers no question of these kinds."""
-    scene = draw_scene(seed, number)
-    asked = [q for q in (*questions(scene), *pointed_questions(scene)) if not kinds or q.kind in kinds]
-    said = [] if kinds else [Turn(captions(scene))]
-    return said + [Turn((q.answer,), q.question, q.kind, q.box) for q in asked]
+    scene = generate_scene(seed, number)
+    asked = [q for q in (*questions(scene), *pointed_questions(scene)) if not kinds or q.question_type in kinds]
+    said = [] if kinds else [TextTask(captions(scene))]
+    return said + [TextTask((q.answer,), q.question, q.question_type, q.box) for q in asked]
 
 
 def photograph(example: Example) -> bytes:
@@ -103,10 +103,10 @@ def main(data: str, out: str, scenes: str = "24000") -> None:
     tokenizer = Tokenizer.from_json((BUNDLED / TOKENIZER).read_text(encoding="utf-8"))
     flickr = f"{data}/flickr8k/dataset_flickr8k.json"
     photos = list(read_examples(DataConfig(path=flickr, split="train", derive_questions=True)))
-    easy = list(read_examples(DataConfig(path=f"{data}/easy_vqa/train.jsonl", part=(0, 0.9))))
+    easy = list(read_examples(DataConfig(path=f"{data}/easy_vqa/train.jsonl", fraction=(0, 0.9))))
     texts, pictures = Texts(tokenizer), []
     for example in photos + easy:
-        texts.add(list(example.turns))
+        texts.add(list(example.tasks))
     pictures += [photograph(example) for example in photos]
     pictures += [Path(example.sources["image"]).read_bytes() for example in easy]
     numbers = []
@@ -119,7 +119,7 @@ def main(data: str, out: str, scenes: str = "24000") -> None:
     ends = np.cumsum([len(picture) for picture in pictures])
     counts = np.array([len(photos), len(easy)])
     np.savez_compressed(folder / "texts.npz", ends=ends, counts=counts, scenes=np.array(numbers), **texts.arrays())
-    said = [[t for turn in e.turns if turn.question is None for t in turn.targets] for e in photos]
+    said = [[t for turn in e.tasks if turn.question is None for t in turn.targets] for e in photos]
     (folder / "said.json").write_text(json.dumps(said), encoding="utf-8")
 
 

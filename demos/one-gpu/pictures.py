@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mmx.data.scenes import draw_scene, picture
+from mmx.data.scenes import generate_scene, render_scene
 from mmx.evaluation.metrics.ptb_tokenizer import ptb_tokens
 from mmx.memory import Memory, Segment
 from mmx.models.checkpoint import BUNDLED, TOKENIZER
@@ -69,7 +69,7 @@ class Data:
         nothing = torch.zeros(1, 1, 1, side * side, 1, device=self.device)
         every = torch.ones(1, side * side, dtype=torch.bool, device=self.device)
         whole = Memory(nothing, nothing, every, (Segment("image", 0, side * side, (side, side)),))
-        shown = whole.focus(self.boxes[None]).shown
+        shown = whole.focus(self.boxes[None]).stream_mask
         assert shown is not None
         return shown[0]
 
@@ -94,7 +94,7 @@ def opened(encoded: bytes) -> np.ndarray:
 def painted(numbered: tuple[int, int, int]) -> np.ndarray:
     """A scene (seed, number, side) as bytes [side, side, 3]."""
     seed, number, size = numbered
-    return np.asarray(picture(draw_scene(seed, number, size), size))
+    return np.asarray(render_scene(generate_scene(seed, number, size), size))
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pictures import MEAN, STD, Data, normal, resized, views
 from torch import Tensor, nn
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig, ModelConfig
 from mmx.memory import Memory
 from mmx.models.checkpoint import load_model, save_model
@@ -85,11 +85,11 @@ class Learner:
         self.model = build(phase, data)
         if start is not None:
             self.model.load_state_dict(start.state_dict())
-        width = self.model.encoder("image").width
+        width = self.model.encoder("image").feature_size
         self.naming = nn.Linear(width, data.names.shape[1]).to(data.device)
         with torch.no_grad():
             pixels = torch.zeros(2, 3, phase.size, phase.size, device=data.device)
-            self.cells = data.cells(math.isqrt(self._memory(self.model, pixels)[0].slots))
+            self.cells = data.cells(math.isqrt(self._memory(self.model, pixels)[0].num_slots))
         self.lr = torch.tensor(phase.lr, device=data.device)
         self.parameters = [*self.model.parameters(), *self.naming.parameters()]
         grouped = [(p, p.ndim > 1 and not name.endswith("table")) for name, p in self.model.named_parameters()]
@@ -143,7 +143,7 @@ class Learner:
         heard = torch.where(noisy, torch.randint_like(tokens, 6, len(data.tokenizer)), tokens)
         memory, states = self._memory(self.model, pixels)
         hidden = torch.rand(len(pixels), 1, device=data.device) < phase.withheld
-        logits = self._logits(self.model, memory.hide(hidden), texts, heard, mask, order)
+        logits = self._logits(self.model, memory.mask_out(hidden), texts, heard, mask, order)
         loss = F.cross_entropy(logits, labels, label_smoothing=phase.smoothing, reduction="none")
         self.told = (loss.detach() * weights).sum() / weights.sum()
         if self.teachers:
@@ -174,13 +174,13 @@ class Learner:
     ) -> Tensor:
         """float [n, V] at some places."""
         shown = Memory(memory.keys, memory.values, memory.mask, memory.layout, self.cells[texts])
-        states = model.decoder.states(tokens, shown, mask)
+        states = model.decoder.hidden_states(tokens, shown, mask)
         return model.decoder.logits(states.flatten(0, 2).index_select(0, order)).float()
 
     @torch.no_grad()
     def _teachers(self, pixels: Tensor, hidden: Tensor, *asked: Tensor) -> Tensor:
         """The mean of the teachers' probabilities, [n, V]."""
-        said = [self._logits(t, self._memory(t, pixels)[0].hide(hidden), *asked).softmax(-1) for t in self.teachers]
+        said = [self._logits(t, self._memory(t, pixels)[0].mask_out(hidden), *asked).softmax(-1) for t in self.teachers]
         return torch.stack(said).mean(0) if len(said) > 1 else said[0]
 
     def _softly(self, logits: Tensor, pixels: Tensor, hidden: Tensor, *asked: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def build(phase: Phase, data: Data) -> Model:
     source = {"encoder": "image", "options": options, "projection": {"dropout": 0.1}}
     decoder = {"layers": 3, "width": 256, "heads": 4, "max_positions": 64, "dropout": phase.dropout}
     settings = {"sources": {"image": source}, "decoder": decoder, "vocabulary": 4096}
-    return Model(parse_settings(settings, ModelConfig, where="model"), data.tokenizer).to(data.device).train()
+    return Model(parse_config(settings, ModelConfig, where="model"), data.tokenizer).to(data.device).train()
 
 
 def orders(phase: Phase, data: Data) -> Iterator[dict[str, Tensor]]:

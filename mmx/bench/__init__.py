@@ -9,28 +9,28 @@ from typing import Any, get_args
 
 import torch
 
-from mmx.bench.attention_maps import looking
+from mmx.bench.attention_maps import attention_maps
 from mmx.bench.cache import cache
 from mmx.bench.decoding import beams, greedy, questions
-from mmx.bench.hf_references import SHAPES, Setting
-from mmx.bench.images import pictures, start
-from mmx.bench.timing import Figure
+from mmx.bench.hf_references import SHAPES, BenchSetting
+from mmx.bench.images import images, startup
+from mmx.bench.timing import BenchResult
 from mmx.bench.training import training
 from mmx.config.schema import Precision
-from mmx.encoders.pretrained.hf_models import quietly
+from mmx.encoders.pretrained.hf_models import suppress_hf_output
 from mmx.errors import MmxError, suggest
 
-__all__ = ["SIZES", "WORKLOADS", "Figure", "machine", "run"]
+__all__ = ["SIZES", "WORKLOADS", "BenchResult", "machine", "run"]
 
-WORKLOADS: dict[str, Callable[[Setting], Iterator[Figure]]] = {
+WORKLOADS: dict[str, Callable[[BenchSetting], Iterator[BenchResult]]] = {
     "greedy": greedy,
     "beams": beams,
     "questions": questions,
     "cache": cache,
-    "looking": looking,
+    "looking": attention_maps,
     "training": training,
-    "pictures": pictures,
-    "start": start,
+    "pictures": images,
+    "start": startup,
 }
 SIZES = ("tiny", "base")
 
@@ -42,7 +42,7 @@ def run(
     dtype: Precision = "float32",
     device: str = "cpu",
     progress: Callable[[str], object] = lambda name: None,
-) -> Iterator[Figure]:
+) -> Iterator[BenchResult]:
     """Measure some workloads, or all; yield each figure once it is known. `progress` is told what begins.
 
     Raises MmxError, before anything is measured, for a name, size or type that does not exist.
@@ -54,13 +54,13 @@ def run(
         raise MmxError(f"there is no size {size!r}; {suggest(size, list(SIZES))}")
     if dtype not in (known := get_args(Precision)):
         raise MmxError(f"there is no dtype {dtype!r}; {suggest(dtype, list(known))}")
-    return _figures(list(dict.fromkeys(names)) or list(WORKLOADS), Setting(size, repeats, dtype, device), progress)
+    return _figures(list(dict.fromkeys(names)) or list(WORKLOADS), BenchSetting(size, repeats, dtype, device), progress)
 
 
-def _figures(names: Sequence[str], setting: Setting, progress: Callable[[str], object]) -> Iterator[Figure]:
+def _figures(names: Sequence[str], setting: BenchSetting, progress: Callable[[str], object]) -> Iterator[BenchResult]:
     for name in names:
         progress(name)
-        with quietly():
+        with suppress_hf_output():
             yield from WORKLOADS[name](setting)
 
 

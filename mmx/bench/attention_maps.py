@@ -6,27 +6,27 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from mmx.bench.decoding import TOKENS, spoken
-from mmx.bench.hf_references import Pair, Setting, build_pair
-from mmx.bench.timing import Figure, alternate, compare
+from mmx.bench.decoding import TOKENS, timed_generation
+from mmx.bench.hf_references import ModelPair, BenchSetting, build_pair
+from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import GenerationConfig
-from mmx.interpret.look import By, Look
-from mmx.interpret.teacher_forced import look, places_of
+from mmx.interpret.look import MapMethod, Look
+from mmx.interpret.teacher_forced import look_at_text, source_views
 from mmx.memory import Memory
 
-WAYS: tuple[By, ...] = ("attention", "weighted", "relevance")
+METHODS: tuple[MapMethod, ...] = ("attention", "weighted", "relevance")
 
 
-def looking(setting: Setting) -> Iterator[Figure]:
+def attention_maps(setting: BenchSetting) -> Iterator[BenchResult]:
     """ViT-GPT2, twenty tokens said one by one, the picture encoded before; and the same with every word's maps."""
-    pair = build_pair("vit-gpt2", setting).speak()
+    pair = build_pair("vit-gpt2", setting).for_inference()
     memory, options = pair.encode(pair.pixels(1)), GenerationConfig(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
-    contenders: dict[str, Callable[[], Any]] = {"alone": lambda: spoken(pair, memory, options)[0]}
-    for by in WAYS:
+    contenders: dict[str, Callable[[], Any]] = {"alone": lambda: timed_generation(pair, memory, options)[0]}
+    for by in METHODS:
         contenders[by] = partial(_with_maps, pair, memory, options, by)
     runs = alternate(contenders, setting.repeats, setting.device)
     text = pair.model.tokenizer.decode(runs["alone"].first[0])
-    for by in WAYS:
+    for by in METHODS:
         same = runs[by].first.text == text
         yield compare(
             f"looking ({by}), beside not", "ms a token", lambda s: 1000 * s / TOKENS, runs["alone"], runs[by], same,
@@ -34,6 +34,6 @@ def looking(setting: Setting) -> Iterator[Figure]:
         )  # fmt: skip
 
 
-def _with_maps(pair: Pair, memory: Memory, options: GenerationConfig, by: By) -> Look:
-    said = spoken(pair, memory, options)[0][0]
-    return look(pair.model, memory, [pair.begin], said, None, places_of(pair.model, memory, {}), by)
+def _with_maps(pair: ModelPair, memory: Memory, options: GenerationConfig, by: MapMethod) -> Look:
+    said = timed_generation(pair, memory, options)[0][0]
+    return look_at_text(pair.model, memory, [pair.begin], said, None, source_views(pair.model, memory, {}), by)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmx.bench.hf_references import Setting, build_pair
-from mmx.bench.timing import Figure, Runs, Spread, alternate, compare
+from mmx.bench.hf_references import BenchSetting, build_pair
+from mmx.bench.timing import BenchResult, TimedRuns, Spread, alternate, compare
 from mmx.encoders.contract import encode
 from mmx.errors import MmxError
-from mmx.generation.decode_step import DecoderStep, Step, UncachedStep
+from mmx.generation.decode_step import DecoderStep, DecodeStep, UncachedStep
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
@@ -31,14 +31,14 @@ from mmx.models.source import Source
 from mmx.nn.features import Features
 from mmx.text.prompts import BOS
 
-WAYS = ("cached", "uncached", "anew")
+METHODS = ("cached", "uncached", "anew")
 LENGTHS = {"micro": (4, 16), "base": (8, 16, 32)}  # tokens of a text; else
 USUAL = (8, 16, 32, 64)
 BESIDE = {"uncached": "beside no cache", "anew": "beside looking anew"}
 
 
 @dataclass(frozen=True)
-class Cost:
+class DecodingCost:
     """What a token of a text of `length` tokens costs in one way, on the average over the text.
 
     milliseconds: the median over the counted runs; held: bytes that stand from one token to the next, at the end of the
@@ -46,7 +46,7 @@ class Cost:
     cached way.
     """
 
-    way: str
+    method: str
     length: int
     milliseconds: float
     held: int
@@ -54,7 +54,7 @@ class Cost:
     same: bool
 
 
-class LookingAnewStep(DecoderStep):
+class RecomputingDecodeStep(DecoderStep):
     """The slow twin of a DecoderStep over a static memory: projects it for every token, and drops it again.
 
     For measuring. `project`: gives the memory of all rows, so no row can leave (`keep`).
@@ -72,7 +72,7 @@ class LookingAnewStep(DecoderStep):
         """See Step."""
         return self._looking(partial(super().__call__, tokens))
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """See Step; raises MmxError."""
         raise MmxError("LookingAnewStep was asked to keep some rows, but projects all; use DecoderStep.")
 
@@ -83,14 +83,14 @@ class LookingAnewStep(DecoderStep):
         return logits
 
 
-def cache(setting: Setting) -> Iterator[Figure]:
+def cache(setting: BenchSetting) -> Iterator[BenchResult]:
     """ViT-GPT2, one picture, greedy: both caches beside none for the text, and beside none for the picture."""
-    pair = build_pair("vit-gpt2", setting).speak()
+    pair = build_pair("vit-gpt2", setting).for_inference()
     features = features_of(pair.model, "image", {"pixels": pair.pixels(1)})
     for length in LENGTHS.get(setting.size, USUAL):
         runs = _runs(pair.model, "image", features, length, setting.repeats)
         costs = {
-            cost.way: cost for cost in _costs(runs, length, features, _memory_bytes(pair.model, "image", features))
+            cost.method: cost for cost in _costs(runs, length, features, _memory_bytes(pair.model, "image", features))
         }
         for way, beside in BESIDE.items():
             yield compare(
@@ -106,7 +106,7 @@ def cache(setting: Setting) -> Iterator[Figure]:
 
 def decoding_costs(
     model: Model, source: str, features: Features, lengths: Sequence[int], repeats: int = 5
-) -> list[Cost]:
+) -> list[DecodingCost]:
     """The costs of a token in each of the three ways, for texts of each of `lengths` tokens, over the features of one
     input of a source (`features_of`). `repeats`: counted runs of each. For inference: the model in eval mode.
 
@@ -129,23 +129,23 @@ def features_of(model: Model, source: str, inputs: Mapping[str, Tensor]) -> Feat
 
 
 def _check(model: Model, features: Features, lengths: Sequence[int]) -> None:
-    most = model.config.decoder.max_positions
+    most = model.config.decoder.max_position_embeddings
     if not lengths or not all(1 <= length <= most for length in lengths):
         raise MmxError(f"lengths {list(lengths)} cannot be measured; give numbers of tokens from 1 to {most}.")
     if len(features.states) != 1:
         raise MmxError(f"the features are of {len(features.states)} inputs; give those of one.")
-    if model.reader is not None:
+    if model.question_encoder is not None:
         raise MmxError("the model's reader looks at the source, not its decoder; give a model without a reader.")
 
 
-def _runs(model: Model, source: str, features: Features, length: int, repeats: int) -> dict[str, Runs]:
+def _runs(model: Model, source: str, features: Features, length: int, repeats: int) -> dict[str, TimedRuns]:
     """The three ways in turn; `first` is the text and the bytes of the self-attention cache in the end."""
     decoder, project = model.decoder, partial(_memory, model, source, features)
     memory = project()
-    steps: dict[str, Callable[[], Step]] = {
+    steps: dict[str, Callable[[], DecodeStep]] = {
         "cached": lambda: DecoderStep(decoder, memory, length - 1, unrolled=False),
         "uncached": lambda: UncachedStep(decoder, memory),
-        "anew": lambda: LookingAnewStep(decoder, project, 1, length - 1),
+        "anew": lambda: RecomputingDecodeStep(decoder, project, 1, length - 1),
     }
     begin, device = model.tokenizer.marks[BOS][0], model.device
     contenders = {way: partial(_said, step, begin, length, device) for way, step in steps.items()}
@@ -155,14 +155,14 @@ def _runs(model: Model, source: str, features: Features, length: int, repeats: i
 def _memory(model: Model, source: str, features: Features) -> Memory:
     """The projection of the features, in the decoder's type."""
     with torch.inference_mode():
-        return _source(model, source).projection(features).to(dtype=model.decoder.embedding.table.dtype)
+        return _source(model, source).projection(features).to(dtype=model.decoder.embedding.weight.dtype)
 
 
 def _memory_bytes(model: Model, source: str, features: Features) -> int:
     return _memory(model, source, features).nbytes
 
 
-def _said(new_step: Callable[[], Step], begin: int, length: int, device: torch.device) -> tuple[list[int], int]:
+def _said(new_step: Callable[[], DecodeStep], begin: int, length: int, device: torch.device) -> tuple[list[int], int]:
     """The greedy text of `length` tokens (an end is a token like others), and the bytes of the cache it left."""
     with torch.inference_mode():
         step = new_step()
@@ -174,7 +174,7 @@ def _said(new_step: Callable[[], Step], begin: int, length: int, device: torch.d
         return torch.cat(said).tolist(), 0 if held is None else held.nbytes
 
 
-def _costs(runs: Mapping[str, Runs], length: int, features: Features, memory_bytes: int) -> list[Cost]:
+def _costs(runs: Mapping[str, TimedRuns], length: int, features: Features, memory_bytes: int) -> list[DecodingCost]:
     text, cache_bytes = runs["cached"].first
     position_bytes = cache_bytes // length  # `length` positions are read: the begin and all tokens but the last
     held = {
@@ -189,12 +189,12 @@ def _costs(runs: Mapping[str, Runs], length: int, features: Features, memory_byt
         "anew": position_bytes + memory_bytes,
     }
     return [
-        Cost(way, length, _median(runs[way], length), held[way], recomputed[way], runs[way].first[0] == text)
-        for way in WAYS
+        DecodingCost(way, length, _median(runs[way], length), held[way], recomputed[way], runs[way].first[0] == text)
+        for way in METHODS
     ]
 
 
-def _median(runs: Runs, tokens: int) -> float:
+def _median(runs: TimedRuns, tokens: int) -> float:
     return Spread.of([_milliseconds(seconds, tokens) for seconds in runs.seconds]).median
 
 
@@ -209,7 +209,7 @@ def _source(model: Model, source: str) -> Any:
     return found
 
 
-def _told(ours: Cost, other: Cost, setting: Setting) -> str:
+def _told(ours: DecodingCost, other: DecodingCost, setting: BenchSetting) -> str:
     """The bytes beside the times."""
     dtype = "" if setting.dtype == "float32" else f"; the decoder in {setting.dtype}, tokens may differ"
     held = f"held {ours.held / 1e6:.3f} MB, other way {other.held / 1e6:.3f} MB"

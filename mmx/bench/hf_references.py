@@ -16,7 +16,7 @@ import transformers as typed_transformers
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig, Precision
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.memory import Memory
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch
@@ -37,13 +37,13 @@ QUESTIONS = [
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """Widths and depths; `side`: of the picture in pixels, of ViT-GPT2 and of BLIP."""
 
-    width: int
-    layers: int
-    heads: int
-    seeing_layers: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    encoder_layers: int
     vocabulary: dict[str, int]
     positions: dict[str, int]
     side: dict[str, int]
@@ -51,16 +51,16 @@ class Shape:
 
 
 SHAPES = {
-    "micro": Shape(32, 2, 4, 2, {"gpt2": 120, "blip": 120}, {"gpt2": 40, "blip": 40}, {"gpt2": 32, "blip": 32}, 8),
-    "tiny": Shape(256, 3, 4, 6, {"gpt2": 4096, "blip": 4096}, {"gpt2": 64, "blip": 64}, {"gpt2": 128, "blip": 128}),
-    "base": Shape(
+    "micro": ModelShape(32, 2, 4, 2, {"gpt2": 120, "blip": 120}, {"gpt2": 40, "blip": 40}, {"gpt2": 32, "blip": 32}, 8),
+    "tiny": ModelShape(256, 3, 4, 6, {"gpt2": 4096, "blip": 4096}, {"gpt2": 64, "blip": 64}, {"gpt2": 128, "blip": 128}),
+    "base": ModelShape(
         768, 12, 12, 12, {"gpt2": 50257, "blip": 30524}, {"gpt2": 1024, "blip": 512}, {"gpt2": 224, "blip": 384}
     ),
 }
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchSetting:
     """What is measured, how often, and how: `dtype` is that of our decoder's weights."""
 
     size: str = "tiny"
@@ -69,12 +69,12 @@ class Setting:
     device: str = "cpu"
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         """The widths of its size."""
         return SHAPES[self.size]
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """What has to be known of `dtype` beside a ratio."""
         if self.dtype == "float32":
             return ""
@@ -83,7 +83,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """A reference and what mmx read from its folder, in float32, not yet laid out for speaking."""
 
     reference: Any
@@ -91,16 +91,16 @@ class Pair:
     tokenizer: Any
     model: Model
     generation: GenerationConfig
-    setting: Setting
+    setting: BenchSetting
 
     @property
     def begin(self) -> int:
         """The token that every text begins with."""
         return self.model.tokenizer.marks[BOS][0]
 
-    def speak(self) -> Pair:
+    def for_inference(self) -> ModelPair:
         """Both ready to be asked, in the setting's type."""
-        self.model.speak_in(self.setting.dtype)
+        self.model.prepare_for_inference(self.setting.dtype)
         if self.setting.dtype == "bfloat16":
             self.reference.to(torch.bfloat16)
         return self
@@ -115,10 +115,10 @@ class Pair:
         rows = torch.arange(len(pixels), device=pixels.device)
         with torch.inference_mode():
             memory = self.model.encode({"image": SourceBatch({"pixels": pixels}, rows)}, len(pixels))
-            return memory.to(dtype=self.model.decoder.embedding.table.dtype) if self.model.reader is None else memory
+            return memory.to(dtype=self.model.decoder.embedding.weight.dtype) if self.model.question_encoder is None else memory
 
 
-def build_pair(kind: Kind, setting: Setting) -> Pair:
+def build_pair(kind: Kind, setting: BenchSetting) -> ModelPair:
     """A reference with the weights of one seed, saved as published, and read by mmx from there."""
     reference = _blip(kind, setting.shape) if kind != "vit-gpt2" else _vit_gpt2(setting.shape)
     _randomise(reference)
@@ -130,16 +130,16 @@ def build_pair(kind: Kind, setting: Setting) -> Pair:
     with TemporaryDirectory(prefix="mmx-bench-") as folder:
         for part in (reference, processor, tokenizer):
             part.save_pretrained(folder)
-        model, generation, _ = load_published(folder, device=setting.device)
-    return Pair(reference.to(setting.device).eval(), processor, tokenizer, model, generation, setting)
+        model, generation, _ = load_hf_model(folder, device=setting.device)
+    return ModelPair(reference.to(setting.device).eval(), processor, tokenizer, model, generation, setting)
 
 
-def _vit_gpt2(shape: Shape) -> Any:
+def _vit_gpt2(shape: ModelShape) -> Any:
     vision = transformers.ViTConfig(**_seeing(shape, "gpt2"))
     text = transformers.GPT2Config(
-        n_embd=shape.width,
-        n_layer=shape.layers,
-        n_head=shape.heads,
+        n_embd=shape.hidden_size,
+        n_layer=shape.num_layers,
+        n_head=shape.num_heads,
         vocab_size=shape.vocabulary["gpt2"],
         n_positions=shape.positions["gpt2"],
         add_cross_attention=True,
@@ -152,14 +152,14 @@ def _vit_gpt2(shape: Shape) -> Any:
     return transformers.VisionEncoderDecoderModel(config)
 
 
-def _blip(kind: Kind, shape: Shape) -> Any:
+def _blip(kind: Kind, shape: ModelShape) -> Any:
     vocabulary = shape.vocabulary["blip"]
     text = transformers.BlipTextConfig(
-        hidden_size=shape.width,
-        encoder_hidden_size=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.width,
+        hidden_size=shape.hidden_size,
+        encoder_hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=4 * shape.hidden_size,
         vocab_size=vocabulary,
         max_position_embeddings=shape.positions["blip"],
         bos_token_id=vocabulary - 2,  # as published: the tables have two rows more than the tokenizer has words
@@ -172,12 +172,12 @@ def _blip(kind: Kind, shape: Shape) -> Any:
     return whole[kind](config)
 
 
-def _seeing(shape: Shape, family: str) -> dict[str, int]:
+def _seeing(shape: ModelShape, family: str) -> dict[str, int]:
     return {
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.seeing_layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": 4 * shape.width,
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.encoder_layers,
+        "num_attention_heads": shape.num_heads,
+        "intermediate_size": 4 * shape.hidden_size,
         "image_size": shape.side[family],
         "patch_size": shape.patch,
     }

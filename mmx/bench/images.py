@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from mmx.bench.hf_references import Pair, Setting, build_pair
-from mmx.bench.timing import Figure, Runs, Spread, alternate, compare
-from mmx.data.scenes import draw_scene, picture
+from mmx.bench.hf_references import ModelPair, BenchSetting, build_pair
+from mmx.bench.timing import BenchResult, TimedRuns, Spread, alternate, compare
+from mmx.data.scenes import generate_scene, render_scene
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, load
 
@@ -31,9 +31,9 @@ except OSError:
 """
 
 
-def pictures(setting: Setting) -> Iterator[Figure]:
+def images(setting: BenchSetting) -> Iterator[BenchResult]:
     """ViT-GPT2, greedy, from JPEG files to texts, in batches."""
-    pair = build_pair("vit-gpt2", setting).speak()
+    pair = build_pair("vit-gpt2", setting).for_inference()
     with TemporaryDirectory(prefix="mmx-bench-") as folder:
         paths = write_pictures(Path(folder), COUNT)
         runs = alternate(
@@ -42,7 +42,7 @@ def pictures(setting: Setting) -> Iterator[Figure]:
             setting.device,
         )
     note = f"{COUNT} JPEG files of {LANDSCAPE[0]} x {LANDSCAPE[1]}, batches of {BATCH}, {TOKENS} tokens, one processor"
-    note = "; ".join(text for text in (note, setting.told) if text)
+    note = "; ".join(text for text in (note, setting.description) if text)
     ours, theirs = runs["ours"], runs["theirs"]
     same = ours.first == theirs.first
     yield compare("pictures, from file to text", "a second", lambda s: COUNT / s, ours, theirs, same, note)
@@ -52,11 +52,11 @@ def write_pictures(folder: Path, count: int) -> list[str]:
     """Scenes as JPEG files of a camera's proportions."""
     paths = [str(folder / f"{number}.jpg") for number in range(count)]
     for number, path in enumerate(paths):
-        picture(draw_scene(0, number)).resize(LANDSCAPE).save(path, quality=90)
+        render_scene(generate_scene(0, number)).resize(LANDSCAPE).save(path, quality=90)
     return paths
 
 
-def _theirs(pair: Pair, paths: Sequence[str]) -> list[str]:
+def _theirs(pair: ModelPair, paths: Sequence[str]) -> list[str]:
     """The text of each picture, as transformers' own examples get it, in batches."""
     found: list[str] = []
     for start in range(0, len(paths), BATCH):
@@ -68,7 +68,7 @@ def _theirs(pair: Pair, paths: Sequence[str]) -> list[str]:
     return found
 
 
-def _ours(pair: Pair, paths: Sequence[str]) -> list[str]:
+def _ours(pair: ModelPair, paths: Sequence[str]) -> list[str]:
     """The text of each picture; no two tokens are spelled alike, so equal texts are equal tokens."""
     found = []
     pipeline = Pipeline(pair.model, pair.generation)
@@ -80,20 +80,20 @@ def _ours(pair: Pair, paths: Sequence[str]) -> list[str]:
     return found
 
 
-def start(setting: Setting) -> Iterator[Figure]:
+def startup(setting: BenchSetting) -> Iterator[BenchResult]:
     """The bundled model: one caption in a new process, and the next one where it is loaded."""
     with TemporaryDirectory(prefix="mmx-bench-") as folder:
         (path,) = write_pictures(Path(folder), 1)
         cold, held = zip(*(_cold(path, setting) for _ in range(setting.repeats)), strict=True)
         pipeline = load(None, setting.device, setting.dtype)
         warm = alternate({"ours": lambda: pipeline.caption(path)}, setting.repeats, setting.device)["ours"]
-    yield compare("start, a new process, one caption", "s", lambda s: s, Runs(list(cold)))
+    yield compare("start, a new process, one caption", "s", lambda s: s, TimedRuns(list(cold)))
     if all(held):
-        yield Figure("start, a new process, most memory", "MB", Spread.of(held), note="peak resident, all of it")
+        yield BenchResult("start, a new process, most memory", "MB", Spread.of(held), note="peak resident, all of it")
     yield compare("start, the next caption", "ms", lambda s: 1000 * s, warm)
 
 
-def _cold(path: str, setting: Setting) -> tuple[float, float]:
+def _cold(path: str, setting: BenchSetting) -> tuple[float, float]:
     """Seconds from nothing to a caption, and the most megabytes that process held (0: not told here).
 
     The process tells its memory itself: what the system reports of children begins with their parent's.

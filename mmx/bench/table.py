@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mmx.bench.timing import Figure, Spread
+from mmx.bench.timing import BenchResult, Spread
 
 NAME, CELL, UNIT = 41, 27, 13
 HEADER = (
@@ -13,7 +13,7 @@ HEADER = (
 )
 
 
-def line(figure: Figure) -> str:
+def line(figure: BenchResult) -> str:
     """One figure; what is not there is a dash."""
     same = {True: "yes", False: "NO", None: "-"}[figure.same]
     peaks = f"{_megabytes(figure.ours_peak_mb)} / {_megabytes(figure.theirs_peak_mb)}"
@@ -23,7 +23,7 @@ def line(figure: Figure) -> str:
     )
 
 
-def notes(figures: Iterable[Figure]) -> str:
+def notes(figures: Iterable[BenchResult]) -> str:
     """What has to be known of the figures that need it, each note once."""
     found: dict[str, list[str]] = {}
     for figure in figures:

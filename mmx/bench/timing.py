@@ -40,7 +40,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Runs:
+class TimedRuns:
     """What one contender took. first: what its warm-up gave; peak_mb: most memory above the level before a run."""
 
     seconds: list[float]
@@ -49,7 +49,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Figure:
+class BenchResult:
     """One line of the table: `ours` and `theirs` in `unit`, the ratio of the times theirs / ours.
 
     same: whether both said the same tokens (in training: had the same loss); None where nothing can be compared.
@@ -70,17 +70,17 @@ def compare(
     name: str,
     unit: str,
     value: Callable[[float], float],
-    ours: Runs,
-    theirs: Runs | None = None,
+    ours: TimedRuns,
+    theirs: TimedRuns | None = None,
     same: bool | None = None,
     note: str = "",
-) -> Figure:
+) -> BenchResult:
     """The figure of two contenders that ran in turn; `value`: seconds of a run -> a number in `unit`."""
     told = Spread.of([value(seconds) for seconds in ours.seconds])
     if theirs is None:
-        return Figure(name, unit, told, ours_peak_mb=ours.peak_mb, same=same, note=note)
+        return BenchResult(name, unit, told, ours_peak_mb=ours.peak_mb, same=same, note=note)
     pairs = zip(theirs.seconds, ours.seconds, strict=True)
-    return Figure(
+    return BenchResult(
         name,
         unit,
         told,
@@ -98,7 +98,7 @@ def alternate(
     repeats: int,
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Runs]:
+) -> dict[str, TimedRuns]:
     """Run each once uncounted, then all in turn `repeats` times, then each once more while its memory is watched."""
     first = {name: run() for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -109,7 +109,7 @@ def alternate(
             run()
             _settle(device)
             seconds[name].append(clock() - started)
-    return {name: Runs(seconds[name], first[name], peak_of(run, device)) for name, run in contenders.items()}
+    return {name: TimedRuns(seconds[name], first[name], peak_of(run, device)) for name, run in contenders.items()}
 
 
 def peak_of(run: Callable[[], Any], device: str = "cpu") -> float | None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from mmx.bench.hf_references import Pair, Setting, build_pair
-from mmx.bench.timing import Figure, alternate, compare
+from mmx.bench.hf_references import ModelPair, BenchSetting, build_pair
+from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import TrainingConfig
 from mmx.data.batching import pad_texts
 from mmx.models.source import SourceBatch
@@ -22,10 +22,10 @@ from mmx.training.optim import build_optimizer, token_loss
 CAPTIONS, LENGTH = 5, 12
 BATCH = {"base": 2}  # pictures; else 4
 CLOSE = 1e-4  # of the loss
-OPTIONS = TrainingConfig(lr=1e-5)
+OPTIONS = TrainingConfig(learning_rate=1e-5)
 
 
-def training(setting: Setting) -> Iterator[Figure]:
+def training(setting: BenchSetting) -> Iterator[BenchResult]:
     """Forward, loss, backward, AdamW. transformers takes a picture with each caption; ours encodes it once."""
     pair, batch = build_pair("vit-gpt2", setting), BATCH.get(setting.size, 4)
     generator = torch.Generator().manual_seed(3)
@@ -43,16 +43,16 @@ def training(setting: Setting) -> Iterator[Figure]:
     yield compare("training, a step", "ms", lambda s: 1000 * s, runs["ours"], runs["theirs"], same, note)
 
 
-def _theirs(pair: Pair, pixels: Tensor, captions: Tensor) -> Callable[[], float]:
+def _theirs(pair: ModelPair, pixels: Tensor, captions: Tensor) -> Callable[[], float]:
     """A row for every caption, the picture repeated."""
     reference, rows = pair.reference, captions.flatten(0, 1).to(pixels.device)
     repeated = pixels.repeat_interleave(CAPTIONS, 0)
     # The same kind of optimizer as ours; transformers' own Trainer takes the fused one as well.
-    optimizer = AdamW(reference.parameters(), lr=OPTIONS.lr, betas=OPTIONS.betas, fused=_fused(pixels))
+    optimizer = AdamW(reference.parameters(), lr=OPTIONS.learning_rate, betas=OPTIONS.betas, fused=_fused(pixels))
     return lambda: _step(optimizer, lambda: reference(pixel_values=repeated, labels=rows, use_cache=False).loss)
 
 
-def _ours(pair: Pair, pixels: Tensor, captions: Tensor) -> Callable[[], float]:
+def _ours(pair: ModelPair, pixels: Tensor, captions: Tensor) -> Callable[[], float]:
     """A row for every picture, the captions its streams."""
     model, device = pair.model, pixels.device
     texts = [[([pair.begin], caption) for caption in row] for row in captions.tolist()]

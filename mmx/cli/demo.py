@@ -25,9 +25,9 @@ def demo(
     Prints the address, and serves until it is interrupted. Nothing leaves this machine.
     """
     pipeline = load_pipeline(model, device)
-    from mmx.demo.server import served, wait
+    from mmx.demo.server import serve, wait
 
-    with served(pipeline, host, port) as address:
+    with serve(pipeline, host, port) as address:
         print(address, flush=True)
         if not quiet:
             typer.echo("Ctrl+C ends it.", err=True)

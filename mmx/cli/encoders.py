@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mmx.cli.options import JsonOption, leave
+from mmx.cli.options import JsonOption, exit_with_status
 
 app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 
@@ -22,9 +22,9 @@ def encoders(context: typer.Context, as_json: JsonOption = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from mmx.encoders.discovery import survey
+    from mmx.encoders.discovery import discover_encoders
 
-    for found in survey():
+    for found in discover_encoders():
         entry = found.entry
         if as_json:
             told = {"modality": found.modality, "options": found.options, "problem": found.problem}
@@ -54,18 +54,18 @@ def check(
 
     Each promise that is broken is told with what was seen, why it matters and what to do.
     """
-    from mmx.config.loader import typed_settings
+    from mmx.config.loader import config_from_overrides
     from mmx.encoders.registry import resolve
     from mmx.testing import encoder_checks
 
-    options = typed_settings(resolve(name).Options, changes or []).model_dump(mode="json")
+    options = config_from_overrides(resolve(name).Options, changes or []).model_dump(mode="json")
     samples = [str(path) for path in sample] if sample else None
     failed = False
     for call in encoder_checks(name, samples, options, only=only or ()):
         result = call.result()
         failed = failed or result.status == "failed"
         print(json.dumps(asdict(result)) if as_json else str(result), flush=True)
-    leave(not failed)
+    exit_with_status(not failed)
 
 
 def new_encoder(

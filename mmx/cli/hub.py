@@ -25,8 +25,8 @@ def import_(
     its place in the one decoder, or the model is refused. --model reads such a model
     as well.
     """
-    from mmx.hub import load_published
+    from mmx.hub import load_hf_model
     from mmx.models.checkpoint import save_model
 
-    model, generation, origin = load_published(name, revision, allow_pickle)
+    model, generation, origin = load_hf_model(name, revision, allow_pickle)
     print(save_model(out, model, origin, generation))

@@ -20,21 +20,21 @@ WRITTEN = ("image", "audio", "text")  # modalities whose inputs are written as t
 Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
 
 
-class Given(NamedTuple):
+class InputItem(NamedTuple):
     """An input: the facts that its row begins with, what a person calls it, and what is read, or why it is not.
     failed: it is one input that cannot be read, beside which others could be, and no wrong usage."""
 
-    facts: dict[str, Any]
+    fields: dict[str, Any]
     name: str
     inputs: Inputs | MmxError
     failed: bool = False
 
 
-def given(photos: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[Given]:
+def input_items(photos: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[InputItem]:
     """The inputs that the words of a command stand for, in order, each when it is due. What folders and patterns have
     of the files of `out` is passed over: a run reads no results of its own."""
     for place in _places(photos, pipeline, out):
-        if isinstance(place, Given):
+        if isinstance(place, InputItem):
             yield place
         elif _is_manifest(place, pipeline):
             yield from _some(_lines(place, pipeline), place, "no lines are in this list")
@@ -44,10 +44,10 @@ def given(photos: Sequence[str], pipeline: Pipeline, out: Path | None = None) ->
             yield _file(place, pipeline)
 
 
-def at_least_one(inputs: Iterable[Given]) -> Iterator[Given]:
+def at_least_one(inputs: Iterable[InputItem]) -> Iterator[InputItem]:
     """The same inputs. Raises the first reason where none of them is an input: then there is nothing to be done."""
     following = iter(inputs)
-    refused: list[Given] = []
+    refused: list[InputItem] = []
     for item in following:
         if item.failed or not isinstance(item.inputs, MmxError):
             return chain(refused, [item], following)
@@ -97,29 +97,29 @@ def inputs_named(text: str, pipeline: Pipeline) -> Inputs | None:
 
 def spelled(path: str) -> str:
     """A path as rows have it, without "./" and doubled slashes; an address as it was typed."""
-    from mmx.data.json_fields import is_address
+    from mmx.data.json_fields import is_url
 
-    return path if is_address(path) and not os.path.exists(path) else str(Path(path))
+    return path if is_url(path) and not os.path.exists(path) else str(Path(path))
 
 
-def spoken_name(inputs: Inputs) -> str:
+def display_name(inputs: Inputs) -> str:
     """What a person calls inputs: their paths, or what else was typed."""
     return " + ".join(str(raw) for raw in inputs.values())
 
 
 def find_source(path: str, pipeline: Pipeline) -> str:
     """The source that a path is for. Raises MmxError where it could be several."""
-    from mmx.models.source import source_of
+    from mmx.models.source import find_source
 
-    return source_of(pipeline.model.encoders, path)
+    return find_source(pipeline.model.encoders, path)
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 
-def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[Given | str]:
+def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[InputItem | str]:
     """The paths that words stand for, folders walked and patterns matched; what is no path is an input already."""
-    from mmx.data.json_fields import is_address
+    from mmx.data.json_fields import is_url
     from mmx.io.files import find_files, is_pattern
 
     walked: list[str] = []
@@ -127,9 +127,9 @@ def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iter
     for photo in photos:
         typed = inputs_named(photo, pipeline)
         if typed is not None:
-            yield Given(dict(typed), spoken_name(typed), typed)
+            yield InputItem(dict(typed), display_name(typed), typed)
             continue
-        if is_address(photo) and not os.path.exists(photo):
+        if is_url(photo) and not os.path.exists(photo):
             yield photo
             continue
         earlier, empty = list(walked), True
@@ -147,10 +147,10 @@ def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iter
 def _is_wanted(pipeline: Pipeline, walked: tuple[str, ...] | None, own: Sequence[Path], path: str) -> bool:
     """A folder is walked for what the model reads; a pattern (given what was `walked` before it) may mean lists and
     shards as well."""
-    from mmx.io.files import was_walked
+    from mmx.io.files import is_under
 
     if walked is None or not (_is_manifest(path, pipeline) or _is_shard(path, pipeline)):
-        found_before = walked is not None and was_walked(Path(path).parent, walked)
+        found_before = walked is not None and is_under(Path(path).parent, walked)
         return pipeline.accepts(path) and not found_before and not _is_one_of(path, own)
     return not _is_one_of(path, own)
 
@@ -177,35 +177,35 @@ def _is_manifest(path: str, pipeline: Pipeline) -> bool:
 
 
 def _is_shard(path: str, pipeline: Pipeline) -> bool:
-    from mmx.io.tar import is_shard
+    from mmx.io.tar import is_tar
 
-    return is_shard(path) and os.path.isfile(path) and not pipeline.accepts(path)
+    return is_tar(path) and os.path.isfile(path) and not pipeline.accepts(path)
 
 
-def _file(path: str, pipeline: Pipeline) -> Given:
+def _file(path: str, pipeline: Pipeline) -> InputItem:
     """A file for the source that reads it; a source of texts has no files."""
     try:
         source = find_source(path, pipeline)
     except MmxError as error:
-        return Given({"input": path}, path, error)
+        return InputItem({"input": path}, path, error)
     if pipeline.model.encoder(source).modality == "text":
         told = MmxError(f"{path!r} is no text; type it with its source, as text=...")
-        return Given({source: path}, path, told, failed=True)
-    return Given({source: path}, path, {source: path})
+        return InputItem({source: path}, path, told, failed=True)
+    return InputItem({source: path}, path, {source: path})
 
 
-def _refused(path: str, error: MmxError, pipeline: Pipeline) -> Given:
-    return Given(_file(path, pipeline).facts, path, error)
+def _refused(path: str, error: MmxError, pipeline: Pipeline) -> InputItem:
+    return InputItem(_file(path, pipeline).fields, path, error)
 
 
-def _some(inputs: Iterator[Given], path: str, nothing: str) -> Iterator[Given]:
+def _some(inputs: Iterator[InputItem], path: str, nothing: str) -> Iterator[InputItem]:
     """The same inputs, or why there are none."""
-    first = next(inputs, Given({"input": path}, path, MmxError(f"{path!r}: {nothing}; check the path.")))
+    first = next(inputs, InputItem({"input": path}, path, MmxError(f"{path!r}: {nothing}; check the path.")))
     yield first
     yield from inputs
 
 
-def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
+def _lines(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
     """The inputs of a manifest, JSON lines as `mmx.data.json_fields` reads them; a wrong line is an error of its own."""
     try:
         base = Path(path).parent
@@ -214,10 +214,10 @@ def _lines(path: str, pipeline: Pipeline) -> Iterator[Given]:
                 if text.strip():
                     yield _line(f"{path}:{number}", text, base, pipeline)
     except OSError as error:
-        yield Given({"input": path}, path, MmxError(f"list {path!r} cannot be read: {error.strerror}; check the path."))
+        yield InputItem({"input": path}, path, MmxError(f"list {path!r} cannot be read: {error.strerror}; check the path."))
 
 
-def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
+def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> InputItem:
     """The sources of a line, with paths from the manifest's folder; the rest is kept, but not what is asked."""
     from mmx.data.formats import TURN_FIELDS
     from mmx.data.json_fields import parse_line
@@ -227,16 +227,16 @@ def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> Given:
         line = parse_line(where, text)
         inputs = _sources(where, line, base, pipeline)
     except MmxError as error:
-        return Given({"input": where}, where, error)
+        return InputItem({"input": where}, where, error)
     left_out = (TURN_FIELDS - set(IDS)) | RESULTS | inputs.keys()
-    return Given(
-        {**inputs, **{key: value for key, value in line.items() if key not in left_out}}, spoken_name(inputs), inputs
+    return InputItem(
+        {**inputs, **{key: value for key, value in line.items() if key not in left_out}}, display_name(inputs), inputs
     )
 
 
 def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline) -> dict[str, Any]:
     """The inputs of a line, with paths from the manifest's folder. Raises MmxError, naming where, for what is none."""
-    from mmx.data.json_fields import located
+    from mmx.data.json_fields import resolve_path
 
     encoders = pipeline.model.encoders
     sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
@@ -249,21 +249,21 @@ def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline
             expected = "a text" if modality == "text" else "the path of a file"
             raise MmxError(f"{where} has {name!r}: {json.dumps(raw)[:60]}; expected {expected}, mend the line.")
         if isinstance(raw, str) and modality != "text":
-            sources[name] = located(raw, base)
+            sources[name] = resolve_path(raw, base)
     return sources
 
 
-def _members(path: str, pipeline: Pipeline) -> Iterator[Given]:
+def _members(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
     """The members of a shard that a source reads, as bytes under the name of shard and member. What is too large for
     its source, the source's own door refuses."""
     from mmx.io import audio, images
-    from mmx.io.tar import read_shard
+    from mmx.io.tar import read_tar
 
     heard = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
-    for member in read_shard(path, pipeline.accepts, audio.MAX_BYTES if heard else images.MAX_BYTES):
+    for member in read_tar(path, pipeline.accepts, audio.MAX_BYTES if heard else images.MAX_BYTES):
         name = f"{path}/{member.name}" if member.name else path
         found = _file(name, pipeline)
         if isinstance(member.data, bytes) and not isinstance(found.inputs, MmxError):
-            yield found._replace(inputs=dict.fromkeys(found.facts, member.data))
+            yield found._replace(inputs=dict.fromkeys(found.fields, member.data))
         else:
             yield found._replace(inputs=found.inputs if isinstance(member.data, bytes) else member.data)

@@ -45,10 +45,10 @@ def look(
     Bits: what looking at the input saved of the word's surprise. Spread: the mean entropy of the attention, as a share
     of the largest there can be; 1 is the plain average of everything.
     """
-    from mmx.interpret.look import By, check_suffix
+    from mmx.interpret.look import MapMethod, check_suffix
 
     check_suffix(out)
-    if by not in (known := get_args(By)):
+    if by not in (known := get_args(MapMethod)):
         raise MmxError(f"--by was given {by!r}; expected one of {', '.join(known)}.")
     region, beside = parse_box(box), parse_also(also or [])
     pipeline = load_pipeline(model, device)
@@ -58,7 +58,7 @@ def look(
     )  # fmt: skip
     found.save(out, word, layer, head)
     if as_json:
-        print(json.dumps({**found.facts(), "out": str(out)}, ensure_ascii=False))
+        print(json.dumps({**found.to_dict(), "out": str(out)}, ensure_ascii=False))
         return
     print("\n".join([one_line(found.text), *_lines(found), str(out)]))
 
@@ -71,7 +71,7 @@ def _lines(look: Look) -> list[str]:
     sources = [f"{name:>10}" for name in shares] if len(shares) > 1 else []
     width = max([4, *(len(word.text) for word in look.words)])
     lines = [f"{'word':<{width}}  {'p':>5}  {'bits':>5}  {'spread':>6}{''.join(sources)}"]
-    wide = look.spread()
+    wide = look.entropies()
     for index, word in enumerate(look.words):
         spread = float(wide[index].mean())
         parts = [f"{float(shares[name][index]):>10.2f}" for name in shares] if sources else []

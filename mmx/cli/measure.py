@@ -20,14 +20,14 @@ from mmx.cli.options import (
     QuietOption,
     TokensOption,
     check_device,
-    leave,
+    exit_with_status,
     load_pipeline,
 )
 from mmx.errors import MmxError
 from mmx.io.console import one_line, progress_bar, table, write_json
 
 if TYPE_CHECKING:
-    from mmx.bench import Figure
+    from mmx.bench import BenchResult
     from mmx.config.schema import DataConfig
 
 
@@ -46,10 +46,10 @@ def train(
 
     On several GPUs: accelerate launch -m mmx train CONFIG [KEY=VALUE...]
     """
-    from mmx.config.loader import read_settings
-    from mmx.config.schema import Config
+    from mmx.config.loader import load_config
+    from mmx.config.schema import RunConfig
 
-    settings = read_settings(config, Config, changes or [])
+    settings = load_config(config, RunConfig, changes or [])
     from mmx.training.loop import train as run  # only now: a mistake in the file is told before torch is imported
 
     best = run(settings, resume=resume, quiet=quiet)
@@ -97,10 +97,10 @@ def evaluate_(
     is about, and what it costs to hide that; the best layer and heads are chosen
     on the scenes of the next seed. Written to maps.json.
     """
-    from mmx.config.loader import override_settings
+    from mmx.config.loader import override_config
     from mmx.config.schema import DataConfig
 
-    config = override_settings(DataConfig(path=data), changes or [])
+    config = override_config(DataConfig(path=data), changes or [])
     if maps:
         if config.path != "scenes":
             raise MmxError(f"--maps was given with --data {data}; boxes are known of generated scenes: --data scenes.")
@@ -113,42 +113,42 @@ def evaluate_(
     heard = _heard(config, known) if known else frozenset()
     out.mkdir(parents=True, exist_ok=True)  # before the work, for it may be refused
     pipeline = load_pipeline(model, device)
-    options = pipeline.options({"num_beams": beams, "max_new_tokens": max_tokens})
+    options = pipeline.generation_config({"num_beams": beams, "max_new_tokens": max_tokens})
     with progress_bar(len(examples), quiet) as bar:
         report = evaluate(
-            pipeline, examples, options, batch_size, progress=bar.update, information=information, known=heard
+            pipeline, examples, options, batch_size, progress=bar.update, information=information, training_captions=heard
         )
-    for sentence in report.bad:
+    for sentence in report.skipped:
         print(one_line(sentence), file=sys.stderr)
     report.save(out)
     print(json.dumps(report.metrics) if as_json else table(report.metrics))
-    leave(not report.bad)
+    exit_with_status(not report.skipped)
 
 
 def _heard(config: DataConfig, changes: list[str]) -> frozenset[str]:
     """Every caption of the data with these changes, all of it, however little of it is measured."""
-    from mmx.config.loader import override_settings
+    from mmx.config.loader import override_config
     from mmx.data.examples import captions_of
     from mmx.data.formats import read_examples
 
     whole = ["limit=null", "derive_questions=false", "tasks=[caption]"]
-    known = captions_of(read_examples(override_settings(config, whole + changes)))
+    known = captions_of(read_examples(override_config(config, whole + changes)))
     return frozenset(caption for captions in known for caption in captions)
 
 
 def _measure_maps(model: str, config: DataConfig, device: str, out: Path, as_json: bool) -> None:
-    from mmx.data.scenes import draw_scene
-    from mmx.evaluation.deletion import hiding
-    from mmx.evaluation.pointing_game import pointing
+    from mmx.data.scenes import generate_scene
+    from mmx.evaluation.deletion import deletion_test
+    from mmx.evaluation.pointing_game import pointing_game
 
     out.mkdir(parents=True, exist_ok=True)
     pipeline = load_pipeline(model, device)
-    shown, choosing = ([draw_scene(config.seed + n, i) for i in range(config.count)] for n in (0, 1))
-    pointed = pointing(pipeline, shown, choosing)
-    hidden = hiding(pipeline, shown, pointed.chosen)
+    shown, choosing = ([generate_scene(config.seed + n, i) for i in range(config.num_examples)] for n in (0, 1))
+    pointed = pointing_game(pipeline, shown, choosing)
+    hidden = deletion_test(pipeline, shown, pointed.chosen)
     facts = {"pointing": asdict(pointed), "hiding": asdict(hidden)}
     write_json(out / "maps.json", facts)
-    print(json.dumps(facts) if as_json else f"{pointed.table(pointed.worth_telling)}\n\n{hidden.table()}")
+    print(json.dumps(facts) if as_json else f"{pointed.table(pointed.main_methods)}\n\n{hidden.table()}")
 
 
 def scenes(
@@ -192,7 +192,7 @@ def bench(
 
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)  # before the work, for it may be refused
-    figures: list[Figure] = []
+    figures: list[BenchResult] = []
     with progress_bar(0, quiet) as bar:
         for figure in run(names or (), size, repeats, dtype, device, bar.set_description):  # type: ignore[arg-type]
             if not as_json and not figures:

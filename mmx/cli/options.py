@@ -51,7 +51,7 @@ def load_pipeline(model: str | None, device: str, dtype: str = "float32") -> Pip
     return load(model, device, dtype)  # type: ignore[arg-type]
 
 
-def made_by(command: str, model: str | None, dtype: str, options: Any, **more: Any) -> dict[str, Any]:
+def run_options(command: str, model: str | None, dtype: str, options: Any, **more: Any) -> dict[str, Any]:
     """What rows of one file have in common: the command, the model with what its weights are known by, the options."""
     from mmx.models.checkpoint import BUNDLED, PROVENANCE, load_provenance
 
@@ -93,7 +93,7 @@ def check_device(device: str) -> None:
         raise MmxError(f"device {device!r} is not available here; try --device cpu.") from error
 
 
-def leave(all_well: bool) -> None:
+def exit_with_status(all_well: bool) -> None:
     """End with exit code 1 where some items failed."""
     if not all_well:
         raise typer.Exit(1)

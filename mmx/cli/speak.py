@@ -14,12 +14,12 @@ from mmx.cli.inputs import (
     at_least_one,
     count,
     find_source,
-    given,
+    input_items,
     inputs_in,
     refuse_empty,
     refuse_inputs,
     spelled,
-    spoken_name,
+    display_name,
 )
 from mmx.cli.options import (
     BatchOption,
@@ -36,15 +36,15 @@ from mmx.cli.options import (
     RetryOption,
     ShardOption,
     TokensOption,
-    leave,
+    exit_with_status,
     load_pipeline,
-    made_by,
+    run_options,
     parse_shard,
 )
 from mmx.cli.rows import caption_rows, remaining
 from mmx.errors import MmxError
-from mmx.io.console import Row, column, count_for, deliver, one_line, progress_bar, result_row, results
-from mmx.io.results_file import IDS, row_key
+from mmx.io.console import Row, column, count_for, write_rows, one_line, progress_bar, result_row, open_results
+from mmx.io.results_file import IDS, row_id
 
 if TYPE_CHECKING:
     from mmx.inference.pipeline import Pipeline
@@ -89,18 +89,18 @@ def caption(
     part, (out, as_json) = parse_shard(shard), parse_out(out, as_json)
     pipeline = load_pipeline(model, device, dtype)
     options = {"num_beams": beams, "max_new_tokens": max_tokens, "guidance_scale": guidance}
-    made = made_by("caption", model, dtype, pipeline.options(options))
+    made = run_options("caption", model, dtype, pipeline.generation_config(options))
     refuse_inputs(out, (raw for photo in photos for raw in inputs_in(photo, pipeline)))
-    inputs, sources = at_least_one(given(photos, pipeline, out)), tuple(pipeline.model.encoders)
+    inputs, sources = at_least_one(input_items(photos, pipeline, out)), tuple(pipeline.model.encoders)
     with (
-        results(out, made, sources, overwrite, retry_errors) as journal,
+        open_results(out, made, sources, overwrite, retry_errors) as journal,
         progress_bar(None, is_quiet(quiet, out)) as bar,
     ):
         count_for(bar, lambda: count(photos, pipeline, part[1], out))
-        todo = remaining(inputs, part, lambda item: row_key(item.facts, sources), journal, bar)
+        todo = remaining(inputs, part, lambda item: row_id(item.fields, sources), journal, bar)
         rows = caption_rows(todo, pipeline, batch_size, options)
-        well = deliver(rows, bar, journal, as_json, lambda row: f"{column(row.name)}\t{one_line(row.facts['caption'])}")
-    leave(well)
+        well = write_rows(rows, bar, journal, as_json, lambda row: f"{column(row.name)}\t{one_line(row.fields['caption'])}")
+    exit_with_status(well)
 
 
 def ask(
@@ -141,38 +141,38 @@ def ask(
         check_box(region)
     pipeline = load_pipeline(model, device, dtype)
     options = {"num_beams": beams, "max_new_tokens": max_tokens, "guidance_scale": guidance}
-    made = made_by("ask", model, dtype, pipeline.options(options), box=region and list(region))
+    made = run_options("ask", model, dtype, pipeline.generation_config(options), box=region and list(region))
     every, sources = [_asking(item, pipeline) for item in told], tuple(pipeline.model.encoders)
     refuse_inputs(out, {data, *(raw for item in every for raw in item.inputs.values() if isinstance(raw, str))})
     with (
-        results(out, made, sources, overwrite, retry_errors) as journal,
+        open_results(out, made, sources, overwrite, retry_errors) as journal,
         progress_bar(None, is_quiet(quiet, out)) as bar,
     ):
         count_for(bar, lambda: len(every) // part[1])
         todo = list(remaining(every, part, lambda item: item.name, journal, bar))
         found = pipeline.answers([(item.inputs, item.question, item.box) for item in todo], batch_size, **options)
-        rows = (result_row(item.facts, item.name, "answer", said) for item, said in zip(todo, found, strict=True))
-        well = deliver(rows, bar, journal, as_json, _answer_line(every))
-    leave(well)
+        rows = (result_row(item.fields, item.name, "answer", said) for item, said in zip(todo, found, strict=True))
+        well = write_rows(rows, bar, journal, as_json, _answer_line(every))
+    exit_with_status(well)
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 
-class Told(NamedTuple):
+class QuestionRequest(NamedTuple):
     """A question: its inputs as written, and with paths found; what else its line says, to be kept; the region."""
 
     written: Inputs
     found: Inputs
     question: str
     box: Box | None
-    kept: Mapping[str, Any]
+    fields: Mapping[str, Any]
 
 
-class Asking(NamedTuple):
+class PreparedQuestion(NamedTuple):
     """A question to a model: what its row begins with, what a person calls the input, and what is asked."""
 
-    facts: dict[str, Any]
+    fields: dict[str, Any]
     name: str
     inputs: Inputs
     question: str
@@ -191,33 +191,33 @@ def is_quiet(quiet: bool, out: Path | None) -> bool:
 
 def _told(
     photo: str | None, questions: Sequence[str], data: Path | None, box: Box | None, also: Mapping[str, str]
-) -> list[Told]:
+) -> list[QuestionRequest]:
     """What is asked, on the command line or in a file."""
     if (data is None) == (photo is None):
         raise MmxError('ask needs a picture and a question, or --data FILE; type: mmx ask photo.jpg "what is this?"')
     if data is not None:
         if also:
             raise MmxError("--also goes with a picture; in the lines of --data, name each source beside the image.")
-        from mmx.data.formats import read_asked
+        from mmx.data.formats import read_questions
         from mmx.data.json_fields import read_lines
 
         lines = ({name: line[name] for name in IDS if name in line} for _, line in read_lines(data))
         return [
-            Told(written, found, str(turn.question), turn.box or box, {**kept, **_own_box(turn.box)})
-            for (written, found, turn), kept in zip(read_asked(data), lines, strict=True)
+            QuestionRequest(written, found, str(turn.question), turn.box or box, {**kept, **_own_box(turn.box)})
+            for (written, found, turn), kept in zip(read_questions(data), lines, strict=True)
         ]
     refuse_empty([photo or ""])
     if not questions:
         raise MmxError(f'ask was given {photo} and no question; type: mmx ask {photo} "what is this?"')
     inputs = {"": spelled(photo or ""), **also}
-    return [Told(inputs, inputs, question, box, {}) for question in questions]
+    return [QuestionRequest(inputs, inputs, question, box, {}) for question in questions]
 
 
 def _own_box(box: Box | None) -> dict[str, Any]:
     return {} if box is None else {"box": list(box)}
 
 
-def _asking(told: Told, pipeline: Pipeline) -> Asking:
+def _asking(told: QuestionRequest, pipeline: Pipeline) -> PreparedQuestion:
     """A question with its inputs by source; what else its line says is kept in its row."""
     known = pipeline.model.encoders
     kept = {name: raw for name, raw in told.written.items() if name not in known}
@@ -225,18 +225,18 @@ def _asking(told: Told, pipeline: Pipeline) -> Asking:
         kept = {}  # typed as inputs, or nothing else is one: the model says which sources it has
     written = by_source({name: raw for name, raw in told.written.items() if name not in kept}, pipeline)
     found = by_source({name: raw for name, raw in told.found.items() if name not in kept}, pipeline)
-    facts = {**written, **kept, **told.kept}
-    box = {"box": facts.pop("box")} if "box" in told.kept else {}
-    return Asking({**facts, "question": told.question, **box}, spoken_name(written), found, told.question, told.box)
+    facts = {**written, **kept, **told.fields}
+    box = {"box": facts.pop("box")} if "box" in told.fields else {}
+    return PreparedQuestion({**facts, "question": told.question, **box}, display_name(written), found, told.question, told.box)
 
 
-def _answer_line(asked: Sequence[Asking]) -> Callable[[Row], str]:
+def _answer_line(asked: Sequence[PreparedQuestion]) -> Callable[[Row], str]:
     """How an answer is printed: after its question and its input, where there are several."""
     many, several = len({item.name for item in asked}) > 1, len(asked) > 1
 
     def line(row: Row) -> str:
-        parts = [row.name] * many + [row.facts["question"]] * several
-        return "\t".join([*map(column, parts), one_line(row.facts["answer"])])
+        parts = [row.name] * many + [row.fields["question"]] * several
+        return "\t".join([*map(column, parts), one_line(row.fields["answer"])])
 
     return line
 

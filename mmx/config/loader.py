@@ -20,10 +20,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json, to_jsonable_python
 
-from mmx.config.validation_errors import Keys, complaints, dotted, known_fields, one_line, show
+from mmx.config.validation_errors import Keys, describe_errors, dotted_key, known_fields, single_line, format_value
 from mmx.errors import ConfigError, suggest
 
-__all__ = ["dump_settings", "override_settings", "parse_settings", "read_settings", "typed_settings"]
+__all__ = ["dump_config", "override_config", "parse_config", "load_config", "config_from_overrides"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,28 +48,28 @@ SYNTAX = (
 )
 
 
-class Place(NamedTuple):
+class SourceLocation(NamedTuple):
     """Where something stands: `rank` sorts (the line, or beyond all lines for the command line), `text` is printed."""
 
     rank: int
     text: str
 
 
-class _Stop(Exception):  # noqa: N818 - no error yet: whoever catches it makes one
+class _InvalidDocument(Exception):  # noqa: N818 - no error yet: whoever catches it makes one
     """Reading cannot go on; its two arguments are the place and the message."""
 
 
 @dataclass
-class _Sheet:
+class _Document:
     """One configuration being read: its values, where each of them stands, and what is wrong so far."""
 
     name: str
     data: Any
-    places: dict[Keys, Place]
-    problems: list[tuple[Place, str]] = field(default_factory=list)
+    places: dict[Keys, SourceLocation]
+    problems: list[tuple[SourceLocation, str]] = field(default_factory=list)
     refused: set[Keys] = field(default_factory=set)  # already complained about; nothing more is said of what is below
 
-    def place(self, keys: Keys) -> Place:
+    def place(self, keys: Keys) -> SourceLocation:
         """The place of the value, or of the nearest thing around it that has one."""
         return next(self.places[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in self.places)
 
@@ -79,45 +79,45 @@ class _Sheet:
         return ConfigError("\n".join([f"{self.name}: {len(lines)} problems"] * (len(lines) > 1) + lines))
 
 
-def read_settings(path: str | PathLike[str], schema: type[M], overrides: Sequence[str] = ()) -> M:
+def load_config(path: str | PathLike[str], schema: type[M], overrides: Sequence[str] = ()) -> M:
     """Read a YAML file, apply `key.key=value` overrides (values are YAML, keys hold no dots), check by `schema`.
 
     Raises ConfigError that names every problem by file and line, or by the text on the command line.
     """
     name = str(path)
-    sheet = _Sheet(name, {}, {(): Place(1, f"{name}:1")})
+    sheet = _Document(name, {}, {(): SourceLocation(1, f"{name}:1")})
     try:
         _fill(sheet, _file_text(Path(path)), schema)
-    except _Stop as stop:
+    except _InvalidDocument as stop:
         sheet.problems.append((stop.args[0], stop.args[1]))
         raise sheet.error() from None
     _override_all(sheet, overrides)
     return _validate(sheet, schema)
 
 
-def override_settings(settings: M, overrides: Sequence[str]) -> M:
+def override_config(settings: M, overrides: Sequence[str]) -> M:
     """Settings already in hand with `key.key=value` from a command line applied; the messages name the text there."""
     return _overridden(_plain_values(settings), type(settings), overrides)
 
 
-def typed_settings(schema: type[M], overrides: Sequence[str]) -> M:
+def config_from_overrides(schema: type[M], overrides: Sequence[str]) -> M:
     """Settings that consist of `key.key=value` from a command line alone, and of defaults."""
     return _overridden({}, schema, overrides)
 
 
 def _overridden(values: dict[str, Any], schema: type[M], overrides: Sequence[str]) -> M:
-    sheet = _Sheet("command line", values, {(): Place(0, "command line")})
+    sheet = _Document("command line", values, {(): SourceLocation(0, "command line")})
     _override_all(sheet, overrides)
     return _validate(sheet, schema)
 
 
-def parse_settings(data: Mapping[str, Any], schema: type[M], *, where: str) -> M:
+def parse_config(data: Mapping[str, Any], schema: type[M], *, where: str) -> M:
     """Check values already in hand; the messages begin with `where`, and there are no lines."""
     values = dict(data) if isinstance(data, Mapping) else data
-    return _validate(_Sheet(where, values, {(): Place(0, where)}), schema)
+    return _validate(_Document(where, values, {(): SourceLocation(0, where)}), schema)
 
 
-def dump_settings(settings: BaseModel) -> str:
+def dump_config(settings: BaseModel) -> str:
     """YAML text, in the order of declaration, that `read_settings` reads back to equal settings."""
     return str(yaml.dump(_plain_values(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
@@ -149,21 +149,21 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 def _file_text(path: Path) -> str:
     """The file's text, or a _Stop that says why there is none."""
-    place = Place(0, str(path))
+    place = SourceLocation(0, str(path))
     if not path.is_file():
-        raise _Stop(place, "this is a folder, expected a YAML file" if path.is_dir() else _no_file(path))
+        raise _InvalidDocument(place, "this is a folder, expected a YAML file" if path.is_dir() else _no_file(path))
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError:
-        raise _Stop(place, "the file cannot be read; check its permissions") from None
+        raise _InvalidDocument(place, "the file cannot be read; check its permissions") from None
     if len(raw) > MAX_BYTES:
-        raise _Stop(place, f"the file is larger than {MAX_BYTES} bytes; a configuration is smaller")
+        raise _InvalidDocument(place, f"the file is larger than {MAX_BYTES} bytes; a configuration is smaller")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _Stop(Place(line, f"{path}:{line}"), "this is not UTF-8 text; save the file as UTF-8") from None
+        raise _InvalidDocument(SourceLocation(line, f"{path}:{line}"), "this is not UTF-8 text; save the file as UTF-8") from None
 
 
 def _no_file(path: Path) -> str:
@@ -172,18 +172,18 @@ def _no_file(path: Path) -> str:
     return f"there is no such file; {hint if hint.startswith('did you mean') else 'check the path'}"
 
 
-def _fill(sheet: _Sheet, text: str, schema: type[BaseModel]) -> None:
+def _fill(sheet: _Document, text: str, schema: type[BaseModel]) -> None:
     """Compose the file's text into the sheet's data and places."""
-    builder = _Builder(sheet, lambda line: Place(line, f"{sheet.name}:{line}"))
+    builder = _Builder(sheet, lambda line: SourceLocation(line, f"{sheet.name}:{line}"))
     node = _compose(text, builder.at)
     if not isinstance(node, yaml.MappingNode):
         found = "the file is empty" if node is None else "this is not a mapping"
         known = ", ".join(known_fields(schema))
-        raise _Stop(builder.at(1), f"{found}, expected keys and values; known: {known}.")
+        raise _InvalidDocument(builder.at(1), f"{found}, expected keys and values; known: {known}.")
     sheet.data = builder.build(node, ()) or {}
 
 
-def _compose(text: str, at: Callable[[int], Place]) -> Any:
+def _compose(text: str, at: Callable[[int], SourceLocation]) -> Any:
     """The tree of YAML nodes, None for nothing at all; a syntax error becomes our sentence."""
     try:
         return yaml.compose(text, Loader=_Loader)
@@ -196,25 +196,25 @@ def _compose(text: str, at: Callable[[int], Place]) -> Any:
         line = ((begins and error.context_mark) or error.problem_mark or error.context_mark).line + 1
     except (RecursionError, ValueError, OverflowError):  # an escape beyond Unicode is a ValueError
         line, message = 1, "this is nested too deeply, or holds an impossible escape; write it more simply"
-    raise _Stop(at(line), message)
+    raise _InvalidDocument(at(line), message)
 
 
 @dataclass
 class _Builder:
     """Turns nodes into values, notes the place of each, and complains about duplicate keys and tags."""
 
-    sheet: _Sheet
-    at: Callable[[int], Place]
+    sheet: _Document
+    at: Callable[[int], SourceLocation]
     count: int = 0
 
     def build(self, node: Any, keys: Keys) -> Any:
         """The value of a node; None where it is refused."""
         self.count += 1
         if self.count > MAX_NODES or len(keys) > MAX_DEPTH:
-            raise _Stop(self.place(node), "too many values, or nested too deeply; write it more simply")
+            raise _InvalidDocument(self.place(node), "too many values, or nested too deeply; write it more simply")
         if node.tag not in TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            return self.refuse(node, keys, f"the tag {one_line(tag)} is not allowed; write the plain value")
+            return self.refuse(node, keys, f"the tag {single_line(tag)} is not allowed; write the plain value")
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
@@ -235,17 +235,17 @@ class _Builder:
             elif key.tag == PLAIN and key.value == "<<":
                 self.refuse(key, keys, "'<<' merges are not supported; write the keys out, or alias single values")
             elif key.value in values:
-                twice = f"{dotted(name)} is given twice, first at {self.sheet.places[name].text}; keep one"
+                twice = f"{dotted_key(name)} is given twice, first at {self.sheet.places[name].text}; keep one"
                 self.sheet.problems.append((self.place(key), twice))
             else:
                 values[key.value] = self.child(value, name, key)
         return values
 
-    def place(self, node: Any) -> Place:
+    def place(self, node: Any) -> SourceLocation:
         return self.at(node.start_mark.line + 1)
 
     def refuse(self, node: Any, keys: Keys, message: str) -> None:
-        self.sheet.problems.append((self.place(node), f"{dotted(keys)}: {message}"))
+        self.sheet.problems.append((self.place(node), f"{dotted_key(keys)}: {message}"))
         self.sheet.refused.add(keys)
 
 
@@ -260,27 +260,27 @@ def _scalar(text: str) -> str | float | bool | None:
     return text
 
 
-def _override_all(sheet: _Sheet, overrides: Sequence[str]) -> None:
+def _override_all(sheet: _Document, overrides: Sequence[str]) -> None:
     for number, text in enumerate(overrides):
-        _override(sheet, text, Place(10**9 + number, f"command line: {one_line(text)}"))
+        _override(sheet, text, SourceLocation(10**9 + number, f"command line: {single_line(text)}"))
 
 
-def _override(sheet: _Sheet, text: str, place: Place) -> None:
+def _override(sheet: _Document, text: str, place: SourceLocation) -> None:
     """Apply one `key.key=value`; what is wrong with it joins the sheet's problems."""
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
     try:
         if not equals or not all(parts):
-            raise _Stop(place, "expected key=value, as in training.steps=100")
+            raise _InvalidDocument(place, "expected key=value, as in training.steps=100")
         node = _compose(value.strip() or "null", lambda line: place)
         if node is None:
-            raise _Stop(place, "'#' begins a comment; put the value in quotes")
+            raise _InvalidDocument(place, "'#' begins a comment; put the value in quotes")
         _set(sheet, parts, node, place)
-    except _Stop as stop:
+    except _InvalidDocument as stop:
         sheet.problems.append((stop.args[0], stop.args[1]))
 
 
-def _set(sheet: _Sheet, parts: Sequence[str], node: Any, place: Place) -> None:
+def _set(sheet: _Document, parts: Sequence[str], node: Any, place: SourceLocation) -> None:
     """Walk to the place that `parts` name, making mappings where nothing is, and put the value there."""
     here, keys = sheet.data, ()  # type: Any, Keys
     for part in parts[:-1]:
@@ -296,25 +296,25 @@ def _set(sheet: _Sheet, parts: Sequence[str], node: Any, place: Place) -> None:
     here[key] = _Builder(sheet, lambda line: place).build(node, keys)
 
 
-def _key(here: Any, part: str, keys: Keys, place: Place) -> str | int:
+def _key(here: Any, part: str, keys: Keys, place: SourceLocation) -> str | int:
     """`part` as a key of the mapping or a number of the list that stands at `keys`."""
     if isinstance(here, dict):
         return part
     if not isinstance(here, list):
-        raise _Stop(place, f"{dotted(keys)} is {show(here)}, expected keys and values")
+        raise _InvalidDocument(place, f"{dotted_key(keys)} is {format_value(here)}, expected keys and values")
     if part.isdecimal() and len(part) < 9 and int(part) < len(here):
         return int(part)
-    raise _Stop(place, f"{dotted(keys)} has length {len(here)}, counted from 0; there is no item {part!r}")
+    raise _InvalidDocument(place, f"{dotted_key(keys)} has length {len(here)}, counted from 0; there is no item {part!r}")
 
 
-def _validate(sheet: _Sheet, schema: type[M]) -> M:
+def _validate(sheet: _Document, schema: type[M]) -> M:
     """The settings, unless there is any problem. Strict JSON: no text becomes a number, yet a list a tuple."""
     try:
         settings = schema.model_validate_json(to_json(sheet.data, inf_nan_mode="constants"), strict=True)
         if not sheet.problems:
             return settings
     except ValidationError as error:
-        found = complaints(error, schema, sheet.refused)
+        found = describe_errors(error, schema, sheet.refused)
         sheet.problems += [(sheet.place(keys), sentence) for keys, sentence in found]
     except (ValueError, RecursionError):
         sheet.problems.append((sheet.place(()), "a value is neither text, number, true, false, list nor mapping"))

@@ -1,263 +1,294 @@
-"""The typed, frozen configuration: every fact of a model and of a training run, as a field with a default and bounds.
+"""Typed, frozen configuration of a model, its data and a training run: every option with its default and bounds.
 
-Values live in YAML, structure lives here. `mmx.config.loader` reads files into these classes; nothing here imports torch.
-Alphabet: E decoder width, H heads, D head width, L layers, F feature width of an encoder, V vocabulary, K streams.
+Values are read from YAML by `mmx.config.loader`. Nothing here imports torch.
 """
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-Precision = Literal["float32", "bfloat16", "int8"]  # of the decoder's weights; int8: on the CPU
+Precision = Literal["float32", "bfloat16", "int8"]
+
+_DERIVED: Any = None  # default of a size that is computed from other sizes
 
 
-class Frozen(BaseModel):
-    """Immutable; a key that is not a field is refused."""
+class FrozenModel(BaseModel):
+    """Base of all configuration classes: immutable, and unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RopeScaling(Frozen):
-    """How rotary positions reach further than they were trained (Dubey et al. 2024, "The Llama 3 Herd of Models",
-    section 3.4.2): waves longer than `original_positions / low` are slowed down by `factor`, those shorter than
-    `original_positions / high` are kept, between them one goes over into the other."""
+class RopeScaling(FrozenModel):
+    """Frequency scaling of rotary positions (Dubey et al. 2024, "The Llama 3 Herd of Models", section 3.4.2).
 
-    factor: float = Field(8.0, gt=0)
-    low: float = Field(1.0, gt=0)
-    high: float = Field(4.0, gt=0)
-    original_positions: PositiveInt = 8192
-
-
-class TransformerConfig(Frozen):
-    """What a stack of self-attention and feed-forward blocks is made of; the decoder and the text encoder share it.
-
-    `kv_heads`: keys and values of self-attention, each shared by heads / kv_heads queries (grouped-query attention).
+    Wavelengths above `original_max_position_embeddings / low_freq_factor` are stretched by `factor`, those below
+    `original_max_position_embeddings / high_freq_factor` are kept, and those between are interpolated.
     """
 
-    width: PositiveInt = 256
-    layers: PositiveInt = 3
-    heads: PositiveInt = 4
-    head_width: PositiveInt | None = None
-    kv_heads: PositiveInt | None = None
+    factor: float = Field(8.0, gt=0)
+    low_freq_factor: float = Field(1.0, gt=0)
+    high_freq_factor: float = Field(4.0, gt=0)
+    original_max_position_embeddings: PositiveInt = 8192
+
+
+class BaseTransformerConfig(FrozenModel):
+    """A transformer of self-attention and feed-forward layers; the text encoder and the decoder share these options.
+
+    Three sizes are derived from others where they are not given (or null): `head_dim` is hidden_size / num_heads,
+    `num_kv_heads` is num_heads (fewer is grouped-query attention, Ainslie et al. 2023), and `intermediate_size` is
+    4 * hidden_size. `glu` selects a gated linear unit (Shazeer 2020) for the feed-forward.
+    """
+
+    hidden_size: PositiveInt = 256
+    num_layers: PositiveInt = 3
+    num_heads: PositiveInt = 4
+    head_dim: PositiveInt = Field(_DERIVED, validate_default=True)
+    num_kv_heads: PositiveInt = Field(_DERIVED, validate_default=True)
     norm: Literal["layer", "rms"] = "layer"
     norm_placement: Literal["pre", "post"] = "pre"
     norm_eps: float = Field(1e-5, gt=0)
     positions: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
-    max_positions: PositiveInt = 64
+    max_position_embeddings: PositiveInt = 64
     rope_theta: float = Field(10000.0, gt=0)
     rope_scaling: RopeScaling | None = None
-    feed_forward: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
-    feed_forward_width: PositiveInt | None = None
-    gated: bool = False
-    biases: bool = True
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    intermediate_size: PositiveInt = Field(_DERIVED, validate_default=True)
+    glu: bool = False
+    bias: bool = True
     embedding_norm: bool = False
     embedding_scale: float = Field(1.0, gt=0)
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
+    @field_validator("head_dim", "num_kv_heads", "intermediate_size", mode="before")
+    @classmethod
+    def _derive_size(cls, value: Any, info: ValidationInfo) -> Any:
+        """Compute a size that is not given. A size that was itself refused is absent from `info.data`."""
+        if value is not None:
+            return value
+        hidden_size = info.data.get("hidden_size", 1)
+        num_heads = info.data.get("num_heads", 1)
+        if info.field_name == "num_kv_heads":
+            return num_heads
+        if info.field_name == "intermediate_size":
+            return 4 * hidden_size
+        if hidden_size % num_heads and "hidden_size" in info.data:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; or give head_dim")
+        return max(1, hidden_size // num_heads)
+
     @model_validator(mode="after")
-    def _heads_fit(self) -> "TransformerConfig":
-        if self.head_width is None and self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; or give head_width")
-        if self.heads % self.key_heads:
-            raise ValueError(f"heads {self.heads} cannot share kv_heads {self.key_heads} evenly; give a divisor")
-        if self.positions == "rope" and self.head_size % 2:
-            raise ValueError(f"rope turns pairs, and the head width {self.head_size} is odd; give an even head_width")
+    def _check_heads(self) -> "BaseTransformerConfig":
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; give a divisor"
+            )
+        if self.positions == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd, and rope rotates pairs; give an even head_dim")
         return self
 
-    @property
-    def head_size(self) -> int:
-        """D: the given head width, or width / heads."""
-        return self.head_width or self.width // self.heads
 
-    @property
-    def key_heads(self) -> int:
-        """Heads of the keys and values of self-attention."""
-        return self.kv_heads or self.heads
+class TransformerConfig(BaseTransformerConfig):
+    """A transformer whose layers also cross-attend to a memory.
 
-    @property
-    def hidden_size(self) -> int:
-        """Width inside the feed-forward: the given one, or four times the width."""
-        return self.feed_forward_width or 4 * self.width
-
-
-class LookingConfig(TransformerConfig):
-    """A transformer over text that also looks at a memory. `table`: rows of its embedding, where it is not just as many
-    as the tokenizer has tokens.
-
-    `cross_positions: relative`: a bias on the distance between a word and a slot, up to `cross_reach` each way.
-    `wait_k`: of a source without a grid, text position t sees the first t + wait_k slots only.
+    `cross_attention_positions: relative` adds a learned bias per distance between text position and slot, clipped to
+    `max_relative_distance`. With `wait_k`, text position t attends the first t + wait_k slots of every source that has
+    no grid (Ma et al. 2019, "STACL"). `gate: tanh` scales cross-attention by tanh of a scalar that starts at zero
+    (Alayrac et al. 2022, "Flamingo"). `padded_vocab_size` is the number of rows of the token embedding, if that is not
+    the number of tokens of the tokenizer.
     """
 
-    cross_every: PositiveInt = 1
-    cross_positions: Literal["none", "relative"] = "none"
-    cross_reach: PositiveInt = 32
+    cross_attention_every_n_layers: PositiveInt = 1
+    cross_attention_positions: Literal["none", "relative"] = "none"
+    max_relative_distance: PositiveInt = 32
     wait_k: PositiveInt | None = None
     gate: Literal["none", "tanh"] = "none"
-    table: PositiveInt | None = None
+    padded_vocab_size: PositiveInt | None = None
 
     @property
-    def looking(self) -> tuple[int, ...]:
-        """Indices of the blocks with cross-attention: the last of every `cross_every` blocks."""
-        return tuple(range(self.cross_every - 1, self.layers, self.cross_every))
+    def cross_attention_layers(self) -> tuple[int, ...]:
+        """Indices of the layers with cross-attention: the last of every `cross_attention_every_n_layers` layers."""
+        n = self.cross_attention_every_n_layers
+        return tuple(range(n - 1, self.num_layers, n))
 
     @model_validator(mode="after")
-    def _looks_somewhere(self) -> "LookingConfig":
-        if not self.looking:
-            raise ValueError(f"cross_every {self.cross_every} is more than layers {self.layers}: no block would look")
+    def _check_cross_attention_layers(self) -> "TransformerConfig":
+        if not self.cross_attention_layers:
+            raise ValueError(
+                f"cross_attention_every_n_layers {self.cross_attention_every_n_layers} is more than num_layers "
+                f"{self.num_layers}: no layer would have cross-attention"
+            )
         return self
 
 
-class DecoderConfig(LookingConfig):
-    """The shared text decoder: it looks, and it speaks. `init_from`: the folder or public name of a language model
-    (GPT-2, Llama, Qwen2) that a training run takes it from: its facts, its weights and its tokenizer."""
+class DecoderConfig(TransformerConfig):
+    """The text decoder.
 
-    tied_embeddings: bool = True
-    head_transform: bool = False
-    head_bias: bool = False
-    init_from: str | None = None
-
-
-class ProjectionConfig(Frozen):
-    """How the features of one source become keys and values. Positions go on the keys; values stay content.
-
-    `width`: a linear map to this width comes first.
+    `pretrained` is the folder or public name of a language model (GPT-2, Llama, Qwen2) that training starts from: its
+    configuration, weights and tokenizer. `lm_head_transform` puts a dense layer, an activation and a norm before the
+    output projection (Devlin et al. 2019).
     """
 
-    width: PositiveInt | None = None
-    position: Literal["none", "learned", "sinusoidal"] = "learned"
-    max_positions: PositiveInt = 64
-    share_layers: bool = False
+    tie_word_embeddings: bool = True
+    lm_head_transform: bool = False
+    lm_head_bias: bool = False
+    pretrained: str | None = None
+
+
+class ProjectionConfig(FrozenModel):
+    """How the features of one source become keys and values. Positions are added to the keys only.
+
+    `hidden_size`: features are first mapped linearly to this size.
+    """
+
+    hidden_size: PositiveInt | None = None
+    positions: Literal["none", "learned", "sinusoidal"] = "learned"
+    max_position_embeddings: PositiveInt = 64
     norm: Literal["none", "layer", "rms"] = "layer"
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     bias: bool = True
 
 
-class SourceConfig(Frozen):
-    """One source: the encoder's name or address, its own options, and its projection."""
+class SourceConfig(FrozenModel):
+    """One source: the name or address of its encoder, the encoder's own options, and the key-value projection."""
 
     encoder: str
     options: dict[str, Any] = {}
     projection: ProjectionConfig = ProjectionConfig()
 
 
-class ReaderConfig(LookingConfig):
-    """A question read while looking (Li et al. 2022, "BLIP", section 3.1): every token sees the whole question and the
-    memory of the sources, and its states become the memory that the decoder looks at.
+class QuestionEncoderConfig(TransformerConfig):
+    """An image-grounded text encoder (Li et al. 2022, "BLIP", section 3.1).
 
-    `opening`: tokens before every question, `closing`: after it. `shows_padding`: the states of a batch's padding are
-    looked at as well, as transformers' BLIP does it: what is answered then depends on what else is asked.
+    Every token of the question attends to the whole question and to the memory of the sources; the resulting states
+    become the memory of the decoder. `prefix_token_ids` and `suffix_token_ids` are put before and after each question.
+    `attend_padding` makes padding positions of a batch visible, as transformers' BLIP does; an answer then depends on
+    the other questions of its batch.
     """
 
-    projection: ProjectionConfig = ProjectionConfig(position="none")
-    opening: tuple[int, ...] = ()
-    closing: tuple[int, ...] = ()
-    shows_padding: bool = False
+    projection: ProjectionConfig = ProjectionConfig(positions="none")
+    prefix_token_ids: tuple[int, ...] = ()
+    suffix_token_ids: tuple[int, ...] = ()
+    attend_padding: bool = False
 
 
-class ModelConfig(Frozen):
-    """A whole model: named sources, one decoder, where the questions go (into the prompt, to a source, to the reader).
+class ModelConfig(FrozenModel):
+    """A whole model: named sources, one decoder, and optionally a question encoder.
 
-    `share_attention`: one W_K and one W_V for all attention, of every source, of the decoder to itself, and within text
-    encoders. `marks`: the tokens of marks that are not tokens of their own, as `caption: []`; with them, a mark that
-    neither the tokenizer nor `marks` has is a task that the model was not made for.
+    `vocab_size` is the size of a tokenizer that is trained with the model. `question_input` is what reads questions:
+    `prompt` (the decoder's prompt), a text source by name, or `question_encoder`. `tie_key_value` shares the key and
+    value projections: `layers` across the layers of each source (L = 1), `all` also with the decoder's self-attention
+    and between sources. `special_tokens` gives the token ids of special tokens that the tokenizer lacks, such as
+    `caption: []`; a special token that neither has is a task that the model was not trained for.
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
     decoder: DecoderConfig = DecoderConfig()
-    reader: ReaderConfig | None = None
-    vocabulary: PositiveInt = 4096
-    question_to: str = "prompt"
-    share_attention: bool = False
-    marks: dict[str, tuple[int, ...]] = {}
+    question_encoder: QuestionEncoderConfig | None = None
+    vocab_size: PositiveInt = 4096
+    question_input: str = "prompt"
+    tie_key_value: Literal["none", "layers", "all"] = "none"
+    special_tokens: dict[str, tuple[int, ...]] = {}
 
     @model_validator(mode="after")
-    def _question_goes_somewhere(self) -> "ModelConfig":
-        known = ["prompt", *(["reader"] if self.reader else []), *sorted(self.sources)]
-        if self.question_to not in known:
-            raise ValueError(f"question_to is {self.question_to!r}; expected one of {', '.join(known)}")
-        if self.reader and self.question_to != "reader":
-            raise ValueError(f"question_to is {self.question_to!r}, and there is a reader; give question_to: reader")
-        if "reader" in self.sources:
-            raise ValueError("a source is named reader, which is the part that reads questions; choose another name")
+    def _check_question_input(self) -> "ModelConfig":
+        known = ["prompt", *sorted(self.sources)]
+        if self.question_encoder:
+            known.insert(1, "question_encoder")
+        if self.question_input not in known:
+            raise ValueError(f"question_input is {self.question_input!r}; expected one of {', '.join(known)}")
+        if self.question_encoder and self.question_input != "question_encoder":
+            raise ValueError(
+                f"question_input is {self.question_input!r}, but the model has a question encoder; "
+                "give question_input: question_encoder"
+            )
+        if "question_encoder" in self.sources:
+            raise ValueError("a source cannot be named question_encoder; choose another name")
         return self
 
     @model_validator(mode="after")
-    def _attention_can_be_shared(self) -> "ModelConfig":
-        decoder, given = self.decoder, {name: source.projection for name, source in self.sources.items()}
-        if not self.share_attention:
+    def _check_tying(self) -> "ModelConfig":
+        if self.tie_key_value != "all":
             return self
-        if self.reader or decoder.key_heads != decoder.heads:
-            raise ValueError("share_attention goes with neither a reader nor kv_heads; leave them out")
-        if apart := [name for name, p in given.items() if not p.share_layers or p.bias != decoder.biases]:
+        decoder = self.decoder
+        if self.question_encoder or decoder.num_kv_heads != decoder.num_heads:
+            raise ValueError("tie_key_value: all excludes question_encoder and num_kv_heads; leave them out")
+        different = [name for name, source in self.sources.items() if source.projection.bias != decoder.bias]
+        if different:
             raise ValueError(
-                f"share_attention needs share_layers: true and bias: {str(decoder.biases).lower()} (the decoder's "
-                f"biases) in the projection of {', '.join(apart)}"
+                f"tie_key_value: all needs bias: {str(decoder.bias).lower()} (as in the decoder) in the projection of "
+                f"{', '.join(different)}"
             )
         return self
 
 
-class AugmentConfig(Frozen):
-    """What may happen to a training picture: a crop of at least this area, a mirror image, changed light, and with
-    this probability a part painted over."""
+class AugmentationConfig(FrozenModel):
+    """Random changes of training images.
 
-    crop: float = Field(1.0, gt=0.0, le=1.0)
-    flip: bool = False
-    color: float = Field(0.0, ge=0.0, le=1.0)
-    erase: float = Field(0.0, ge=0.0, le=1.0)
+    `min_crop_scale`: smallest area of a random crop, as a fraction. `horizontal_flip`: mirror with probability 0.5.
+    `color_jitter`: strength of changes of brightness, contrast and saturation. `random_erasing`: probability that a
+    rectangle is erased (Zhong et al. 2020).
+    """
 
-    def in_place(self) -> "AugmentConfig":
-        """Without what moves or hides things: a box that points at one must still do so."""
-        return AugmentConfig(color=self.color)
+    min_crop_scale: float = Field(1.0, gt=0.0, le=1.0)
+    horizontal_flip: bool = False
+    color_jitter: float = Field(0.0, ge=0.0, le=1.0)
+    random_erasing: float = Field(0.0, ge=0.0, le=1.0)
+
+    def without_geometry(self) -> "AugmentationConfig":
+        """The same without crops, flips and erasing, for examples whose boxes must stay valid."""
+        return AugmentationConfig(color_jitter=self.color_jitter)
 
 
-class DataConfig(Frozen):
-    """One data set. `path` is a file or folder in a format mmx reads, or `scenes` for generated ones.
+class DataConfig(FrozenModel):
+    """One data set. `path` is a file or folder in a supported format, or `scenes` for generated ones.
 
-    `part` takes a stretch of the examples by fraction, [from, to]; `weight` is its share of the pictures in training;
-    `kinds` keeps only questions of these kinds (of scenes: exists, count, color, shape, size, relation, position,
-    pointed), and `objects` only scenes of at most so many shapes. `derive_questions` adds the questions that captions
-    answer (of kinds color, count, object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains
-    captions not word by word, but by what the model itself says of each picture (see `mmx.training.scst`).
+    `fraction` selects examples by position, [from, to]. `sampling_weight` multiplies how often its examples are drawn
+    in training. `question_types` keeps only questions of these types (of scenes: exists, count, color, shape, size,
+    relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
+    number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
+    object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains captions by self-critical
+    sequence training (see `mmx.training.scst`).
     """
 
     path: str
     format: Literal["auto", "manifest", "karpathy", "coco", "vqa", "folder", "scenes"] = "auto"
     split: str | None = None
     annotations: str | None = None
-    part: tuple[float, float] = (0.0, 1.0)
-    weight: float = Field(1.0, gt=0)
+    fraction: tuple[float, float] = (0.0, 1.0)
+    sampling_weight: float = Field(1.0, gt=0)
     derive_questions: bool = False
     reward: Literal["cider"] | None = None
-    limit: PositiveInt | None = None
-    augment: AugmentConfig = AugmentConfig()
-    count: PositiveInt = 1000
+    max_examples: PositiveInt | None = None
+    augmentation: AugmentationConfig = AugmentationConfig()
+    num_examples: PositiveInt = 1000
     seed: int = 0
     tasks: tuple[Literal["caption", "ask"], ...] = ("caption", "ask")
-    kinds: tuple[str, ...] = ()
-    objects: PositiveInt | None = None
+    question_types: tuple[str, ...] = ()
+    max_objects: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _part_is_a_stretch(self) -> "DataConfig":
-        if not 0 <= self.part[0] < self.part[1] <= 1:
-            raise ValueError(f"part is {list(self.part)}; expected two fractions such as [0, 0.9]")
+    def _check_fraction(self) -> "DataConfig":
+        if not 0 <= self.fraction[0] < self.fraction[1] <= 1:
+            raise ValueError(f"fraction is {list(self.fraction)}; expected two numbers such as [0, 0.9]")
         return self
 
     @model_validator(mode="after")
-    def _only_captions_are_rewarded(self) -> "DataConfig":
+    def _check_reward(self) -> "DataConfig":
         if self.reward and "caption" not in self.tasks:
             raise ValueError(f"reward is {self.reward!r}, and tasks has no captions; add caption to tasks")
         if self.reward and self.derive_questions:
-            raise ValueError("reward is for captions; list the data a second time for derive_questions, tasks: [ask]")
+            raise ValueError(
+                "reward applies to captions only; list the data a second time with derive_questions and tasks: [ask]"
+            )
         if self.derive_questions and "ask" not in self.tasks:
             raise ValueError("derive_questions is true, and tasks has no questions; add ask to tasks")
         return self
 
 
-class GenerationConfig(Frozen):
-    """How words are chosen. The names are those of transformers' GenerationConfig.
+class GenerationConfig(FrozenModel):
+    """Decoding options, named as in transformers' GenerationConfig.
 
-    `guidance_scale`: how many times what looking adds to a token's score is taken (see `mmx.generation.guidance`);
-    1 is off and costs nothing, any other number reads every token a second time, without the memory.
+    `guidance_scale`: classifier-free guidance (see `mmx.generation.guidance`). 1 disables it; any other value decodes
+    every token a second time without the memory.
     """
 
     max_new_tokens: PositiveInt = 32
@@ -281,7 +312,7 @@ class GenerationConfig(Frozen):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _no_contradiction(self) -> "GenerationConfig":
+    def _check_combination(self) -> "GenerationConfig":
         if self.do_sample and self.num_beams > 1:
             raise ValueError("do_sample and num_beams > 1 contradict each other; choose sampling or beams")
         if self.min_new_tokens > self.max_new_tokens:
@@ -295,63 +326,72 @@ class GenerationConfig(Frozen):
         return self
 
 
-class PartConfig(Frozen):
-    """How one part of the model (a prefix of parameter names, such as `sources.image.encoder`) is trained."""
+class ParamGroupConfig(FrozenModel):
+    """How one group of parameters is trained. A group is a prefix of parameter names, such as `sources.image.encoder`.
 
-    lr: float = Field(1.0, ge=0)
+    `lr_scale` multiplies the learning rate; `freeze` excludes the group from training.
+    """
+
+    lr_scale: float = Field(1.0, ge=0)
     freeze: bool = False
 
 
-class LoraConfig(Frozen):
-    """Low-rank adapters (Hu et al. 2021, "LoRA", section 4.1) on linear maps of the decoder's blocks, by their names
-    there: qkv and out of the self-attention, up, gate and out of the feed-forward. All else of the decoder but its
-    cross-attention is frozen, unless `training.parts` has an entry for it."""
+class LoraConfig(FrozenModel):
+    """Low-rank adapters (Hu et al. 2021, "LoRA", section 4.1) on linear layers of the decoder, named as in peft.
 
-    rank: PositiveInt = 8
-    alpha: PositiveInt = 16
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    targets: tuple[str, ...] = Field(("qkv", "out", "up"), min_length=1)
-
-
-class TrainingConfig(Frozen):
-    """One training run. A step is one optimizer update of `batch_size` pictures a process times `accumulation`.
-
-    `reward_temperature`: that of the captions that data with a `reward` has the model say. Below 1, what it learns from
-    is closer to what it will say; smoothed labels leave half of a sample's words to chance at 1.
+    `target_modules`: qkv and out of the self-attention, up, gate and out of the feed-forward. The rest of the decoder
+    except its cross-attention is frozen, unless `training.param_groups` has an entry for it.
     """
 
-    steps: PositiveInt = 1000
-    batch_size: PositiveInt = 32
-    accumulation: PositiveInt = 1
-    streams: PositiveInt = 5
-    lr: float = Field(1e-3, gt=0)
-    warmup: int = Field(100, ge=0)
-    final_lr: float = Field(0.01, ge=0, le=1)
+    r: PositiveInt = 8
+    lora_alpha: PositiveInt = 16
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] = Field(("qkv", "out", "up"), min_length=1)
+
+
+class TrainingConfig(FrozenModel):
+    """Options of a training run, named as in transformers' TrainingArguments where it has them.
+
+    A step is one optimizer update: `per_device_batch_size` images per process, times `gradient_accumulation_steps`.
+    `min_lr_ratio`: final learning rate as a fraction of `learning_rate`. `texts_per_image`: texts drawn for each image.
+    `modality_dropout`: probability that a text is trained without the sources. `ema_decay`: decay of the exponential
+    moving average of the weights (0 disables it). `max_skip_fraction`: fraction of unreadable examples above which
+    training stops. `reward_temperature`: sampling temperature of self-critical sequence training.
+    """
+
+    max_steps: PositiveInt = 1000
+    per_device_batch_size: PositiveInt = 32
+    gradient_accumulation_steps: PositiveInt = 1
+    texts_per_image: PositiveInt = 5
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(100, ge=0)
+    min_lr_ratio: float = Field(0.01, ge=0, le=1)
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     reward_temperature: float = Field(1.0, gt=0)
-    source_dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    ema: float = Field(0.0, ge=0.0, lt=1.0)
+    modality_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    parts: dict[str, PartConfig] = {}
+    param_groups: dict[str, ParamGroupConfig] = {}
     lora: LoraConfig | None = None
     seed: int = 0
-    workers: int = Field(0, ge=0)
-    log_every: PositiveInt = 50
-    validate_every: PositiveInt = 1000
-    save_every: PositiveInt = 500
-    keep: PositiveInt = 2
-    bad_limit: float = Field(0.001, ge=0, le=1)
-    monitor: str = "loss"
-    max_text: PositiveInt = 40
+    num_workers: int = Field(0, ge=0)
+    logging_steps: PositiveInt = 50
+    eval_steps: PositiveInt = 1000
+    save_steps: PositiveInt = 500
+    save_total_limit: PositiveInt = 2
+    max_skip_fraction: float = Field(0.001, ge=0, le=1)
+    metric_for_best_model: str = "loss"
+    max_target_length: PositiveInt = 40
 
 
-class Config(Frozen):
-    """Everything one `mmx train` needs: a `model` to be trained from the start, or `init`, the checkpoint folder to
-    start from. `mount` adds sources to the model of `init`; what it had stays as it was until it is trained.
-    `generation` that is not given is that of `init`."""
+class RunConfig(FrozenModel):
+    """Everything one `mmx train` needs: either `model`, built from scratch, or `init`, a checkpoint to start from.
+
+    `mount` adds sources to the model of `init`. Without `generation`, the options of `init` are kept.
+    """
 
     model: ModelConfig | None = None
     init: str | None = None
@@ -360,13 +400,13 @@ class Config(Frozen):
     validation: dict[str, DataConfig] = {}
     training: TrainingConfig = TrainingConfig()
     generation: GenerationConfig | None = None
-    out: str = "runs/model"
+    output_dir: str = "runs/model"
 
     @model_validator(mode="after")
-    def _starts_somewhere(self) -> "Config":
+    def _check_model_or_init(self) -> "RunConfig":
         if (self.model is None) == (self.init is None):
             given = "both model and init" if self.model else "neither model nor init"
-            raise ValueError(f"{given} are given; expected a model to be built, or init, a checkpoint to start from")
+            raise ValueError(f"{given} are given; expected one: a model to build, or init, a checkpoint to start from")
         if self.mount and self.init is None:
-            raise ValueError("mount adds sources to the checkpoint of init; without init, put them into model.sources")
+            raise ValueError("mount needs init, the checkpoint to extend; without init, use model.sources")
         return self

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from mmx.errors import suggest
 
-__all__ = ["Keys", "complaints", "dotted", "known_fields", "one_line", "show"]
+__all__ = ["Keys", "describe_errors", "dotted_key", "known_fields", "single_line", "format_value"]
 
 Keys = tuple[str | int, ...]  # the way to a value: ("data", "train", 0, "weight")
 
@@ -38,7 +38,7 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def complaints(
+def describe_errors(
     error: ValidationError, schema: type[BaseModel], refused: Collection[Keys] = ()
 ) -> list[tuple[Keys, str]]:
     """Where each wrong value stands, and a sentence about it; nothing about what is in or below a key of `refused`.
@@ -137,7 +137,7 @@ def _settled(found: list[_Found]) -> list[_Found]:
 
 def _sentence(found: _Found) -> tuple[str, list[str]]:
     """The sentence about an error, and what was expected where that is said at its end."""
-    error, name = found.error, dotted(found.keys)
+    error, name = found.error, dotted_key(found.keys)
     kind, context = error["type"], {key: _plain(value) for key, value in error.get("ctx", {}).items()}
     given = context.get("tag", error["input"])
     if kind == "extra_forbidden":
@@ -147,10 +147,10 @@ def _sentence(found: _Found) -> tuple[str, list[str]]:
     if error["loc"][-1:] == ("[key]",):
         name = f"the key of {name}"
     if kind in EXPECTED:
-        return f"{name} is {show(given)}", [EXPECTED[kind].format(**context) + _hint(kind, given, context)]
-    message = one_line(str(context.get("error", error["msg"])))
+        return f"{name} is {format_value(given)}", [EXPECTED[kind].format(**context) + _hint(kind, given, context)]
+    message = single_line(str(context.get("error", error["msg"])))
     if message.startswith("Input should be "):
-        return f"{name} is {show(given)}", [message.removeprefix("Input should be ")]
+        return f"{name} is {format_value(given)}", [message.removeprefix("Input should be ")]
     return f"{name}: {message}", []
 
 
@@ -166,16 +166,16 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as a person typed it, more or less, and not too long."""
     text = "empty" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def dotted(keys: Keys) -> str:
-    return ".".join(one_line(str(key)) or "''" for key in keys) or "the configuration"
+def dotted_key(keys: Keys) -> str:
+    return ".".join(single_line(str(key)) or "''" for key in keys) or "the configuration"
 
 
-def one_line(text: str) -> str:
+def single_line(text: str) -> str:
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= 200 else f"{text[:197]}..."

@@ -7,19 +7,19 @@ from random import Random
 from PIL import ImageEnhance
 from PIL.Image import Image, Transpose
 
-from mmx.config.schema import AugmentConfig
+from mmx.config.schema import AugmentationConfig
 
 
-def augment(picture: Image, config: AugmentConfig, rng: Random) -> Image:
+def augment_image(picture: Image, config: AugmentationConfig, rng: Random) -> Image:
     """A changed copy of an RGB picture; with the default configuration, the picture itself."""
-    if config.crop < 1.0:
-        picture = _crop(picture, config.crop, rng)
-    if config.flip and rng.random() < 0.5:
+    if config.min_crop_scale < 1.0:
+        picture = _crop(picture, config.min_crop_scale, rng)
+    if config.horizontal_flip and rng.random() < 0.5:
         picture = picture.transpose(Transpose.FLIP_LEFT_RIGHT)
-    if config.color > 0:
+    if config.color_jitter > 0:
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            picture = change(picture).enhance(1 + config.color * rng.uniform(-1, 1))
-    if config.erase and rng.random() < config.erase:
+            picture = change(picture).enhance(1 + config.color_jitter * rng.uniform(-1, 1))
+    if config.random_erasing and rng.random() < config.random_erasing:
         picture = _erase(picture, rng)
     return picture
 

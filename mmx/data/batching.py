@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mmx.config.schema import AugmentConfig, DataConfig
-from mmx.data.augmentation import augment
-from mmx.data.examples import Example, Turn
+from mmx.config.schema import AugmentationConfig, DataConfig
+from mmx.data.augmentation import augment_image
+from mmx.data.examples import Example, TextTask
 from mmx.encoders.contract import collate, prepare
 from mmx.errors import DataError, MmxError
 from mmx.io.images import load_image
-from mmx.memory import NOWHERE, Box
+from mmx.memory import NO_BOX, Box
 from mmx.models.model import Model
-from mmx.models.source import SourceBatch, batch_inputs, prepare_inputs
-from mmx.text.prompts import tidy_caption, tidy_question
+from mmx.models.source import SourceBatch, collate_inputs, prepare_inputs
+from mmx.text.prompts import normalize_caption, normalize_question
 from mmx.text.tokenizer import Tokenizer
 
-IGNORED = -100
-ATTEMPTS = 10
+IGNORE_INDEX = -100
+MAX_SKIPS_PER_SAMPLE = 10
 # Kernels are prepared anew for every new shape, which on a CPU costs more than the step itself: few shapes, then.
-TEXT_MULTIPLE, WANTED_MULTIPLE = 8, 256
+TEXT_MULTIPLE, LABEL_MULTIPLE = 8, 256
 
 
-class Schedule:
+class ExampleSchedule:
     """Which example stands at each position of the endless training stream: mixed by weight, shuffled by epoch.
 
     In an epoch a data set of n examples and weight w gives w * n of them; over the epochs each of its examples comes
@@ -73,7 +73,7 @@ class Schedule:
             yield permutations[pass_number][offset]
 
 
-class Positions(Sampler[list[int]]):
+class PositionSampler(Sampler[list[int]]):
     """The positions of each of this rank's `count` batches, from position `first` of the stream on.
 
     `first` is a number of samples, so that a run may go on with other processes or another batch size.
@@ -92,7 +92,7 @@ class Positions(Sampler[list[int]]):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedExample:
     """One example as tensors: inputs of each source, the questions for a text encoder by stream, K texts as (prompt,
     target) tokens, where each points, the captions that what is said of it is compared with (none: it learns word by
     word), and what went wrong."""
@@ -103,8 +103,8 @@ class Prepared:
     texts: list[tuple[list[int], list[int]]]
     boxes: list[Box | None]
     references: tuple[str, ...]
-    withheld: bool
-    bad: tuple[str, ...]
+    modality_dropped: bool
+    skipped: tuple[str, ...]
 
 
 @dataclass
@@ -120,10 +120,10 @@ class Batch:
     sources: dict[str, SourceBatch]
     tokens: Tensor
     mask: Tensor
-    wanted: Tensor
+    label_positions: Tensor
     labels: Tensor
     boxes: Tensor | None
-    bad: list[str]
+    skipped: list[str]
     references: list[tuple[str, ...]]
     advantages: Tensor | None = None
 
@@ -135,7 +135,7 @@ class Batch:
         return replace(self, sources=sources, **moved)
 
 
-class TrainingSet(Dataset[Prepared]):
+class TrainingDataset(Dataset[PreparedExample]):
     """Position in the stream -> prepared example. Every random choice is made from (seed, position)."""
 
     def __init__(
@@ -147,49 +147,49 @@ class TrainingSet(Dataset[Prepared]):
         max_text: int,
         source_dropout: float = 0.0,
     ) -> None:
-        self.encoders, self.questioned, self.question_to = model.encoders, model.questioned, model.config.question_to
+        self.encoders, self.questioned, self.question_to = model.encoders, model.question_reader, model.config.question_input
         self.tokenizer, self.prompt = model.tokenizer, model.prompt
         self.sets, self.seed, self.streams = sets, seed, streams
-        self.longest = model.config.decoder.max_positions
+        self.longest = model.config.decoder.max_position_embeddings
         self.max_text = min(max_text, self.longest)
         self.source_dropout = source_dropout
-        self.schedule = Schedule([len(e) for _, e in sets], [c.weight for c, _ in sets], seed)
+        self.schedule = ExampleSchedule([len(e) for _, e in sets], [c.sampling_weight for c, _ in sets], seed)
 
-    def __getitem__(self, position: int) -> Prepared:
+    def __getitem__(self, position: int) -> PreparedExample:
         """The example at a position; one that cannot be read is named in `bad` and its neighbour taken instead."""
         dataset, index = self.schedule[position]
         rng = Random(f"{self.seed}-sample-{position}")
         bad: list[str] = []
         config, examples = self.sets[dataset]
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_SKIPS_PER_SAMPLE):
             try:
                 return self._prepare(examples[(index + attempt) % len(examples)], config, rng, tuple(bad))
             except MmxError as error:
                 bad.append(str(error))
-        raise DataError(f"{ATTEMPTS} examples in a row cannot be read; the last: {bad[-1]}")
+        raise DataError(f"{MAX_SKIPS_PER_SAMPLE} examples in a row cannot be read; the last: {bad[-1]}")
 
-    def _prepare(self, example: Example, config: DataConfig, rng: Random, bad: tuple[str, ...]) -> Prepared:
-        chosen = choose_texts(example.turns, self.streams, rng)
+    def _prepare(self, example: Example, config: DataConfig, rng: Random, bad: tuple[str, ...]) -> PreparedExample:
+        chosen = sample_texts(example.tasks, self.streams, rng)
         if not chosen:
             raise DataError(f"{example.origin or example.id} has nothing to learn: no caption, and no answer.")
-        changes = config.augment.in_place() if any(turn.box for turn in example.turns) else config.augment
+        changes = config.augmentation.without_geometry() if any(turn.box for turn in example.tasks) else config.augmentation
         inputs = prepare_inputs(
             self.encoders, {name: self._opened(raw, name, changes, rng) for name, raw in example.sources.items()}
         )
         questions = {
-            k: prepare(self.questioned, self.question_to, tidy_question(text.question))
+            k: prepare(self.questioned, self.question_to, normalize_question(text.question))
             for k, text in enumerate(chosen)
             if text.question and self.questioned is not None
         }
         texts = [self._tokens(text.question, text.target) for text in chosen]
         boxes = [text.box for text in chosen]
-        references = tuple(target for turn in example.turns for target in turn.targets) if config.reward else ()
+        references = tuple(target for turn in example.tasks for target in turn.targets) if config.reward else ()
         withheld = rng.random() < self.source_dropout and not references
-        return Prepared(example.id, inputs, questions, texts, boxes, references, withheld, bad)
+        return PreparedExample(example.id, inputs, questions, texts, boxes, references, withheld, bad)
 
-    def _opened(self, raw: Any, source: str, changes: AugmentConfig, rng: Random) -> Any:
+    def _opened(self, raw: Any, source: str, changes: AugmentationConfig, rng: Random) -> Any:
         is_picture = source in self.encoders and self.encoders[source].modality == "image"
-        return augment(load_image(raw), changes, rng) if is_picture else raw
+        return augment_image(load_image(raw), changes, rng) if is_picture else raw
 
     def _tokens(self, question: str | None, target: str) -> tuple[list[int], list[int]]:
         prompt = self.tokenizer.prompt(self.prompt(question))
@@ -197,13 +197,13 @@ class TrainingSet(Dataset[Prepared]):
             raise DataError(
                 f"the question {str(question)[:40]!r}… has {len(prompt)} tokens; the model reads {self.longest}."
             )
-        return prompt, target_tokens(self.tokenizer, target, self.max_text - len(prompt))
+        return prompt, encode_target(self.tokenizer, target, self.max_text - len(prompt))
 
-    def collate(self, prepared: Sequence[Prepared]) -> Batch:
+    def collate(self, prepared: Sequence[PreparedExample]) -> Batch:
         """Prepared examples to one batch; a source that no example has is left out."""
-        given = batch_inputs(self.encoders, [item.inputs for item in prepared])
-        withheld = torch.tensor([item.withheld for item in prepared])
-        sources = {name: batch._replace(withheld=withheld[batch.rows]) for name, batch in given.items()}
+        given = collate_inputs(self.encoders, [item.inputs for item in prepared])
+        withheld = torch.tensor([item.modality_dropped for item in prepared])
+        sources = {name: batch._replace(dropped=withheld[batch.rows]) for name, batch in given.items()}
         asked = [(b * self.streams + k, q) for b, item in enumerate(prepared) for k, q in item.questions.items()]
         if asked and self.questioned is not None:
             inputs = collate(self.questioned, self.question_to, [question for _, question in asked])
@@ -211,19 +211,19 @@ class TrainingSet(Dataset[Prepared]):
             sources[self.question_to] = SourceBatch(inputs, places, streams=self.streams)
         texts = [item.texts for item in prepared]
         tokens, mask, targets = pad_texts(texts, self.streams, self.tokenizer.pad, TEXT_MULTIPLE)
-        wanted, labels = pick_wanted(targets, WANTED_MULTIPLE)
-        boxes = pack_boxes([item.boxes for item in prepared], self.streams)
-        bad = [sentence for item in prepared for sentence in item.bad]
+        wanted, labels = select_label_positions(targets, LABEL_MULTIPLE)
+        boxes = stack_boxes([item.boxes for item in prepared], self.streams)
+        bad = [sentence for item in prepared for sentence in item.skipped]
         ids, references = [item.id for item in prepared], [item.references for item in prepared]
         return Batch(ids, sources, tokens, mask, wanted, labels, boxes, bad, references)
 
 
-def target_tokens(tokenizer: Tokenizer, target: str, most: int) -> list[int]:
+def encode_target(tokenizer: Tokenizer, target: str, most: int) -> list[int]:
     """What is to be said: up to `most` tokens of the tidied text (at least one), and the end."""
-    return [*tokenizer.encode(tidy_caption(target))[: max(1, most)], tokenizer.eos]
+    return [*tokenizer.encode(normalize_caption(target))[: max(1, most)], tokenizer.eos]
 
 
-class Text(NamedTuple):
+class TextPair(NamedTuple):
     """One text to be learned: what is asked (None: a caption), what should be said, where the question points."""
 
     question: str | None
@@ -231,22 +231,22 @@ class Text(NamedTuple):
     box: Box | None = None
 
 
-def choose_texts(turns: Sequence[Turn], streams: int, rng: Random) -> list[Text]:
+def sample_texts(turns: Sequence[TextTask], streams: int, rng: Random) -> list[TextPair]:
     """Up to K texts of one example, without repeating one."""
-    texts = choose_all(turns)
+    texts = all_texts(turns)
     return rng.sample(texts, min(streams, len(texts)))
 
 
-def choose_all(turns: Sequence[Turn]) -> list[Text]:
+def all_texts(turns: Sequence[TextTask]) -> list[TextPair]:
     """Every text of some turns."""
-    return [Text(turn.question, target, turn.box) for turn in turns for target in turn.targets]
+    return [TextPair(turn.question, target, turn.box) for turn in turns for target in turn.targets]
 
 
-def pack_boxes(boxes: Sequence[Sequence[Box | None]], streams: int) -> Tensor | None:
+def stack_boxes(boxes: Sequence[Sequence[Box | None]], streams: int) -> Tensor | None:
     """Where each of up to K streams of each row points -> [B, K, 4], NaN for nowhere; None where no one points."""
     if not any(box for row in boxes for box in row):
         return None
-    return torch.tensor([[box or NOWHERE for box in [*row, *[None] * (streams - len(row))]] for row in boxes])
+    return torch.tensor([[box or NO_BOX for box in [*row, *[None] * (streams - len(row))]] for row in boxes])
 
 
 def pad_texts(
@@ -257,7 +257,7 @@ def pad_texts(
     longest = max(len(prompt) + len(target) - 1 for row in texts for prompt, target in row)
     longest = -(-longest // multiple) * multiple
     tokens = torch.full((len(texts), streams, longest), pad)
-    targets = torch.full_like(tokens, IGNORED)
+    targets = torch.full_like(tokens, IGNORE_INDEX)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     for b, row in enumerate(texts):
         for k, (prompt, target) in enumerate(row):
@@ -268,11 +268,11 @@ def pad_texts(
     return tokens, mask, targets
 
 
-def pick_wanted(targets: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
+def select_label_positions(targets: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
     """targets [B, K, T] -> the flat places [n] that are not IGNORED and their labels [n], n a multiple of `multiple`
     (what is added points at place 0 and is IGNORED)."""
     flat = targets.flatten()
-    wanted = (flat != IGNORED).nonzero()[:, 0]
+    wanted = (flat != IGNORE_INDEX).nonzero()[:, 0]
     missing = -len(wanted) % multiple
     padded = torch.nn.functional.pad
-    return padded(wanted, (0, missing)), padded(flat[wanted], (0, missing), value=IGNORED)
+    return padded(wanted, (0, missing)), padded(flat[wanted], (0, missing), value=IGNORE_INDEX)

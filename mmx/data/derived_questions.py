@@ -16,7 +16,7 @@ from dataclasses import replace
 from random import Random
 from typing import Literal, get_args
 
-from mmx.data.examples import Example, Turn
+from mmx.data.examples import Example, TextTask
 from mmx.data.lexicon import (
     ACTIONS,
     BEINGS,
@@ -40,8 +40,8 @@ from mmx.data.lexicon import (
     WORN,
 )
 
-DerivedKind = Literal["color", "count", "object", "action", "place", "exists"]
-DERIVED_KINDS: tuple[str, ...] = get_args(DerivedKind)
+DerivedQuestionType = Literal["color", "count", "object", "action", "place", "exists"]
+DERIVED_QUESTION_TYPES: tuple[str, ...] = get_args(DerivedQuestionType)
 Words = list[str]
 
 
@@ -51,12 +51,12 @@ def derive_questions(examples: Iterable[Example], seed: int = 0) -> list[Example
     A pure function of the examples, in their order, and the seed (which pictures a thing is not in).
     """
     given = list(examples)
-    captions = [[t for turn in example.turns if turn.question is None for t in turn.targets] for example in given]
+    captions = [[t for turn in example.tasks if turn.question is None for t in turn.targets] for example in given]
     read = [[_words(caption) for caption in said] for said in captions]
     asked = [[*_colors(said), *_counts(said), *_objects(said), *_actions(said), *_places(said)] for said in read]
     for place, turn in _exists(read, Random(f"exists-{seed}")):
         asked[place].append(turn)
-    return [replace(e, turns=(*e.turns, *turns)) for e, turns in zip(given, asked, strict=True)]
+    return [replace(e, tasks=(*e.tasks, *turns)) for e, turns in zip(given, asked, strict=True)]
 
 
 def _words(caption: str) -> Words:
@@ -65,8 +65,8 @@ def _words(caption: str) -> Words:
     return re.findall(r"[a-z]+(?:-[a-z]+)*", joined)
 
 
-def _turn(kind: DerivedKind, question: str, answer: str) -> Turn:
-    return Turn((answer,), question, kind)
+def _turn(kind: DerivedQuestionType, question: str, answer: str) -> TextTask:
+    return TextTask((answer,), question, kind)
 
 
 def _agreed(votes: Sequence[str], least: int) -> str | None:
@@ -80,7 +80,7 @@ def _agreed(votes: Sequence[str], least: int) -> str | None:
 # ---- what is asked -----------------------------------------------------------------------------------------------
 
 
-def _colors(said: Sequence[Words]) -> Iterator[Turn]:
+def _colors(said: Sequence[Words]) -> Iterator[TextTask]:
     """ "a black and white dog" -> what color is the dog? black and white"""
     votes: dict[str, list[str]] = defaultdict(list)
     for words in said:
@@ -114,7 +114,7 @@ def _color_before(words: Words) -> str | None:
     return None if len(words) > 3 and words[-4] in COLORS else " and ".join(sorted({COLORS[earlier], last}))
 
 
-def _counts(said: Sequence[Words]) -> Iterator[Turn]:
+def _counts(said: Sequence[Words]) -> Iterator[TextTask]:
     """ "two brown dogs", "a dog and another dog" -> how many dogs are there? two
 
     One is answered only where no caption has more: of people, who are easily left out, most captions may name one.
@@ -151,7 +151,7 @@ def _count(words: Words, singular: Set[str], plural: Set[str]) -> int | None:
     return 0 if further else total  # "one dog chases another"
 
 
-def _objects(said: Sequence[Words]) -> Iterator[Turn]:
+def _objects(said: Sequence[Words]) -> Iterator[TextTask]:
     """ "a boy holds a red ball" -> what is the boy holding? ball"""
     votes: dict[tuple[str, str], list[str]] = defaultdict(list)
     for words in said:
@@ -175,7 +175,7 @@ def _object(deed: str, words: Words) -> str | None:
     return found if deed != "wearing" or found in WORN else None
 
 
-def _actions(said: Sequence[Words]) -> Iterator[Turn]:
+def _actions(said: Sequence[Words]) -> Iterator[TextTask]:
     """ "a dog runs", "a dog running" -> what is the dog doing? running"""
     votes: dict[str, list[str]] = defaultdict(list)
     for words in said:
@@ -197,7 +197,7 @@ def _subject(words: Words) -> tuple[str, Words]:
     return PEOPLE.get(words[first], "dog"), words[first + 1 : following]
 
 
-def _places(said: Sequence[Words]) -> Iterator[Turn]:
+def _places(said: Sequence[Words]) -> Iterator[TextTask]:
     """ "in the snow" -> where is this? snow"""
     votes = []
     for words in said:
@@ -212,7 +212,7 @@ def _is_place(before: Words) -> bool:
     return any(word in ("in", "on", "at", "through", "along", "across", "into", "down", "near") for word in before[-4:])
 
 
-def _exists(read: Sequence[Sequence[Words]], rng: Random) -> Iterator[tuple[int, Turn]]:
+def _exists(read: Sequence[Sequence[Words]], rng: Random) -> Iterator[tuple[int, TextTask]]:
     """(place of the picture, question): each thing with yes as often as with no."""
     named = [_named(said) for said in read]
     spoken = [{word for words in said for word in words} for said in read]

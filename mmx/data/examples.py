@@ -12,14 +12,14 @@ from mmx.memory import Box
 
 
 @dataclass(frozen=True)
-class Turn:
+class TextTask:
     """One thing to say. Without a question it is a caption, with all reference captions as targets; with one, the
     targets are the answers people gave. `kind` sorts questions in reports. `box` (0..1) is the pointing finger, a part
     of the prompt: only that region may be looked at. `evidence` is where the answer can be seen, which nobody tells."""
 
     targets: tuple[str, ...]
     question: str | None = None
-    kind: str | None = None
+    question_type: str | None = None
     box: Box | None = None
     evidence: Box | None = None
 
@@ -30,7 +30,7 @@ class Example:
 
     id: str
     sources: Mapping[str, Any]
-    turns: tuple[Turn, ...]
+    tasks: tuple[TextTask, ...]
     origin: str = ""
 
 
@@ -38,7 +38,7 @@ def captions_of(examples: Sequence[Example]) -> Iterator[tuple[str, ...]]:
     """What people said of each example: those that cannot be read, and those without a caption, are passed over."""
     for index in range(len(examples)):
         try:
-            turns = examples[index].turns
+            turns = examples[index].tasks
         except MmxError:
             continue
         if captions := tuple(target for turn in turns if turn.question is None for target in turn.targets):

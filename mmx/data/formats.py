@@ -15,15 +15,15 @@ from typing import Any, get_args
 
 from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import derive_questions
-from mmx.data.examples import Example, Turn
-from mmx.data.json_fields import field, load_json, located, optional, read_box, read_lines, single_spaced, texts
-from mmx.data.scene_texts import Kind, captions, pointed_questions, questions
-from mmx.data.scenes import MOST_OBJECTS, draw_scene, picture
+from mmx.data.examples import Example, TextTask
+from mmx.data.json_fields import required_field, load_json, resolve_path, optional_field, read_box, read_lines, single_spaced, text_fields
+from mmx.data.scene_texts import SceneQuestionType, captions, pointed_questions, questions
+from mmx.data.scenes import MOST_OBJECTS, generate_scene, render_scene
 from mmx.errors import DataError, suggest
 
 TURN_FIELDS = {"captions", "caption", "question", "answer", "answers", "kind", "box", "evidence", "id", "question_id"}
-PICTURE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
-SCENE_KINDS = get_args(Kind)
+IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
+SCENE_QUESTION_TYPES = get_args(SceneQuestionType)
 NEED_TWO = {"relation", "pointed"}
 
 
@@ -37,26 +37,26 @@ def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
     path = (base / config.path).expanduser()
     if not path.exists():
         raise DataError(f"there is no data at {path}; expected a file or folder, set its path in the configuration.")
-    name = sniff(path) if config.format == "auto" else config.format
+    name = detect_format(path) if config.format == "auto" else config.format
     if name != "karpathy":
         _refuse_split(config, name)
-    examples = [example for example in READERS[name](path, config) if example.turns]
-    start, stop = (round(edge * len(examples)) for edge in config.part)
+    examples = [example for example in READERS[name](path, config) if example.tasks]
+    start, stop = (round(edge * len(examples)) for edge in config.fraction)
     taken = examples[start:stop]
     if config.derive_questions:  # after the cut: yes is to be as frequent as no in what is left
-        taken = derive_questions(taken[: config.limit], config.seed)
+        taken = derive_questions(taken[: config.max_examples], config.seed)
     kept = [_only_wanted(example, config) for example in taken]
-    kept = [example for example in kept if example.turns][: config.limit]
+    kept = [example for example in kept if example.tasks][: config.max_examples]
     if not kept:
-        kinds = f" of kinds {', '.join(config.kinds)}" if config.kinds else ""
+        kinds = f" of kinds {', '.join(config.question_types)}" if config.question_types else ""
         raise DataError(
-            f"{path} holds no examples for the tasks {', '.join(config.tasks)}{kinds} in its part {list(config.part)}; "
+            f"{path} holds no examples for the tasks {', '.join(config.tasks)}{kinds} in its part {list(config.fraction)}; "
             "change tasks, kinds or part."
         )
     return kept
 
 
-def sniff(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """The format of a file or folder, by its name and its first keys."""
     if path.is_dir():
         return "folder"
@@ -93,15 +93,15 @@ def read_folder(path: Path, config: DataConfig) -> list[Example]:
 def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
     """The Karpathy-split JSON; `restval` counts as train, as everybody has it."""
     examples, splits = [], set()
-    for number, image in enumerate(field(_document(path), "images", list, str(path))):
+    for number, image in enumerate(required_field(_document(path), "images", list, str(path))):
         where = f"{path}, image {number}"
-        name, split = field(image, "filename", str, where), image.get("split")
+        name, split = required_field(image, "filename", str, where), image.get("split")
         splits.add(str(split))
         if config.split in (None, split, "train" if split == "restval" else None):
-            found = _find_picture(path.parent, Path(optional(image, "filepath", str, where) or "") / name)
-            sentences = field(image, "sentences", list, where)
-            said = tuple(single_spaced(field(sentence, "raw", str, where)) for sentence in sentences)
-            examples.append(Example(name, {"image": found}, (Turn(said),) if said else (), where))
+            found = _find_picture(path.parent, Path(optional_field(image, "filepath", str, where) or "") / name)
+            sentences = required_field(image, "sentences", list, where)
+            said = tuple(single_spaced(required_field(sentence, "raw", str, where)) for sentence in sentences)
+            examples.append(Example(name, {"image": found}, (TextTask(said),) if said else (), where))
     if config.split is not None and not examples:
         raise DataError(f"{path} has no split {config.split!r}; {suggest(config.split, sorted(splits))}")
     return examples
@@ -111,30 +111,30 @@ def read_coco(path: Path, config: DataConfig) -> list[Example]:
     """COCO captions JSON: images and annotations joined by image id."""
     document, examples = _document(path), []
     said: dict[int | str, list[str]] = {}
-    for number, note in enumerate(field(document, "annotations", list, str(path))):
+    for number, note in enumerate(required_field(document, "annotations", list, str(path))):
         where = f"{path}, annotation {number}"
-        key = field(note, "image_id", (int, str), where)
-        said.setdefault(key, []).append(single_spaced(field(note, "caption", str, where)))
-    for number, image in enumerate(field(document, "images", list, str(path))):
+        key = required_field(note, "image_id", (int, str), where)
+        said.setdefault(key, []).append(single_spaced(required_field(note, "caption", str, where)))
+    for number, image in enumerate(required_field(document, "images", list, str(path))):
         where = f"{path}, image {number}"
-        key, name = field(image, "id", (int, str), where), field(image, "file_name", str, where)
+        key, name = required_field(image, "id", (int, str), where), required_field(image, "file_name", str, where)
         if key in said:
             found = _find_picture(path.parent, Path(name))
-            examples.append(Example(str(key), {"image": found}, (Turn(tuple(said[key])),), where))
+            examples.append(Example(str(key), {"image": found}, (TextTask(tuple(said[key])),), where))
     return examples
 
 
 def read_vqa(path: Path, config: DataConfig) -> list[Example]:
     """VQAv2: a questions JSON, and the annotations JSON that `annotations` names (absent: no answers are known)."""
     document = _document(path)
-    turns: dict[int | str, list[Turn]] = {}
+    turns: dict[int | str, list[TextTask]] = {}
     answers = _vqa_answers(path.parent / config.annotations) if config.annotations else {}
-    for number, asked in enumerate(field(document, "questions", list, str(path))):
+    for number, asked in enumerate(required_field(document, "questions", list, str(path))):
         where = f"{path}, question {number}"
-        said, kind = answers.get(field(asked, "question_id", (int, str), where), ((), None))
-        turn = Turn(said, field(asked, "question", str, where), kind)
-        turns.setdefault(field(asked, "image_id", (int, str), where), []).append(turn)
-    subtype = optional(document, "data_subtype", str, str(path))
+        said, kind = answers.get(required_field(asked, "question_id", (int, str), where), ((), None))
+        turn = TextTask(said, required_field(asked, "question", str, where), kind)
+        turns.setdefault(required_field(asked, "image_id", (int, str), where), []).append(turn)
+    subtype = optional_field(document, "data_subtype", str, str(path))
     return [
         Example(str(image), {"image": _find_vqa_picture(path.parent, subtype, image)}, tuple(asked), str(path))
         for image, asked in turns.items()
@@ -154,15 +154,15 @@ class SceneExamples(Sequence[Example]):
     """Generated scenes as examples, drawn when they are asked for: example i is a pure function of (seed, i)."""
 
     def __init__(self, config: DataConfig) -> None:
-        for kind in config.kinds:
-            if kind not in SCENE_KINDS:
-                raise DataError(f"scenes have no questions of kind {kind!r}; {suggest(kind, list(SCENE_KINDS))}")
-        if config.objects == 1 and config.kinds and set(config.kinds) <= NEED_TWO and "caption" not in config.tasks:
-            kinds = " or ".join(repr(kind) for kind in config.kinds)
+        for kind in config.question_types:
+            if kind not in SCENE_QUESTION_TYPES:
+                raise DataError(f"scenes have no questions of kind {kind!r}; {suggest(kind, list(SCENE_QUESTION_TYPES))}")
+        if config.max_objects == 1 and config.question_types and set(config.question_types) <= NEED_TWO and "caption" not in config.tasks:
+            kinds = " or ".join(repr(kind) for kind in config.question_types)
             raise DataError(f"scenes of one object have no questions of kind {kinds}; set objects to 2 or more.")
         self.config, self.size = config, 128
-        first, last = (round(edge * config.count) for edge in config.part)
-        self.indices = range(first, last)[: config.limit]
+        first, last = (round(edge * config.num_examples) for edge in config.fraction)
+        self.indices = range(first, last)[: config.max_examples]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -171,25 +171,25 @@ class SceneExamples(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         # A scene without anything that is wanted is replaced by one that stands for no other index.
-        candidates = (self._example(number) for number in count(self.indices[index], self.config.count))
+        candidates = (self._example(number) for number in count(self.indices[index], self.config.num_examples))
         return next(example for example in candidates if example is not None)
 
     def _example(self, number: int) -> Example | None:
         config = self.config
-        scene = draw_scene(config.seed, number, self.size)
-        if len(scene.objects) > (config.objects or MOST_OBJECTS):
+        scene = generate_scene(config.seed, number, self.size)
+        if len(scene.objects) > (config.max_objects or MOST_OBJECTS):
             return None
         asked = (*questions(scene), *pointed_questions(scene))
-        said = [Turn(captions(scene)), *(Turn((q.answer,), q.question, q.kind, q.box, q.evidence) for q in asked)]
+        said = [TextTask(captions(scene)), *(TextTask((q.answer,), q.question, q.question_type, q.box, q.evidence) for q in asked)]
         turns = tuple(turn for turn in said if _is_wanted(turn, config))
         name = f"scene-{config.seed}-{number}"
-        return Example(name, {"image": picture(scene, self.size)}, turns, name) if turns else None
+        return Example(name, {"image": render_scene(scene, self.size)}, turns, name) if turns else None
 
 
 # ---- pieces ----------------------------------------------------------------------------------------------------
 
 
-def read_asked(path: Path) -> list[tuple[dict[str, Any], dict[str, Any], Turn]]:
+def read_questions(path: Path) -> list[tuple[dict[str, Any], dict[str, Any], TextTask]]:
     """The questions of a manifest in their order: the inputs by source name as written, the same with their paths
     found from the manifest's folder, and what is asked. Raises DataError, naming file and line."""
     asked = []
@@ -204,35 +204,35 @@ def read_asked(path: Path) -> list[tuple[dict[str, Any], dict[str, Any], Turn]]:
     return asked
 
 
-def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
+def _manifest_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], TextTask]:
     """One manifest line -> where it stands, its sources, its turn."""
     sources = {key: value for key, value in line.items() if key not in TURN_FIELDS and value is not None}
     if not sources:
         raise DataError(f"{where} names no input; expected a field such as 'image' with a path.")
     for name in ("image", "text"):
-        optional(sources, name, str, where)
+        optional_field(sources, name, str, where)
     if "question" in line:
-        asked, kind = field(line, "question", str, where), optional(line, "kind", str, where)
+        asked, kind = required_field(line, "question", str, where), optional_field(line, "kind", str, where)
         return (
             where,
             sources,
-            Turn(
-                texts(line, ("answers", "answer"), where),
+            TextTask(
+                text_fields(line, ("answers", "answer"), where),
                 asked,
                 kind,
                 read_box(line, "box", where),
                 read_box(line, "evidence", where),
             ),
         )
-    said = texts(line, ("captions", "caption"), where)
+    said = text_fields(line, ("captions", "caption"), where)
     if not said:
         raise DataError(f"{where} has neither 'captions' nor 'question'; add one of them.")
-    return where, sources, Turn(said)
+    return where, sources, TextTask(said)
 
 
-def _folder_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], Turn]:
+def _folder_line(where: str, line: Mapping[str, Any]) -> tuple[str, dict[str, Any], TextTask]:
     """One line of HF's metadata.jsonl, as a manifest line."""
-    field(line, "file_name", str, where)
+    required_field(line, "file_name", str, where)
     renamed = {"file_name": "image", "text": "caption"}
     return _manifest_line(where, {renamed.get(key, key): value for key, value in line.items()})
 
@@ -244,16 +244,16 @@ def _document(path: Path) -> dict[str, Any]:
 def _vqa_answers(path: Path) -> dict[Any, tuple[tuple[str, ...], str | None]]:
     """Question id -> (answers, kind)."""
     found = {}
-    for number, note in enumerate(field(_document(path), "annotations", list, str(path))):
+    for number, note in enumerate(required_field(_document(path), "annotations", list, str(path))):
         where = f"{path}, annotation {number}"
-        said = tuple(field(given, "answer", str, where) for given in field(note, "answers", list, where))
-        found[field(note, "question_id", (int, str), where)] = (said, optional(note, "answer_type", str, where))
+        said = tuple(required_field(given, "answer", str, where) for given in required_field(note, "answers", list, where))
+        found[required_field(note, "question_id", (int, str), where)] = (said, optional_field(note, "answer_type", str, where))
     return found
 
 
-def _group(lines: Iterator[tuple[str, dict[str, Any], Turn]], base: Path) -> list[Example]:
+def _group(lines: Iterator[tuple[str, dict[str, Any], TextTask]], base: Path) -> list[Example]:
     """Join the turns of lines that name the same inputs, in the order of their first appearance."""
-    found: dict[str, tuple[str, dict[str, Any], list[Turn]]] = {}
+    found: dict[str, tuple[str, dict[str, Any], list[TextTask]]] = {}
     for origin, sources, turn in lines:
         key = json.dumps(sources, sort_keys=True)
         found.setdefault(key, (origin, sources, []))[2].append(turn)
@@ -269,18 +269,18 @@ def _name(sources: Mapping[str, Any]) -> str:
 
 def _located(source: str, value: Any, base: Path) -> Any:
     """Paths are relative to the manifest; a text is itself."""
-    return value if source == "text" or not isinstance(value, str) else located(value, base)
+    return value if source == "text" or not isinstance(value, str) else resolve_path(value, base)
 
 
 def _only_wanted(example: Example, config: DataConfig) -> Example:
     """The example with the turns of the configured tasks and kinds."""
-    return replace(example, turns=tuple(turn for turn in example.turns if _is_wanted(turn, config)))
+    return replace(example, tasks=tuple(turn for turn in example.tasks if _is_wanted(turn, config)))
 
 
-def _is_wanted(turn: Turn, config: DataConfig) -> bool:
+def _is_wanted(turn: TextTask, config: DataConfig) -> bool:
     if turn.question is None:
         return "caption" in config.tasks
-    return not config.reward and "ask" in config.tasks and (not config.kinds or turn.kind in config.kinds)
+    return not config.reward and "ask" in config.tasks and (not config.question_types or turn.question_type in config.question_types)
 
 
 def _refuse_split(config: DataConfig, name: str) -> None:
@@ -294,10 +294,10 @@ def _refuse_split(config: DataConfig, name: str) -> None:
 
 def _find_picture(base: Path, name: Path) -> str:
     """Where a picture lies beside its list: in one of the usual folders, else where it would be expected."""
-    for folder in PICTURE_FOLDERS:
+    for folder in IMAGE_FOLDERS:
         if (base / folder / name).exists():
             return str(base / folder / name)
-    return str(base / PICTURE_FOLDERS[0] / name)
+    return str(base / IMAGE_FOLDERS[0] / name)
 
 
 def _find_vqa_picture(base: Path, subtype: str | None, image: int | str) -> str:

@@ -51,15 +51,15 @@ def _finite(text: str) -> float:
     return number
 
 
-def is_address(text: str) -> bool:
+def is_url(text: str) -> bool:
     """Whether this is an address or inline data, of which nothing may be folded as `Path` folds two slashes."""
     return re.match(r"data:|[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
-def located(raw: str, base: Path) -> str:
+def resolve_path(raw: str, base: Path) -> str:
     """A path as seen from the folder of its list; an address stays as it is spelled, unless a file bears its name."""
     place = base / raw
-    return raw if is_address(raw) and not os.path.exists(place) else str(place)
+    return raw if is_url(raw) and not os.path.exists(place) else str(place)
 
 
 def load_json(path: Path, expected: str) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def load_json(path: Path, expected: str) -> dict[str, Any]:
     return document
 
 
-def field(record: Any, name: str, kind: Any, where: str) -> Any:
+def required_field(record: Any, name: str, kind: Any, where: str) -> Any:
     """A field that must be there and be of a kind. Raises DataError with what stands there instead."""
     if not isinstance(record, Mapping):
         raise DataError(f"{where} is or holds {_shown(record)}; expected an object with a field {name!r}.")
@@ -87,12 +87,12 @@ def field(record: Any, name: str, kind: Any, where: str) -> Any:
     return _utf8(value, where) if isinstance(value, str) else value
 
 
-def optional(record: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+def optional_field(record: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
     """The same, or None where it is not there, or null."""
-    return None if record.get(name) is None else field(record, name, kind, where)
+    return None if record.get(name) is None else required_field(record, name, kind, where)
 
 
-def texts(line: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[str, ...]:
+def text_fields(line: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[str, ...]:
     """The text or texts under the first of `names` that the line has; () where it has none of them."""
     name = next((name for name in names if line.get(name) is not None), None)
     if name is None:

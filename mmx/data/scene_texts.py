@@ -22,16 +22,16 @@ from mmx.data.scenes import (
     Box,
     Scene,
     SceneObject,
-    clearly,
-    draw_scene,
+    relation_holds,
+    generate_scene,
     offset,
-    picture,
-    region,
+    render_scene,
+    corner_name,
 )
 from mmx.errors import DataError
 
-Kind = Literal["exists", "count", "color", "shape", "size", "relation", "position", "pointed"]
-Look = dict[str, str]  # the words for size, color and shape
+SceneQuestionType = Literal["exists", "count", "color", "shape", "size", "relation", "position", "pointed"]
+Attributes = dict[str, str]  # the words for size, color and shape
 Words = tuple[str, ...]  # which of the three are spoken, in the order of speech
 
 NUMBERS = ("zero", "one", "two", "three", "four")
@@ -56,7 +56,7 @@ class SceneQuestion:
 
     question: str
     answer: str
-    kind: Kind
+    question_type: SceneQuestionType
     evidence: Box | None = None
     box: Box | None = None
 
@@ -137,7 +137,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 128) -> Pa
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as workshop:
-        finished = _write_all(Path(workshop) / folder.name, [draw_scene(seed, index, size) for index in range(count)])
+        finished = _write_all(Path(workshop) / folder.name, [generate_scene(seed, index, size) for index in range(count)])
         if folder.exists():
             folder.rmdir()  # empty, as checked above; a rename onto a folder is not possible everywhere
         finished.rename(folder)
@@ -149,7 +149,7 @@ def _write_all(folder: Path, scenes: Sequence[Scene]) -> Path:
     names = [f"images/{index:06d}.png" for index in range(len(scenes))]
     pairs = list(zip(names, scenes, strict=True))
     for name, scene in pairs:
-        picture(scene).save(folder / name)
+        render_scene(scene).save(folder / name)
     _write_lines(folder / "captions.jsonl", ({"image": name, "captions": captions(scene)} for name, scene in pairs))
     _write_lines(folder / "questions.jsonl", (row for name, scene in pairs for row in _question_rows(name, scene)))
     _write_lines(folder / "scenes.jsonl", ({"image": name, **asdict(scene)} for name, scene in pairs))
@@ -166,11 +166,11 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _look(thing: SceneObject) -> Look:
+def _look(thing: SceneObject) -> Attributes:
     return {"size": thing.size, "color": thing.color, "shape": thing.shape}
 
 
-def _phrase(look: Look, words: Words, noun: str = "shape") -> str:
+def _phrase(look: Attributes, words: Words, noun: str = "shape") -> str:
     """("color", "shape") gives "red star"; where the shape is not spoken, `noun` stands for it."""
     return " ".join([look[word] for word in words] + ([] if "shape" in words else [noun]))
 
@@ -183,7 +183,7 @@ def _plural(phrase: str) -> str:
     return f"{phrase}es" if phrase.endswith("s") else f"{phrase}s"
 
 
-def _listing(looks: list[Look], words: Words) -> str:
+def _listing(looks: list[Attributes], words: Words) -> str:
     """All objects, like ones together: "two green stars, a red cross and a blue circle"."""
     groups = Counter(_phrase(look, words) for look in looks)
     parts = [_article(each) if n == 1 else f"{NUMBERS[n]} {_plural(each)}" for each, n in groups.items()]
@@ -196,7 +196,7 @@ def _counted(scene: Scene) -> str:
     return f"{shapes} on a {scene.background} background"
 
 
-def _matches(scene: Scene, look: Look, words: Words) -> list[SceneObject]:
+def _matches(scene: Scene, look: Attributes, words: Words) -> list[SceneObject]:
     """The objects that a phrase fits."""
     return [thing for thing in scene.objects if all(getattr(thing, word) == look[word] for word in words)]
 
@@ -217,7 +217,7 @@ def _named(scene: Scene, rng: Random, hidden: str = "") -> list[tuple[SceneObjec
 
 def _placed(scene: Scene, rng: Random) -> list[str]:
     """One caption such as "a red star in the top left"; none where all lie between the regions."""
-    placed = [(thing, place) for thing in scene.objects if (place := region(thing))]
+    placed = [(thing, place) for thing in scene.objects if (place := corner_name(thing))]
     if not placed:
         return []
     thing, place = rng.choice(placed)
@@ -226,7 +226,7 @@ def _placed(scene: Scene, rng: Random) -> list[str]:
 
 def _related_pair(scene: Scene, rng: Random) -> list[str]:
     """One caption such as "a large red circle left of a small blue square"; none for a single object."""
-    related = [(a, b, r) for a, b in permutations(scene.objects, 2) for r in RELATIONS if clearly(a, b, r)]
+    related = [(a, b, r) for a, b in permutations(scene.objects, 2) for r in RELATIONS if relation_holds(a, b, r)]
     if not related:
         return []
     words = rng.choice(CAPTIONED)
@@ -272,7 +272,7 @@ def _counts(scene: Scene, rng: Random) -> list[SceneQuestion]:
 
 def _phrases_by_count(scene: Scene, words: Words) -> dict[int, list[str]]:
     """Every phrase made of `words`, filed under the number of objects it fits."""
-    looks: list[Look] = [{}]
+    looks: list[Attributes] = [{}]
     for word in words:
         looks = [{**look, word: value} for look in looks for value in VALUES[word]]
     answers: dict[int, list[str]] = {}
@@ -296,7 +296,7 @@ def _relation(scene: Scene, rng: Random) -> list[SceneQuestion]:
         (a, f"is {name} {{}} {other}?", relation)
         for (a, name), (b, other) in permutations(_named(scene, rng), 2)
         for relation in RELATIONS
-        if clearly(a, b, relation)
+        if relation_holds(a, b, relation)
     ]
     if not pairs:
         return []
@@ -311,7 +311,7 @@ def _neighbour(scene: Scene, rng: Random) -> list[SceneQuestion]:
     found = []
     for (b, name), relation in product(_named(scene, rng), RELATIONS):
         there = [a for a in scene.objects if offset(a, b, relation) > 0]
-        if len(there) == 1 and clearly(there[0], b, relation):
+        if len(there) == 1 and relation_holds(there[0], b, relation):
             answer = _phrase(_look(there[0]), ("color", "shape"))
             found.append(SceneQuestion(f"what is {relation} {name}?", answer, "relation", there[0].box))
     return [rng.choice(found)] if found else []
@@ -319,7 +319,7 @@ def _neighbour(scene: Scene, rng: Random) -> list[SceneQuestion]:
 
 def _position(scene: Scene, rng: Random) -> list[SceneQuestion]:
     """Where an object is, asked where it lies well inside a region."""
-    places = {place: (thing, name) for thing, name in _named(scene, rng) if (place := region(thing))}
+    places = {place: (thing, name) for thing, name in _named(scene, rng) if (place := corner_name(thing))}
     if not places:
         return []
     place = rng.choice(sorted(places))  # regions first, so that the center comes up as often as a corner

@@ -72,7 +72,7 @@ class Scene:
     pixels: int = 128
 
 
-def draw_scene(seed: int, index: int, size: int = 128) -> Scene:
+def generate_scene(seed: int, index: int, size: int = 128) -> Scene:
     """Scene number `index` of the endless series `seed`, to be painted at `size` pixels a side."""
     rng = Random(f"scene-{seed}-{index}")  # a text seed is hashed: neighbouring numbers give unrelated streams
     looks = _looks(rng, rng.randint(1, MOST_OBJECTS))
@@ -85,7 +85,7 @@ def draw_scene(seed: int, index: int, size: int = 128) -> Scene:
     return Scene(objects, background, size)
 
 
-def picture(scene: Scene, size: int | None = None) -> Image.Image:
+def render_scene(scene: Scene, size: int | None = None) -> Image.Image:
     """The scene as an RGB picture of `size` pixels a side (default: `scene.pixels`), with smooth edges."""
     side = SUPERSAMPLING * (scene.pixels if size is None else size)
     canvas = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
@@ -101,14 +101,14 @@ def offset(a: SceneObject, b: SceneObject, relation: str) -> float:
     return direction * (a.center[axis] - b.center[axis])
 
 
-def clearly(a: SceneObject, b: SceneObject, relation: str) -> bool:
+def relation_holds(a: SceneObject, b: SceneObject, relation: str) -> bool:
     """Whether `a` stands in `relation` to `b` beyond doubt: far enough, and no further along the other axis."""
     other = 1 - RELATIONS[relation][0]
     across = abs(a.center[other] - b.center[other])
     return offset(a, b, relation) >= max(CLEAR, across)
 
 
-def region(thing: SceneObject) -> str | None:
+def corner_name(thing: SceneObject) -> str | None:
     """One of four corners ("top left") or "center", or None near a border between two regions."""
     x, y = (value - 0.5 for value in thing.center)
     if max(abs(x), abs(y)) <= CENTER:

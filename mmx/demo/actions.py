@@ -15,16 +15,16 @@ from typing import Any, get_args
 from PIL import Image
 
 from mmx.demo.region import to_draw_on
-from mmx.encoders.registry import Description
+from mmx.encoders.registry import EncoderDescription
 from mmx.errors import MmxError
-from mmx.inference.pipeline import Pipeline, Ranked
-from mmx.interpret.look import By, Look
-from mmx.interpret.render import over, worth
+from mmx.inference.pipeline import Pipeline, RankedAnswer
+from mmx.interpret.look import MapMethod, Look
+from mmx.interpret.render import overlay_heatmap, format_gain
 from mmx.io.console import one_line
-from mmx.io.files import Refusal, read_file
+from mmx.io.files import ReadFailure, read_file
 from mmx.io.images import MAX_BYTES, load_image
 from mmx.memory import Box, Memory
-from mmx.models.source import source_of
+from mmx.models.source import find_source
 
 MOST_TURNS = 50  # of a conversation; older ones are forgotten
 MOST_OFFERED, MOST_SAMPLES, MOST_BEAMS, MOST_TOKENS = 32, 8, 10, 256  # what one visitor may ask for at a time
@@ -32,21 +32,21 @@ LONGEST_TEXT = 1000  # characters of what is typed
 
 
 @dataclass(frozen=True)
-class Spoken:
+class DemoText:
     """A text that was said, and to what: a question (None: a caption), about a part (None: everywhere). others: further
     captions, the best first."""
 
     text: str
     question: str | None = None
     box: Box | None = None
-    others: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """A question, its answer, and the seconds that it took."""
 
-    spoken: Spoken
+    answer: DemoText
     seconds: float
 
 
@@ -60,13 +60,13 @@ class Session:
     picture: Image.Image
     memory: Memory
     seconds: float
-    spoken: Spoken | None = None
-    turns: tuple[Turn, ...] = ()
+    current: DemoText | None = None
+    turns: tuple[ChatTurn, ...] = ()
     look: Look | None = None
-    caption: Spoken | None = None
+    caption: DemoText | None = None
 
 
-def opened(pipeline: Pipeline, session: Session | None, path: Any) -> Session:
+def open_image(pipeline: Pipeline, session: Session | None, path: Any) -> Session:
     """The session of an uploaded picture: the one there is, or a new one. Raises MmxError for what is no picture."""
     if not isinstance(path, str) or not path:
         raise MmxError("no picture was given; drop one on the page, or pick an example.")
@@ -74,17 +74,17 @@ def opened(pipeline: Pipeline, session: Session | None, path: Any) -> Session:
         return session
     picture = _read(path)
     started = perf_counter()
-    memory = pipeline.encode_prepared([pipeline.prepare({pictured(pipeline): picture})])
+    memory = pipeline.encode_prepared([pipeline.prepare({image_source(pipeline): picture})])
     seconds = perf_counter() - started
     return Session(path, to_draw_on(picture), memory, seconds)
 
 
-def pictured(pipeline: Pipeline) -> str:
+def image_source(pipeline: Pipeline) -> str:
     """The source that reads pictures. Raises MmxError where there is none, or several."""
-    return source_of(pipeline.model.encoders, "picture.png")
+    return find_source(pipeline.model.encoders, "picture.png")
 
 
-def captioned(
+def caption(
     pipeline: Pipeline,
     session: Session,
     beams: Any = 1,
@@ -123,16 +123,16 @@ def captioned(
     yield _captioned(session, *texts), list(texts)
 
 
-def asked(pipeline: Pipeline, session: Session, question: Any, box: Box | None = None) -> Session:
+def ask(pipeline: Pipeline, session: Session, question: Any, box: Box | None = None) -> Session:
     """The session with one more turn: the question, its answer, the time it took."""
     text = _text(question, "a question, such as: what is this?")
     started = perf_counter()
     answer = pipeline.ask(session.memory, text, box)
-    turn = Turn(Spoken(answer, text, box), perf_counter() - started)
-    return replace(_saying(session, turn.spoken), turns=(*session.turns, turn)[-MOST_TURNS:])
+    turn = ChatTurn(DemoText(answer, text, box), perf_counter() - started)
+    return replace(_saying(session, turn.answer), turns=(*session.turns, turn)[-MOST_TURNS:])
 
 
-def ranked(pipeline: Pipeline, session: Session, question: Any, offered: Any, box: Box | None = None) -> list[Ranked]:
+def rank(pipeline: Pipeline, session: Session, question: Any, offered: Any, box: Box | None = None) -> list[RankedAnswer]:
     """Offered answers, typed with commas between them, by their probability among each other."""
     text = _text(question, "a question, such as: what is this?")
     parts = [part.strip() for part in _text(offered, "answers with commas between them").split(",")]
@@ -142,32 +142,32 @@ def ranked(pipeline: Pipeline, session: Session, question: Any, offered: Any, bo
     return pipeline.rank(session.memory, text, answers, box)
 
 
-def of_caption(session: Session) -> Session:
+def select_caption(session: Session) -> Session:
     """The session as it was when it last captioned: what was asked since then is not what its words belong to."""
-    return session if session.spoken is session.caption else replace(session, spoken=session.caption, look=None)
+    return session if session.current is session.caption else replace(session, current=session.caption, look=None)
 
 
-def looked(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
+def look(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
     """The session with what the words of its last text looked at; computed once for each kind of map."""
-    if kind not in get_args(By):
-        raise MmxError(f"the kind of map is {str(kind)[:40]!r}; expected one of {', '.join(get_args(By))}.")
-    spoken = session.spoken
+    if kind not in get_args(MapMethod):
+        raise MmxError(f"the kind of map is {str(kind)[:40]!r}; expected one of {', '.join(get_args(MapMethod))}.")
+    spoken = session.current
     if spoken is None:
         raise MmxError("nothing was said of this picture yet; caption it or ask a question first.")
-    if session.look is not None and session.look.by == kind:
+    if session.look is not None and session.look.method == kind:
         return session
-    seen = {pictured(pipeline): session.picture}
+    seen = {image_source(pipeline): session.picture}
     look = pipeline.look(session.memory, spoken.question, spoken.box, text=spoken.text, by=kind, picture=seen)
     return replace(session, look=look)
 
 
-def word_heat(session: Session, word: Any, layer: Any = None, head: Any = None) -> tuple[Image.Image, str]:
+def word_heatmap(session: Session, word: Any, layer: Any = None, head: Any = None) -> tuple[Image.Image, str]:
     """The picture under the heat of one word of a session that looked, and a sentence about the word."""
     look = _look(session)
     number = look.index(word if isinstance(word, str) else _whole(word, "the word's place", 10**6, 0))
-    heat = look.heat(number, session.picture.height, session.picture.width, _part(layer, "layer"), _part(head, "head"))
+    heat = look.heatmap(number, session.picture.height, session.picture.width, _part(layer, "layer"), _part(head, "head"))
     said = look.words[number]
-    return over(session.picture, heat), f"{one_line(said.text)}: {worth(said)} of its surprise"
+    return overlay_heatmap(session.picture, heat), f"{one_line(said.text)}: {format_gain(said)} of its surprise"
 
 
 def word_table(session: Session, layer: Any = None, head: Any = None) -> tuple[list[str], list[list[Any]]]:
@@ -178,7 +178,7 @@ def word_table(session: Session, layer: Any = None, head: Any = None) -> tuple[l
     sources = list(shares) if len(shares) > 1 else []
     layers = range(look.attention.shape[1])
     rows: list[list[Any]] = []
-    spread = look.spread()
+    spread = look.entropies()
     for index, word in enumerate(look.words):
         facts = [
             exp(word.logprob),
@@ -191,12 +191,12 @@ def word_table(session: Session, layer: Any = None, head: Any = None) -> tuple[l
     return ["word", "probability", "bits saved", *named, *(f"share of {name}" for name in sources)], rows
 
 
-def forgotten(session: Session) -> Session:
+def clear_chat(session: Session) -> Session:
     """The session without its conversation."""
     return replace(session, turns=())
 
 
-def encoder_rows(found: Sequence[Description]) -> list[dict[str, str]]:
+def encoder_rows(found: Sequence[EncoderDescription]) -> list[dict[str, str]]:
     """For each encoder its name, modality, package, address, options and problem, as one line each."""
     rows = []
     for one in found:
@@ -215,17 +215,17 @@ def _read(path: str) -> Image.Image:
     also for what is no regular file, which might be read for ever."""
     try:
         return load_image(read_file(path, MAX_BYTES))
-    except Refusal:
+    except ReadFailure:
         raise MmxError("the picture is no longer on the server; upload it again.") from None
 
 
 def _captioned(session: Session, text: str, *others: str) -> Session:
-    spoken = Spoken(text, others=others)
+    spoken = DemoText(text, alternatives=others)
     return replace(_saying(session, spoken), caption=spoken)
 
 
-def _saying(session: Session, spoken: Spoken) -> Session:
-    return replace(session, spoken=spoken, look=None)
+def _saying(session: Session, spoken: DemoText) -> Session:
+    return replace(session, current=spoken, look=None)
 
 
 def _look(session: Session) -> Look:

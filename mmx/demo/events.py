@@ -29,7 +29,7 @@ Box4 = tuple[Any, Any, Any, Any]
 UNFORESEEN = "Something went wrong that nobody foresaw; the server's log has it. Try another picture or question."
 
 
-def told(event: Callable[..., Any]) -> Callable[..., Any]:
+def report_errors(event: Callable[..., Any]) -> Callable[..., Any]:
     """The event, whose errors are told on the page in one line."""
 
     @wraps(event)
@@ -42,7 +42,7 @@ def told(event: Callable[..., Any]) -> Callable[..., Any]:
     return calm
 
 
-def told_growing(event: Callable[..., Iterator[Outputs]]) -> Callable[..., Iterator[Outputs]]:
+def report_stream_errors(event: Callable[..., Iterator[Outputs]]) -> Callable[..., Iterator[Outputs]]:
     """`told` for an event that gives back several times."""
 
     @wraps(event)
@@ -81,7 +81,7 @@ class Events:
     ) -> Iterator[Outputs]:
         """-> caption, all captions one a line, session; again and again while the caption grows."""
         session = self._opened(picture, session)
-        for after, texts in actions.captioned(self.pipeline, session, beams, samples, temperature, guidance, tokens):
+        for after, texts in actions.caption(self.pipeline, session, beams, samples, temperature, guidance, tokens):
             yield texts[0], "\n".join(map(one_line, texts)), after
 
     def caption_at_once(self, picture: Any, *given: Any) -> Iterator[Outputs]:
@@ -90,7 +90,7 @@ class Events:
 
     def ask(self, picture: Any, question: Any, x0: Any, y0: Any, x1: Any, y1: Any, session: Any) -> Outputs:
         """-> answer, seconds, session."""
-        session = actions.asked(self.pipeline, self._opened(picture, session), question, box_of(x0, y0, x1, y1))
+        session = actions.ask(self.pipeline, self._opened(picture, session), question, box_of(x0, y0, x1, y1))
         return session.turns[-1].spoken.text, round(session.turns[-1].seconds, 4), session
 
     def rank(
@@ -98,12 +98,12 @@ class Events:
     ) -> Outputs:
         """-> rows of answer and probability, session."""
         session = self._opened(picture, session)
-        found = actions.ranked(self.pipeline, session, question, offered, box_of(x0, y0, x1, y1))
+        found = actions.rank(self.pipeline, session, question, offered, box_of(x0, y0, x1, y1))
         return [[one.answer, round(one.probability, 4)] for one in found], session
 
     def look(self, picture: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
         """-> the text that was looked into, a table of its words, session."""
-        session = actions.looked(self.pipeline, self._opened(picture, session), kind)
+        session = actions.look(self.pipeline, self._opened(picture, session), kind)
         headers, rows = actions.word_table(session, layer, head)
         return _headline(session), {"headers": headers, "data": rows}, session
 
@@ -116,27 +116,27 @@ class Events:
     def plain_word(self, picture: Any, word: Any, session: Any) -> Outputs:
         """`word` of the map that a caption is shown with, whatever was asked since then."""
         session = self._opened(picture, session)
-        heat, sentence, looked = self.word(picture, word, "both", None, None, actions.of_caption(session))
+        heat, sentence, looked = self.word(picture, word, "both", None, None, actions.select_caption(session))
         return heat, sentence, looked if looked.spoken is session.spoken else session
 
     def word(self, picture: Any, word: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
         """-> the heat of a word over the picture, a sentence about the word, session."""
-        session = actions.looked(self.pipeline, self._opened(picture, session), kind)
-        return *actions.word_heat(session, word, layer, head), session
+        session = actions.look(self.pipeline, self._opened(picture, session), kind)
+        return *actions.word_heatmap(session, word, layer, head), session
 
     def settle(self, session: Session | None) -> Outputs:
         """Once a caption is whole -> session that looked, the box of all captions (shown where there are several), the
         words with the one chosen that looking saved most of, that word's heat and sentence."""
         if session is None or session.caption is None:
             return session, gr.Textbox(visible=False), no_words(), None, ""
-        every = gr.Textbox(visible=bool(session.caption.others))
-        looked = actions.looked(self.pipeline, actions.of_caption(session))
-        after = looked if looked.spoken is session.spoken else session
+        every = gr.Textbox(visible=bool(session.caption.alternatives))
+        looked = actions.look(self.pipeline, actions.select_caption(session))
+        after = looked if looked.current is session.current else session
         gains = [word.gain for word in looked.look.words] if looked.look else []
         if not gains:
             return after, every, no_words(), None, "Nothing was said."
         best = gains.index(max(gains))
-        heat, sentence = actions.word_heat(looked, best)
+        heat, sentence = actions.word_heatmap(looked, best)
         return after, every, gr.Radio(choices=choices(looked), value=best), heat, sentence
 
     def corner(self, numbers: Box4, first: Any, point: tuple[float, float], session: Any) -> Outputs:
@@ -151,7 +151,7 @@ class Events:
 
     def _opened(self, picture: Any, session: Session | None) -> Session:
         path = picture.get("path") if isinstance(picture, dict) else picture
-        return actions.opened(self.pipeline, session, _uploaded(path) if isinstance(path, str) else path)
+        return actions.open_image(self.pipeline, session, _uploaded(path) if isinstance(path, str) else path)
 
 
 def _uploaded(path: str) -> str:
@@ -174,7 +174,7 @@ def part(x0: Any, y0: Any, x1: Any, y1: Any, session: Session | None) -> Outputs
 
 def forget(session: Session | None) -> Session | None:
     """The session without its conversation."""
-    return None if session is None else actions.forgotten(session)
+    return None if session is None else actions.clear_chat(session)
 
 
 def whole(session: Session | None) -> Outputs:
@@ -205,10 +205,10 @@ def messages(session: Session | None) -> list[dict[str, str]]:
     HTML, and would leave out what looks like a tag."""
     told: list[dict[str, str]] = []
     for turn in session.turns if session else ():
-        box = turn.spoken.box
+        box = turn.answer.box
         about = "" if box is None else " [" + ", ".join(f"{side:.2f}" for side in box) + "]"
-        told.append({"role": "user", "content": escape(f"{turn.spoken.question}{about}")})
-        told.append({"role": "assistant", "content": escape(f"{turn.spoken.text}  ({1000 * turn.seconds:.0f} ms)")})
+        told.append({"role": "user", "content": escape(f"{turn.answer.question}{about}")})
+        told.append({"role": "assistant", "content": escape(f"{turn.answer.text}  ({1000 * turn.seconds:.0f} ms)")})
     return told
 
 
@@ -238,9 +238,9 @@ def bars(session: Session | None) -> Outputs:
 @cache
 def encoders() -> list[dict[str, str]]:
     """The survey of all encoders; once, for it starts a process that imports every plugin."""
-    from mmx.encoders.discovery import survey
+    from mmx.encoders.discovery import discover_encoders
 
-    return actions.encoder_rows(survey())
+    return actions.encoder_rows(discover_encoders())
 
 
 def encoder_table(rows: list[dict[str, str]] | None) -> str:
@@ -255,12 +255,12 @@ def encoder_table(rows: list[dict[str, str]] | None) -> str:
 
 
 def _encoded(session: Session) -> str:
-    slots = session.memory.slots
+    slots = session.memory.num_slots
     return f"Encoded once, in {1000 * session.seconds:.0f} ms: {slots} slots that every question looks at."
 
 
 def _headline(session: Session) -> str:
-    spoken = session.spoken
+    spoken = session.current
     if spoken is None:
         return ""
     return one_line(spoken.text if spoken.question is None else f"{spoken.question} {spoken.text}")

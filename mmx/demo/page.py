@@ -16,10 +16,10 @@ import gradio as gr
 
 from mmx.demo import events
 from mmx.demo.actions import MOST_TOKENS
-from mmx.demo.events import Events, told, told_growing
+from mmx.demo.events import Events, report_errors, report_stream_errors
 from mmx.demo.region import WHOLE
 from mmx.inference.pipeline import Pipeline
-from mmx.interpret.look import By
+from mmx.interpret.look import MapMethod
 
 MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "preprocess": False}
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
@@ -46,9 +46,9 @@ def build(pipeline: Pipeline, examples: Sequence[Path] = ()) -> gr.Blocks:
                     _look_tab(does, pipeline, inside, picture, session)
                 with gr.Tab("Encoders") as tab:
                     _encoders_tab(tab)
-        arrival = picture.change(told(does.open), [picture, session], [session, note, part, chat], **HELPER)
-        spoken = arrival.success(told_growing(does.caption_at_once), caption[0], caption[1], **HELPER)
-        spoken.success(told(does.settle), [session], [session, *settle], **HELPER)
+        arrival = picture.change(report_errors(does.open), [picture, session], [session, note, part, chat], **HELPER)
+        spoken = arrival.success(report_stream_errors(does.caption_at_once), caption[0], caption[1], **HELPER)
+        spoken.success(report_errors(does.settle), [session], [session, *settle], **HELPER)
         arrival.failure(events.cleared, None, [session, note, part, chat, caption[1][0], *settle], **PRIVATE)
     page.queue(max_size=32, default_concurrency_limit=1)
     return page
@@ -87,9 +87,9 @@ def _caption_tab(does: Events, pipeline: Pipeline, picture: gr.Image, session: g
     )  # fmt: skip
     bits = gr.Markdown("", elem_id="bits", elem_classes="note")
     given, out = [picture, beams, samples, warmth, guidance, tokens, session], [text, every, session]
-    made = button.click(told_growing(does.caption), given, out, api_name="caption", **MODEL)
-    made.success(told(does.settle), [session], [session, every, words, heat, bits], **HELPER)
-    words.input(told(does.plain_word), [picture, words, session], [heat, bits, session], **HELPER)
+    made = button.click(report_stream_errors(does.caption), given, out, api_name="caption", **MODEL)
+    made.success(report_errors(does.settle), [session], [session, every, words, heat, bits], **HELPER)
+    words.input(report_errors(does.plain_word), [picture, words, session], [heat, bits, session], **HELPER)
     return [every, words, heat, bits], (given, out)
 
 
@@ -122,23 +122,23 @@ def _ask_tab(does: Events, picture: gr.Image, session: gr.State) -> tuple[gr.Ima
     seconds = gr.Number(label="Seconds", visible=False)
     first = gr.State(None)
     made = gr.on(
-        [ask.click, question.submit], told(does.ask), [picture, question, *sides, session], [answer, seconds, session],
+        [ask.click, question.submit], report_errors(does.ask), [picture, question, *sides, session], [answer, seconds, session],
         api_name="ask", **MODEL,
     )  # fmt: skip
     made.success(lambda held: (events.messages(held), ""), [session], [chat, question], **PRIVATE)
     chat.clear(events.forget, [session], [session], **PRIVATE)
     rank.click(
-        told(does.rank), [picture, question, offered, *sides, session], [table, session], api_name="rank", **MODEL
+        report_errors(does.rank), [picture, question, offered, *sides, session], [table, session], api_name="rank", **MODEL
     )
 
     def clicked(x0: Any, y0: Any, x1: Any, y1: Any, corner: Any, held: Any, event: gr.SelectData) -> Any:
-        return told(does.corner)((x0, y0, x1, y1), corner, tuple(event.index), held)
+        return report_errors(does.corner)((x0, y0, x1, y1), corner, tuple(event.index), held)
 
     part.select(clicked, [*sides, first, session], [*sides, first, part], **PRIVATE)
     everywhere.click(events.whole, [session], [*sides, first, part], **PRIVATE)
     for side in sides:
-        side.submit(told(events.part), [*sides, session], [part, first], **PRIVATE)
-        side.blur(told(events.part), [*sides, session], [part, first], **PRIVATE)
+        side.submit(report_errors(events.part), [*sides, session], [part, first], **PRIVATE)
+        side.blur(report_errors(events.part), [*sides, session], [part, first], **PRIVATE)
     picture.change(lambda: (*WHOLE, None), None, [*sides, first], **PRIVATE)
     return part, chat
 
@@ -147,9 +147,9 @@ def _look_tab(does: Events, pipeline: Pipeline, tab: gr.Tab, picture: gr.Image, 
     decoder = pipeline.model.config.decoder
     text = gr.Textbox(label="Looked into", interactive=False, elem_id="looked")
     with gr.Row():
-        kind = gr.Dropdown(list(get_args(By)), value="both", label="Kind of map", min_width=120, elem_id="kind")
-        layer = _numbered("layer", len(decoder.looking))
-        head = _numbered("head", decoder.heads)
+        kind = gr.Dropdown(list(get_args(MapMethod)), value="both", label="Kind of map", min_width=120, elem_id="kind")
+        layer = _numbered("layer", len(decoder.cross_attention_layers))
+        head = _numbered("head", decoder.num_heads)
     button = gr.Button("Look", variant="primary", elem_id="do-look")
     word = gr.Radio([], label="Words: choose one to see where it looked", elem_id="word")
     heat = gr.Image(
@@ -166,14 +166,14 @@ def _look_tab(does: Events, pipeline: Pipeline, tab: gr.Tab, picture: gr.Image, 
     )  # fmt: skip
     table = gr.Dataframe(label="The words in numbers", interactive=False, elem_id="facts", buttons=[])
     given, shown = [picture, kind, layer, head, session], [text, table, session]
-    looked = gr.on([button.click, kind.input], told(does.look), given, shown, api_name="look", **MODEL)
-    came = tab.select(told(does.look_if_said), given, shown, **HELPER)
+    looked = gr.on([button.click, kind.input], report_errors(does.look), given, shown, api_name="look", **MODEL)
+    came = tab.select(report_errors(does.look_if_said), given, shown, **HELPER)
     for event in (looked, came):
         event.success(events.look_shown, [session], [word, heat, bits, saved, spread], **PRIVATE)
     picture.change(lambda: ("", None, events.no_words(), None, "", None, None), None,
                    [text, table, word, heat, bits, saved, spread], **PRIVATE)  # fmt: skip
     gr.on(
-        [word.input, layer.input, head.input], told(does.word), [picture, word, kind, layer, head, session],
+        [word.input, layer.input, head.input], report_errors(does.word), [picture, word, kind, layer, head, session],
         [heat, bits, session], api_name="word", **MODEL,
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def _encoders_tab(tab: gr.Tab) -> None:
     rows = gr.JSON(label="Encoders", visible=False)
     table = gr.HTML("Asking each of them ...", elem_id="encoders")
     asked = gr.on(
-        [tab.select], told(events.encoders), None, [rows], api_name="encoders", concurrency_id="survey",
+        [tab.select], report_errors(events.encoders), None, [rows], api_name="encoders", concurrency_id="survey",
         show_progress_on=table,
     )  # fmt: skip
     asked.success(events.encoder_table, [rows], [table], **PRIVATE)

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from threading import Event, current_thread, main_thread
 from typing import TYPE_CHECKING
 
-from mmx.data.scenes import draw_scene, picture
-from mmx.demo.actions import pictured
+from mmx.data.scenes import generate_scene, render_scene
+from mmx.demo.actions import image_source
 from mmx.errors import MmxError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_SHARE": "False", "HF_HUB_D
 
 
 @contextmanager
-def served(pipeline: Pipeline, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
+def serve(pipeline: Pipeline, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
     """The demo's address while it is served. port: None takes the first free one from 7860 on.
 
     Uploads lie in a temporary folder that is removed at the end; the process stands in an empty one meanwhile, for
@@ -36,7 +36,7 @@ def served(pipeline: Pipeline, host: str = "127.0.0.1", port: int | None = None)
     """
     if not pipeline.accepts("picture.png"):
         raise MmxError("the demo shows pictures, which no source of this model reads; give another --model.")
-    pictured(pipeline)
+    image_source(pipeline)
     _check_host(host)
     with _told_to_end(), TemporaryDirectory(prefix="mmx-demo-") as folder, _standing_in(Path(folder)):
         from mmx.demo.page import build
@@ -100,7 +100,7 @@ def _examples(folder: Path) -> list[Path]:
     folder.mkdir()
     paths = [folder / f"shapes-{number}.png" for number in range(1, EXAMPLES + 1)]
     for number, path in enumerate(paths):
-        picture(draw_scene(SERIES, number), 256).save(path)
+        render_scene(generate_scene(SERIES, number), 256).save(path)
     return paths
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import Frozen
+from mmx.config.schema import FrozenModel
 from mmx.errors import EncoderError
 from mmx.nn.features import Features
 
@@ -29,9 +29,9 @@ class Encoder(nn.Module):
     modality: str
     dimensions: int = 1
     shares_tokenizer: ClassVar[bool] = False
-    width: int
+    feature_size: int
 
-    class Options(Frozen):
+    class Options(FrozenModel):
         """The encoder's own settings, validated before it is built."""
 
     def __init__(self, options: Any) -> None:

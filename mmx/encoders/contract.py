@@ -17,10 +17,10 @@ from mmx.encoders.base import Encoder
 from mmx.errors import EncoderError, MmxError
 from mmx.nn.features import Features
 
-Prepared = dict[str, Tensor]
+PreparedInput = dict[str, Tensor]
 
 
-class Preparing(Protocol):
+class InputPreparer(Protocol):
     """The half of an encoder that data workers see; whatever reads questions has it too."""
 
     def prepare(self, raw: Any) -> dict[str, Tensor]: ...
@@ -28,7 +28,7 @@ class Preparing(Protocol):
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]: ...
 
 
-def prepare(encoder: Preparing, source: str, raw: Any) -> Prepared:
+def prepare(encoder: InputPreparer, source: str, raw: Any) -> PreparedInput:
     """One raw input of a source to named tensors."""
     with _named(encoder, source, f"prepare({_kind(raw)})"):
         prepared = encoder.prepare(raw)
@@ -41,7 +41,7 @@ def accepts(encoder: Encoder, source: str, path: str) -> bool:
         return bool(encoder.accepts(path))
 
 
-def collate(encoder: Preparing, source: str, prepared: Sequence[Mapping[str, Tensor]]) -> Prepared:
+def collate(encoder: InputPreparer, source: str, prepared: Sequence[Mapping[str, Tensor]]) -> PreparedInput:
     """Prepared inputs to one batch."""
     with _named(encoder, source, "collate"):
         batch = encoder.collate(prepared)
@@ -68,8 +68,8 @@ def check_features(features: Any, encoder: Encoder, source: str, device: torch.d
     if not isinstance(features, tuple) or [isinstance(part, Tensor) for part in features[:2]] != [True, True]:
         raise refuse(_kinds(features), "Features(states, mask, grid)")
     states, mask, grid = Features(*features[:3])
-    if states.ndim != 3 or states.shape[-1] != encoder.width:
-        raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.width}")
+    if states.ndim != 3 or states.shape[-1] != encoder.feature_size:
+        raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.feature_size}")
     if not states.is_floating_point():
         raise refuse(f"states of {states.dtype}", "floating-point ones")
     if states.layout != torch.strided or mask.layout != torch.strided:
@@ -103,22 +103,22 @@ def _check_values(states: Tensor, mask: Tensor, refuse: Any) -> None:
         raise refuse(f"NaN or infinite states in row {row}, slot {slot}", "finite numbers wherever the mask is True")
 
 
-def _named(encoder: Preparing, source: str, doing: str) -> AbstractContextManager[None]:
-    return told_with_name(f"encoder {type(encoder).__name__} of source {source!r} failed in {doing} with")
+def _named(encoder: InputPreparer, source: str, doing: str) -> AbstractContextManager[None]:
+    return encoder_errors(f"encoder {type(encoder).__name__} of source {source!r} failed in {doing} with")
 
 
 @contextmanager
-def told_with_name(beginning: str) -> Iterator[None]:
+def encoder_errors(beginning: str) -> Iterator[None]:
     """Whatever a stranger's code raises is told with the stranger's name. Memory that has run out is not its fault."""
     try:
         yield
     except (MmxError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
-        raise EncoderError(f"{beginning} {in_a_line(error)} (--traceback shows where).") from error
+        raise EncoderError(f"{beginning} {one_line_error(error)} (--traceback shows where).") from error
 
 
-def in_a_line(error: BaseException) -> str:
+def one_line_error(error: BaseException) -> str:
     """The kind of an error and what it says, whatever that is, in at most 200 characters."""
     try:
         said = str(error)
@@ -127,7 +127,7 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {said}".split())[:200]
 
 
-def _check_tensors(given: Any, encoder: Preparing, source: str, method: str) -> Prepared:
+def _check_tensors(given: Any, encoder: InputPreparer, source: str, method: str) -> PreparedInput:
     wrong = _kind(given) if not isinstance(given, Mapping) else None
     if wrong is None and not given:
         wrong = "nothing"

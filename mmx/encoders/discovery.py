@@ -17,21 +17,21 @@ from dataclasses import asdict
 from threading import Thread
 from typing import IO
 
-from mmx.encoders.registry import Description, Entry, describe, entries
+from mmx.encoders.registry import EncoderDescription, EncoderEntry, describe, entries
 
 START = "import sys; sys.path[:] = {path!r}; from mmx.encoders.discovery import tell; tell({first})"
 START_SECONDS, IMPORT_SECONDS = 120.0, 30.0  # for torch, then for each encoder
 
 
-def survey(patience: float = IMPORT_SECONDS) -> list[Description]:
+def discover_encoders(patience: float = IMPORT_SECONDS) -> list[EncoderDescription]:
     """Everything on offer, with what is broken and why. `patience`: seconds that one import may take."""
-    on_offer, found = entries(), list[Description]()
+    on_offer, found = entries(), list[EncoderDescription]()
     while len(found) < len(on_offer):
         found += _told_by_one_process(on_offer, len(found), patience)
     return found
 
 
-def _told_by_one_process(on_offer: list[Entry], first: int, patience: float) -> Iterator[Description]:
+def _told_by_one_process(on_offer: list[EncoderEntry], first: int, patience: float) -> Iterator[EncoderDescription]:
     """What a new process tells from entry `first` on, the one at which it fell silent included."""
     with subprocess.Popen(
         [sys.executable, "-c", START.format(path=sys.path, first=first)],
@@ -46,11 +46,11 @@ def _told_by_one_process(on_offer: list[Entry], first: int, patience: float) -> 
             for entry in on_offer[first:]:
                 line = lines.get(timeout=patience) if ready else None
                 if line is None:
-                    yield Description(entry, problem=_problem(entry, f"ended the process (exit code {_code(process)})"))
+                    yield EncoderDescription(entry, problem=_problem(entry, f"ended the process (exit code {_code(process)})"))
                     return
-                yield Description(entry, **json.loads(line))
+                yield EncoderDescription(entry, **json.loads(line))
         except queue.Empty:
-            yield Description(entry, problem=_problem(entry, f"did not come back within {patience:g} s"))
+            yield EncoderDescription(entry, problem=_problem(entry, f"did not come back within {patience:g} s"))
         finally:
             process.kill()
 
@@ -83,5 +83,5 @@ def _code(process: subprocess.Popen[str]) -> int | str:
         return "none"
 
 
-def _problem(entry: Entry, what: str) -> str:
+def _problem(entry: EncoderEntry, what: str) -> str:
     return f"encoder {entry.name!r} ({entry.package} {entry.version}) {what} while it was imported."

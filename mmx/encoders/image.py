@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mmx.config.schema import Frozen
+from mmx.config.schema import FrozenModel
 from mmx.encoders.base import Encoder, Features
 from mmx.errors import EncoderError
-from mmx.io.images import SUFFIXES, load_image, middle_square
+from mmx.io.images import SUFFIXES, load_image, center_square
 
 # Arguments of timm's create_model that other options decide, or that would read a file which does not travel along.
 DECIDED = {"img_size", "num_classes", "in_chans", "features_only", "out_indices", "checkpoint_path"}
@@ -33,7 +33,7 @@ class ImageEncoder(Encoder):
     dimensions = 2
     backbone: Any  # whatever timm made
 
-    class Options(Frozen):
+    class Options(FrozenModel):
         """`size` is the side of the square input in pixels; mean, std and interpolation default to the backbone's own.
 
         `fit`: squash the picture to the square, or crop its middle. `arguments` go to timm's create_model. `pretrained`
@@ -77,7 +77,7 @@ class ImageEncoder(Encoder):
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.options = _resolve(timm, options, self.backbone)
         self._transform = _transform(self.options)
-        self.width = self._probe()
+        self.feature_size = self._probe()
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         """A path, bytes or PIL picture -> {"pixels": float [3, size, size]}."""
@@ -94,7 +94,7 @@ class ImageEncoder(Encoder):
 
     def window(self, raw: Any) -> tuple[float, float, float, float]:
         """All of the picture, or the square in its middle."""
-        return (0.0, 0.0, 1.0, 1.0) if self.options.fit == "squash" else middle_square(load_image(raw).size)
+        return (0.0, 0.0, 1.0, 1.0) if self.options.fit == "squash" else center_square(load_image(raw).size)
 
     def _tokens(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """[B, 3, size, size] -> states [B, S, F] and the grid of their last cells."""

@@ -27,7 +27,7 @@ BUILT_IN = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class EncoderEntry:
     """One name on offer: where it leads, and who put it there."""
 
     name: str
@@ -37,22 +37,22 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Description:
+class EncoderDescription:
     """What `mmx encoders` shows of an entry; `problem` says in a sentence why a broken one cannot be used."""
 
-    entry: Entry
+    entry: EncoderEntry
     modality: str | None = None
     options: dict[str, object] | None = None
     problem: str | None = None
 
 
-def entries() -> list[Entry]:
+def entries() -> list[EncoderEntry]:
     """Every name on offer, built-ins first; nothing is imported."""
-    own = [Entry(name, address, "mmx", _version("mmx")) for name, address in BUILT_IN.items()]
+    own = [EncoderEntry(name, address, "mmx", _version("mmx")) for name, address in BUILT_IN.items()]
     allowed = os.environ.get("MMX_PLUGINS")
     names = None if allowed is None else {name.strip() for name in allowed.split(",")}
     theirs = [
-        Entry(point.name, point.value, package, release)
+        EncoderEntry(point.name, point.value, package, release)
         for (package, release), points in _claims().items()
         for point in points
         if names is None or point.name in names
@@ -75,7 +75,7 @@ def _claims() -> dict[tuple[str, str], list[EntryPoint]]:
 def resolve(name: str) -> type[Encoder]:
     """The encoder class of a name or an address. Raises EncoderError with the reason where there is none."""
     if ":" in name:
-        return _load(Entry(name, name, "an address", ""))
+        return _load(EncoderEntry(name, name, "an address", ""))
     on_offer = entries()
     matches = [entry for entry in on_offer if entry.name == name]
     if not matches:
@@ -85,23 +85,23 @@ def resolve(name: str) -> type[Encoder]:
     return _load(matches[0])
 
 
-def describe(entry: Entry, on_offer: Sequence[Entry]) -> Description:
+def describe(entry: EncoderEntry, on_offer: Sequence[EncoderEntry]) -> EncoderDescription:
     """Import one of the entries on offer and tell what it is; a broken one is described by its problem."""
     namesakes = [other for other in on_offer if other.name == entry.name]
     if len(namesakes) > 1 and not (entry is namesakes[0] and entry.package == "mmx"):
-        return Description(entry, problem=_clash(namesakes))
+        return EncoderDescription(entry, problem=_clash(namesakes))
     try:
         encoder = _load(entry)
         options = {
             key: "(required)" if field.is_required() else field.get_default(call_default_factory=True)
             for key, field in encoder.Options.model_fields.items()
         }
-        return Description(entry, encoder.modality, options)
+        return EncoderDescription(entry, encoder.modality, options)
     except EncoderError as error:
-        return Description(entry, problem=str(error))
+        return EncoderDescription(entry, problem=str(error))
 
 
-def _load(entry: Entry) -> type[Encoder]:
+def _load(entry: EncoderEntry) -> type[Encoder]:
     module, _, attribute = entry.address.partition(":")
     origin = f"encoder {entry.name!r} ({entry.package} {entry.version}".rstrip() + ")"
     try:
@@ -130,7 +130,7 @@ def _broken_promise(encoder: type[Encoder]) -> str | None:
     return f"defines no {' and no '.join(absent)}" if absent else None
 
 
-def _clash(namesakes: list[Entry]) -> str:
+def _clash(namesakes: list[EncoderEntry]) -> str:
     claimed = ", ".join(f"{entry.package} ({entry.address})" for entry in namesakes)
     name = namesakes[0].name
     return f"the encoder name {name!r} is claimed by {claimed}; uninstall one, or type the address instead of the name."

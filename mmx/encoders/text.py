@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import TransformerConfig
+from mmx.config.schema import BaseTransformerConfig
 from mmx.encoders.base import Encoder, Features
 from mmx.nn.layers import (
     SelfAttention,
@@ -17,8 +17,8 @@ from mmx.nn.layers import (
     build_feed_forward,
     build_norm,
     build_residual,
-    initialise,
-    real_positions,
+    init_weights,
+    position_ids_from_mask,
 )
 from mmx.text.tokenizer import Tokenizer
 
@@ -29,19 +29,19 @@ class TextEncoder(Encoder):
     modality = "text"
     shares_tokenizer = True
 
-    class Options(TransformerConfig):
+    class Options(BaseTransformerConfig):
         """A transformer's facts; text past `max_positions` tokens is cut. `causal`: no token sees those after it."""
 
         causal: bool = False
 
     def __init__(self, options: Options, tokenizer: Tokenizer) -> None:
         super().__init__(options)
-        self.tokenizer, self.width = tokenizer, options.width
+        self.tokenizer, self.feature_size = tokenizer, options.hidden_size
         self.embedding = TokenEmbedding(options, len(tokenizer))
-        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(options.layers))
+        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(options.num_layers))
         final = options.norm if options.norm_placement == "pre" else "none"
-        self.norm = build_norm(final, options.width, options.norm_eps)
-        initialise(self, options.layers)
+        self.norm = build_norm(final, options.hidden_size, options.norm_eps)
+        init_weights(self, options.num_layers)
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         """A text -> {"tokens": int [S], "mask": bool [S]}, closed by the end token, so that no text is empty."""
@@ -57,7 +57,7 @@ class TextEncoder(Encoder):
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """{"tokens": [B, S], "mask": [B, S]} -> Features."""
         mask = batch["mask"]
-        positions, may_attend = real_positions(mask), mask[:, None, None]
+        positions, may_attend = position_ids_from_mask(mask), mask[:, None, None]
         if self.options.causal:
             may_attend = may_attend & torch.ones(mask.shape[1], mask.shape[1], device=mask.device).tril().bool()
         x = self.embedding(batch["tokens"], positions)
@@ -69,7 +69,7 @@ class TextEncoder(Encoder):
 class EncoderBlock(nn.Module):
     """Look round in your own text, think it over."""
 
-    def __init__(self, options: TransformerConfig) -> None:
+    def __init__(self, options: BaseTransformerConfig) -> None:
         super().__init__()
         self.self_attention, self.self_residual = SelfAttention(options), build_residual(options)
         self.feed_forward, self.feed_residual = build_feed_forward(options), build_residual(options)

@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 import torch
 
 from mmx.config.schema import GenerationConfig
-from mmx.data.batching import choose_all, pad_texts, pick_wanted, target_tokens
-from mmx.data.examples import Example, Turn
-from mmx.encoders.contract import Prepared, prepare
+from mmx.data.batching import all_texts, pad_texts, select_label_positions, encode_target
+from mmx.data.examples import Example, TextTask
+from mmx.encoders.contract import PreparedInput, prepare
 from mmx.errors import DataError, MmxError
-from mmx.evaluation.metrics.answers import answer_metrics, without_looking
+from mmx.evaluation.metrics.answers import answer_metrics, most_frequent_answer_accuracy
 from mmx.evaluation.metrics.captions import caption_metrics
 from mmx.inference.pipeline import Pipeline
-from mmx.io.files import replacing
+from mmx.io.files import atomic_write
 from mmx.memory import Box, Memory
 from mmx.models.source import prepare_inputs
 
@@ -44,36 +44,36 @@ Gather = Callable[[list[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvaluatedText:
     """One text beside what people said. `key` is the place of its turn among all turns."""
 
     key: tuple[int, int]
     id: str
     question: str | None
-    kind: str | None
-    said: str
+    question_type: str | None
+    prediction: str
     score: float
     targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationReport:
     """What an evaluation found. metrics: name -> value; texts: every text in order; bad: what could not be read."""
 
     metrics: dict[str, float]
-    texts: list[Judged]
-    bad: list[str] = field(default_factory=list)
+    predictions: list[EvaluatedText]
+    skipped: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write metrics.json and texts.jsonl, each whole or not at all. Raises DataError where that is impossible."""
         rows = (
-            {"id": t.id, "question": t.question, "said": t.said, "score": t.score, "targets": t.targets}
-            for t in self.texts
+            {"id": t.id, "question": t.question, "said": t.prediction, "score": t.score, "targets": t.targets}
+            for t in self.predictions
         )
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
             for name, text in {"texts.jsonl": lines, "metrics.json": json.dumps(self.metrics, indent=2) + "\n"}.items():
-                with replacing(folder / name) as temporary:
+                with atomic_write(folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(
@@ -89,7 +89,7 @@ class Pending(NamedTuple):
     inputs: dict[str, Any]
 
 
-class Wanted(NamedTuple):
+class LabelledText(NamedTuple):
     """A text that should be said. question: None for a caption; target: its tokens and the end; box: as in Turn."""
 
     question: str | None
@@ -97,20 +97,20 @@ class Wanted(NamedTuple):
     box: Box | None
 
 
-class Words(NamedTuple):
+class WordLoss(NamedTuple):
     """The cross-entropy of some texts under one condition, in nats, and the number of their words."""
 
     nats: float
     words: int
 
 
-class Loss(NamedTuple):
+class BatchLoss(NamedTuple):
     """The cross-entropy of one batch, in nats over its tokens; words: the same by the name of each condition."""
 
     batch: int
     nats: float
     tokens: int
-    words: Mapping[str, Words] = {}
+    words: Mapping[str, WordLoss] = {}
 
 
 def evaluate(
@@ -122,11 +122,11 @@ def evaluate(
     world: int = 1,
     gather: Gather = lambda items: items,
     progress: Callable[[int], None] = lambda done: None,
-    bad_limit: float = 0.001,
+    max_skip_fraction: float = 0.001,
     stop: Callable[[], bool] = lambda: False,
     information: bool = False,
-    known: Collection[str] = (),
-) -> Report:
+    training_captions: Collection[str] = (),
+) -> EvaluationReport:
     """Caption and answer all examples; process `rank` of `world` takes every world-th batch, `gather` brings them
     together: batches hold the same examples for any number of processes, so every number comes out the same.
 
@@ -154,36 +154,36 @@ def evaluate(
     found = sorted((item for part in gather([found]) for item in part), key=lambda item: item.key)
     losses = sorted(item for part in gather([losses]) for item in part)
     unread = [sentence for _, sentence in sorted(item for part in gather([bad]) for item in part)]
-    if len(unread) > max(10, bad_limit * len(examples)):
+    if len(unread) > max(10, max_skip_fraction * len(examples)):
         raise DataError(f"{len(unread)} of {len(examples)} examples cannot be read; the first: {unread[0]}")
-    return Report(_metrics(found, losses, known), found, unread)
+    return EvaluationReport(_metrics(found, losses, training_captions), found, unread)
 
 
 def _prepare(pipeline: Pipeline, example: Example) -> dict[str, Any]:
     """The inputs of the sources that the model has. Raises MmxError, also for a question longer than it reads."""
     model = pipeline.model
-    for turn in example.turns:
+    for turn in example.tasks:
         pipeline.prompt_tokens(turn.question)
     return prepare_inputs(model.encoders, example.sources)
 
 
 def _judge(
     pipeline: Pipeline, pending: Sequence[Pending], options: GenerationConfig, batch: int, information: bool
-) -> tuple[list[Judged], Loss]:
+) -> tuple[list[EvaluatedText], BatchLoss]:
     """One batch, encoded once: what is said in every turn, and the loss of every target."""
     memory = pipeline.encode_prepared([item.inputs for item in pending])
     views = _views(pipeline, memory, pending) if information else {PICTURE: memory}
     found, nats, tokens = [], 0.0, 0
-    words: dict[str, Words] = {}
+    words: dict[str, WordLoss] = {}
     for asks in (False, True):  # captions and questions differ much in length: a pass for each wastes less padding
         turns = [
-            [(i, t) for i, t in enumerate(item.example.turns) if (t.question is not None) == asks] for item in pending
+            [(i, t) for i, t in enumerate(item.example.tasks) if (t.question is not None) == asks] for item in pending
         ]
         rows = [row for row, said in enumerate(turns) if said]
         if rows:
             chosen = _selected(memory, rows)
             asked = [[turn.question for _, turn in turns[row]] for row in rows]
-            texts = pipeline.say(chosen, asked, options, [[turn.box for _, turn in turns[row]] for row in rows])
+            texts = pipeline.generate(chosen, asked, options, [[turn.box for _, turn in turns[row]] for row in rows])
             for row, said in zip(rows, texts, strict=True):
                 found += _judged(pending[row], turns[row], said)
         told = [_wanted(pipeline, [turn for _, turn in said]) for said in turns]
@@ -193,37 +193,37 @@ def _judge(
             seen = {name: _selected(view, rows) for name, view in views.items()}
             more_nats, more_tokens, more_words = _losses(pipeline, seen, wanted, information)
             nats, tokens, words = nats + more_nats, tokens + more_tokens, words | more_words
-    return found, Loss(batch, nats, tokens, words)
+    return found, BatchLoss(batch, nats, tokens, words)
 
 
-def _judged(item: Pending, turns: Sequence[tuple[int, Turn]], said: Sequence[Sequence[Any]]) -> list[Judged]:
+def _judged(item: Pending, turns: Sequence[tuple[int, TextTask]], said: Sequence[Sequence[Any]]) -> list[EvaluatedText]:
     """What was said in the turns of one example, the best text of each."""
     return [
-        Judged((item.place, i), item.example.id, t.question, t.kind, texts[0].text, texts[0].score, t.targets)
+        EvaluatedText((item.place, i), item.example.id, t.question, t.question_type, texts[0].text, texts[0].score, t.targets)
         for (i, t), texts in zip(turns, said, strict=True)
     ]
 
 
-def _wanted(pipeline: Pipeline, turns: Sequence[Turn]) -> list[Wanted]:
+def _wanted(pipeline: Pipeline, turns: Sequence[TextTask]) -> list[LabelledText]:
     """Every target of some turns, tidied and cut as in training."""
-    tokenizer, longest = pipeline.model.tokenizer, pipeline.model.config.decoder.max_positions
+    tokenizer, longest = pipeline.model.tokenizer, pipeline.model.config.decoder.max_position_embeddings
     return [
-        Wanted(question, target_tokens(tokenizer, target, longest - len(pipeline.prompt_tokens(question))), box)
-        for question, target, box in choose_all(turns)
+        LabelledText(question, encode_target(tokenizer, target, longest - len(pipeline.prompt_tokens(question))), box)
+        for question, target, box in all_texts(turns)
     ]
 
 
-def _cross_entropy(pipeline: Pipeline, memory: Memory, wanted: Sequence[Sequence[Wanted]]) -> tuple[float, int]:
+def _cross_entropy(pipeline: Pipeline, memory: Memory, wanted: Sequence[Sequence[LabelledText]]) -> tuple[float, int]:
     """The cross-entropy of texts [B][up to K] over a memory of B rows in nats, and their number of tokens."""
     model, most = pipeline.model, max(len(row) for row in wanted)
     texts = [[(pipeline.prompt_tokens(text.question), text.target) for text in row] for row in wanted]
     tokens, mask, targets = (t.to(model.device) for t in pad_texts(texts, most, model.tokenizer.pad))
-    places, labels = pick_wanted(targets, 1)
+    places, labels = select_label_positions(targets, 1)
     questions = [[text.question for text in row] + [None] * (most - len(row)) for row in wanted]
     with torch.inference_mode():
         pointed = pipeline.with_boxes(memory, [[text.box for text in row] for row in wanted], most)
         asked = pipeline.with_questions(pointed, questions)
-        states = model.decoder.states(tokens, asked, mask).flatten(0, 2)
+        states = model.decoder.hidden_states(tokens, asked, mask).flatten(0, 2)
         logits = model.decoder.logits(states[places]).float()  # [n, V]: B*K*T of them would fill the memory
     nats = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     return nats.double().sum().item(), len(labels)
@@ -239,7 +239,7 @@ def _views(pipeline: Pipeline, memory: Memory, pending: Sequence[Pending]) -> di
     return {"no picture": nothing, PICTURE: memory, **others, "blank picture": zeros}
 
 
-def _blank(pipeline: Pipeline, source: str, inputs: Mapping[str, torch.Tensor]) -> Prepared:
+def _blank(pipeline: Pipeline, source: str, inputs: Mapping[str, torch.Tensor]) -> PreparedInput:
     """An input of the same size that says nothing; empty where there is none."""
     encoder = pipeline.model.encoder(source)
     if encoder.modality == "text":
@@ -250,8 +250,8 @@ def _blank(pipeline: Pipeline, source: str, inputs: Mapping[str, torch.Tensor]) 
 
 
 def _losses(
-    pipeline: Pipeline, views: Mapping[str, Memory], wanted: Sequence[Sequence[Wanted]], information: bool
-) -> tuple[float, int, dict[str, Words]]:
+    pipeline: Pipeline, views: Mapping[str, Memory], wanted: Sequence[Sequence[LabelledText]], information: bool
+) -> tuple[float, int, dict[str, WordLoss]]:
     """The cross-entropy of texts that are all captions or all answers in nats, their number of tokens, and the former
     by the name of each condition, over their words."""
     conditions = _conditions(views, wanted)
@@ -260,13 +260,13 @@ def _losses(
     if not information:
         return *costs[usual], {}
     count = _count_words(pipeline, wanted)
-    words = {f"bits a word of {sort}: {name}": Words(nats, count) for name, (nats, _) in costs.items()}
+    words = {f"bits a word of {sort}: {name}": WordLoss(nats, count) for name, (nats, _) in costs.items()}
     return *costs[usual], words
 
 
 def _conditions(
-    views: Mapping[str, Memory], wanted: Sequence[Sequence[Wanted]]
-) -> dict[str, tuple[Memory, Sequence[Sequence[Wanted]]]]:
+    views: Mapping[str, Memory], wanted: Sequence[Sequence[LabelledText]]
+) -> dict[str, tuple[Memory, Sequence[Sequence[LabelledText]]]]:
     """What is looked at and what is asked, by name, for texts that are all captions or all answers."""
     if wanted[0][0].question is None:
         return {name: (view, wanted) for name, view in views.items()}
@@ -276,40 +276,40 @@ def _conditions(
     return untold | {f"question, {name}": (view, wanted) for name, view in views.items()}
 
 
-def _count_words(pipeline: Pipeline, wanted: Sequence[Sequence[Wanted]]) -> int:
+def _count_words(pipeline: Pipeline, wanted: Sequence[Sequence[LabelledText]]) -> int:
     """The words of some texts; the end is none of them, though its bits are theirs to bear."""
     return sum(len(pipeline.model.tokenizer.words(text.target)) for row in wanted for text in row)
 
 
 def _selected(memory: Memory, rows: list[int]) -> Memory:
-    return memory if len(rows) == memory.batch else memory.select(rows)
+    return memory if len(rows) == memory.batch_size else memory.select(rows)
 
 
-def _metrics(judged: Sequence[Judged], losses: Sequence[Loss], known: Collection[str]) -> dict[str, float]:
+def _metrics(judged: Sequence[EvaluatedText], losses: Sequence[BatchLoss], known: Collection[str]) -> dict[str, float]:
     """Every metric that the texts allow: of captions, of answers, of answers by kind."""
-    captions: dict[Hashable, Judged] = {item.key: item for item in judged if item.question is None and item.targets}
-    answers: dict[Hashable, Judged] = {item.key: item for item in judged if item.question is not None and item.targets}
+    captions: dict[Hashable, EvaluatedText] = {item.key: item for item in judged if item.question is None and item.targets}
+    answers: dict[Hashable, EvaluatedText] = {item.key: item for item in judged if item.question is not None and item.targets}
     metrics: dict[str, float] = {}
     tokens = sum(loss.tokens for loss in losses)
     if tokens:
         metrics["loss"] = math.fsum(loss.nats for loss in losses) / tokens
     if len(captions) > 1:  # CIDEr knows a rare word from a common one by comparing captions
-        said = {key: item.said for key, item in captions.items()}
+        said = {key: item.prediction for key, item in captions.items()}
         metrics |= caption_metrics(said, {key: item.targets for key, item in captions.items()}, known)
     if answers:
         metrics |= _answer_metrics(answers)
-        kinds = sorted({item.kind for item in answers.values() if item.kind})
+        kinds = sorted({item.question_type for item in answers.values() if item.question_type})
         for kind in kinds:
-            found = _answer_metrics({key: item for key, item in answers.items() if item.kind == kind})
+            found = _answer_metrics({key: item for key, item in answers.items() if item.question_type == kind})
             metrics |= {f"{name}, {kind}": found[name] for name in ("exact match", "without looking")}
     metrics |= _bits(losses)
     metrics["captions"], metrics["questions"] = len(captions), len(answers)
     return metrics
 
 
-def _bits(losses: Sequence[Loss]) -> dict[str, float]:
+def _bits(losses: Sequence[BatchLoss]) -> dict[str, float]:
     """Bits a word under each condition that was measured."""
-    found: dict[str, list[Words]] = {}
+    found: dict[str, list[WordLoss]] = {}
     for loss in losses:
         for name, words in loss.words.items():
             found.setdefault(name, []).append(words)
@@ -321,13 +321,13 @@ def _bits(losses: Sequence[Loss]) -> dict[str, float]:
     }
 
 
-def _answer_metrics(answers: Mapping[Hashable, Judged]) -> dict[str, float]:
+def _answer_metrics(answers: Mapping[Hashable, EvaluatedText]) -> dict[str, float]:
     """Exact match, that of one who does not look, and VQA accuracy where it means something: it compares with what
     several people answered."""
-    said = {key: item.said for key, item in answers.items()}
+    said = {key: item.prediction for key, item in answers.items()}
     targets = {key: item.targets for key, item in answers.items()}
     metrics = answer_metrics(said, targets)
     if all(len(item.targets) == 1 for item in answers.values()):
         del metrics["VQA accuracy"]
     asked = {key: item.question or "" for key, item in answers.items()}
-    return metrics | {"without looking": without_looking(asked, targets)}
+    return metrics | {"without looking": most_frequent_answer_accuracy(asked, targets)}

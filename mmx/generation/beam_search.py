@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation.decode_step import Step
-from mmx.generation.logits_processors import Rule, Stop
-from mmx.generation.outputs import Generated
+from mmx.generation.decode_step import DecodeStep
+from mmx.generation.logits_processors import LogitsProcessor, StoppingCriterion
+from mmx.generation.outputs import GenerationOutput
 
 
 @dataclass
-class _Pool:
+class BeamHypotheses:
     """The best finished texts of one prompt."""
 
     size: int
-    texts: list[Generated] = field(default_factory=list)
+    texts: list[GenerationOutput] = field(default_factory=list)
     done: bool = False
 
-    def add(self, text: Generated) -> None:
+    def add(self, text: GenerationOutput) -> None:
         self.texts = sorted([*self.texts, text], key=lambda t: -t.score)[: self.size]
 
     @property
@@ -38,14 +38,14 @@ class _Pool:
 
 
 def beam_search(
-    step: Step,
+    step: DecodeStep,
     tokens: Tensor,
     mask: Tensor,
     options: GenerationConfig,
     eos: int,
-    rules: Sequence[Rule] = (),
-    stops: Sequence[Stop] = (),
-) -> list[list[Generated]]:
+    rules: Sequence[LogitsProcessor] = (),
+    stops: Sequence[StoppingCriterion] = (),
+) -> list[list[GenerationOutput]]:
     """Return the best texts [G][num_return_sequences] for the prompts tokens [B, K, T]."""
     beams = _Beams(step, options, eos, rules, stops)
     logits = beams.start(tokens, mask)
@@ -62,7 +62,7 @@ class _Beams:
     """What every beam has said, its log-probabilities, and the pools of finished texts."""
 
     def __init__(
-        self, step: Step, options: GenerationConfig, eos: int, rules: Sequence[Rule], stops: Sequence[Stop]
+        self, step: DecodeStep, options: GenerationConfig, eos: int, rules: Sequence[LogitsProcessor], stops: Sequence[StoppingCriterion]
     ) -> None:
         self.step, self.options, self.eos, self.rules, self.stops = step, options, eos, rules, stops
         self.n = options.num_beams
@@ -73,7 +73,7 @@ class _Beams:
         groups, device = len(logits), logits.device
         index = torch.arange(groups, device=device).repeat_interleave(self.n)
         self.step.reorder(index)
-        self.pools = [_Pool(self.n) for _ in range(groups)]
+        self.pools = [BeamHypotheses(self.n) for _ in range(groups)]
         self.said = torch.zeros(groups, self.n, 0, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(groups, self.n, 0, device=device)
         self.totals = torch.full((groups, self.n), float("-inf"), device=device)
@@ -94,7 +94,7 @@ class _Beams:
         self._close(alive[:, 0], length)
         self._continue(alive, *(t.gather(1, order) for t in (origin, token, logprob)))
 
-    def finish(self) -> list[list[Generated]]:
+    def finish(self) -> list[list[GenerationOutput]]:
         """Beams that did not end compete with those that did."""
         for group, pool in enumerate(self.pools):
             if not pool.done:
@@ -153,6 +153,6 @@ class _Beams:
                 said, logprobs = self.said[group, beam].tolist(), self.logprobs[group, beam].tolist()
                 self.pools[group].add(self._text(said, logprobs, total, len(said), finished=False))
 
-    def _text(self, said: list[int], logprobs: list[float], total: float, length: int, finished: bool) -> Generated:
+    def _text(self, said: list[int], logprobs: list[float], total: float, length: int, finished: bool) -> GenerationOutput:
         score = total / max(1, length) ** self.options.length_penalty
-        return Generated(tuple(said), tuple(logprobs), score, finished)
+        return GenerationOutput(tuple(said), tuple(logprobs), score, finished)

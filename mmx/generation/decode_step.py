@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmx.generation.fast_decode import OneToken, can_unroll
+from mmx.generation.fast_decode import FastDecodeStep, supports_fast_decode
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
-from mmx.nn.kv_cache import KeyValueCache
+from mmx.nn.kv_cache import KVCache
 from mmx.nn.relative_position import Recorder
 
 
-class Step(Protocol):
+class DecodeStep(Protocol):
     """What generation needs of a model; a fake of twenty lines is enough to test a chooser."""
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Step(Protocol):
         """Let stream i continue from stream index[i]. Each stays with its memory; each memory keeps equally many."""
         ...
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Go on with these memories only, and with their streams."""
         ...
 
@@ -49,15 +49,15 @@ class DecoderStep:
         unrolled: bool = True,
     ) -> None:
         self.decoder, self.memory, self.capacity, self.recorder = decoder, memory, capacity, recorder
-        self.unrolled = unrolled and recorder is None and can_unroll(decoder)
-        self.cache: KeyValueCache | None = None
-        self.one_token: OneToken | None = None
+        self.unrolled = unrolled and recorder is None and supports_fast_decode(decoder)
+        self.cache: KVCache | None = None
+        self.one_token: FastDecodeStep | None = None
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """See Step.prefill; after it `capacity` more tokens fit."""
         batch, streams, length = tokens.shape
         self.cache = self.decoder.new_cache(batch * streams, length + self.capacity)
-        states = self.decoder.states(tokens, self.memory, mask, self.cache, self.recorder).flatten(0, 1)
+        states = self.decoder.hidden_states(tokens, self.memory, mask, self.cache, self.recorder).flatten(0, 1)
         last = mask.flatten(0, 1).sum(-1) - 1
         return self.decoder.logits(states[torch.arange(len(states), device=last.device), last])
 
@@ -66,10 +66,10 @@ class DecoderStep:
         assert self.cache is not None, "prefill comes first"
         if self.unrolled:
             if self.one_token is None or self.one_token.memory is not self.memory:
-                self.one_token = OneToken(self.decoder, self.memory)
+                self.one_token = FastDecodeStep(self.decoder, self.memory)
             return self.one_token(tokens, self.cache)
-        tokens = tokens.view(self.memory.batch, -1, 1)
-        states = self.decoder.states(tokens, self.memory, cache=self.cache, recorder=self.recorder)
+        tokens = tokens.view(self.memory.batch_size, -1, 1)
+        states = self.decoder.hidden_states(tokens, self.memory, cache=self.cache, recorder=self.recorder)
         return self.decoder.logits(states.flatten(0, 2))
 
     def reorder(self, index: Tensor) -> None:
@@ -77,10 +77,10 @@ class DecoderStep:
         assert self.cache is not None, "prefill comes first"
         self.cache.reorder(index)
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """See Step."""
         assert self.cache is not None, "prefill comes first"
-        streams = len(self.cache.mask) // self.memory.batch
+        streams = len(self.cache.mask) // self.memory.batch_size
         self.memory = self.memory.select(rows)
         self.cache.reorder((rows[:, None] * streams + torch.arange(streams, device=rows.device)).flatten())
 
@@ -107,14 +107,14 @@ class UncachedStep:
         """See Step."""
         self.tokens, self.mask = self.tokens[index], self.mask[index]
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """See Step."""
-        split = (t.unflatten(0, (self.memory.batch, -1))[rows].flatten(0, 1) for t in (self.tokens, self.mask))
+        split = (t.unflatten(0, (self.memory.batch_size, -1))[rows].flatten(0, 1) for t in (self.tokens, self.mask))
         self.tokens, self.mask = split
         self.memory = self.memory.select(rows)
 
     def _logits(self) -> Tensor:
-        tokens, mask = (t.unflatten(0, (self.memory.batch, -1)) for t in (self.tokens, self.mask))
-        states = self.decoder.states(tokens, self.memory, mask).flatten(0, 1)
+        tokens, mask = (t.unflatten(0, (self.memory.batch_size, -1)) for t in (self.tokens, self.mask))
+        states = self.decoder.hidden_states(tokens, self.memory, mask).flatten(0, 1)
         last = self.mask.shape[1] - 1 - self.mask.flip(-1).int().argmax(-1)
         return self.decoder.logits(states[torch.arange(len(states)), last])

@@ -13,32 +13,32 @@ from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
 from mmx.generation.beam_search import beam_search
-from mmx.generation.decode_step import Step
-from mmx.generation.logits_processors import REFUSED, Rule, Stop, build_rules, end_at_dead_ends
-from mmx.generation.outputs import Generated
+from mmx.generation.decode_step import DecodeStep
+from mmx.generation.logits_processors import MASKED_SCORE, LogitsProcessor, StoppingCriterion, build_logits_processors, eos_when_all_masked
+from mmx.generation.outputs import GenerationOutput
 
-__all__ = ["Generated", "Stop", "generate", "stream"]
+__all__ = ["GenerationOutput", "StoppingCriterion", "generate", "stream"]
 
 
 def generate(
-    step: Step,
+    step: DecodeStep,
     tokens: Tensor,
     mask: Tensor,
     options: GenerationConfig,
     eos: int,
-    rules: Sequence[Rule] = (),
-    stops: Sequence[Stop] = (),
-) -> list[list[list[Generated]]]:
+    rules: Sequence[LogitsProcessor] = (),
+    stops: Sequence[StoppingCriterion] = (),
+) -> list[list[list[GenerationOutput]]]:
     """Continue the prompts tokens [B, K, T] (mask False: padding at the end); return texts as [B][K][n], best first.
 
     rules: (generated [N, t], logits [N, V]) -> logits, beside those of the options, as transformers' LogitsProcessor.
     stops: (generated [N, t], logits [N, V]) -> bool [N], as transformers' StoppingCriteria.
     """
-    rules = [*build_rules(options, eos), *rules]
+    rules = [*build_logits_processors(options, eos), *rules]
     if options.num_beams > 1:
         found = beam_search(step, tokens, mask, options, eos, rules, stops)
     else:
-        choice = _Choice(step, tokens, mask, options, eos, rules, stops)
+        choice = Sampler(step, tokens, mask, options, eos, rules, stops)
         for _ in choice:
             pass
         found = choice.texts()
@@ -47,29 +47,29 @@ def generate(
 
 
 def stream(
-    step: Step,
+    step: DecodeStep,
     tokens: Tensor,
     mask: Tensor,
     options: GenerationConfig,
     eos: int,
-    rules: Sequence[Rule] = (),
-    stops: Sequence[Stop] = (),
+    rules: Sequence[LogitsProcessor] = (),
+    stops: Sequence[StoppingCriterion] = (),
 ) -> Iterator[list[int]]:
     """As `generate` without beams, but yields the tokens of all N streams as they come; eos once one has ended."""
-    yield from _Choice(step, tokens, mask, options, eos, [*build_rules(options, eos), *rules], stops)
+    yield from Sampler(step, tokens, mask, options, eos, [*build_logits_processors(options, eos), *rules], stops)
 
 
 @dataclass
-class _Choice:
+class Sampler:
     """Greedy or sampled decoding. Memories whose streams have all ended leave the batch once half of it has."""
 
-    step: Step
+    step: DecodeStep
     tokens: Tensor
     mask: Tensor
     options: GenerationConfig
     eos: int
-    rules: Sequence[Rule]
-    stops: Sequence[Stop]
+    rules: Sequence[LogitsProcessor]
+    stops: Sequence[StoppingCriterion]
     said: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
 
@@ -95,10 +95,10 @@ class _Choice:
             streams, ended, history = self._dismiss(streams, ended, history)
             logits = self.step(history[:, -1])
 
-    def texts(self) -> list[list[Generated]]:
+    def texts(self) -> list[list[GenerationOutput]]:
         """What was said, n texts a prompt, likeliest first."""
         made = [
-            Generated.of(tokens, logprobs, self.eos, self.options.length_penalty)
+            GenerationOutput.of(tokens, logprobs, self.eos, self.options.length_penalty)
             for tokens, logprobs in zip(self.said, self.logprobs, strict=True)
         ]
         n = self.options.num_return_sequences
@@ -126,7 +126,7 @@ class _Choice:
         for rule in self.rules:
             scores = rule(history, scores)
         if self.options.do_sample:
-            scores = end_at_dead_ends(self.eos)(history, scores)
+            scores = eos_when_all_masked(self.eos)(history, scores)
             # The first token whose share reaches beyond the draw; one that is refused reaches no further than the one
             # before it (in float64 also where a GPU adds up in another order).
             reached = scores.softmax(-1).double().cumsum(-1)
@@ -134,7 +134,7 @@ class _Choice:
             chosen = chosen.clamp(max=scores.shape[-1] - 1)
         else:
             best, chosen = scores.max(-1)
-            chosen = chosen.masked_fill(best == REFUSED, self.eos)  # a text that may not go on is over
+            chosen = chosen.masked_fill(best == MASKED_SCORE, self.eos)  # a text that may not go on is over
         return chosen, logits.float().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
 
     def _note(self, streams: Tensor, ended: Tensor, chosen: Tensor, logprobs: Tensor) -> None:
@@ -157,6 +157,6 @@ class _Choice:
         rows = active.nonzero()[:, 0]
         if 2 * len(rows) > len(active):
             return streams, ended, history
-        self.step.keep(rows)
+        self.step.select(rows)
         kept = (rows[:, None] * each + torch.arange(each, device=rows.device)).flatten()
         return streams[kept], ended[kept], history[kept]

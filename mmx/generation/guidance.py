@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mmx.generation.decode_step import Step
+from mmx.generation.decode_step import DecodeStep
 
 
-def guided(seeing: Tensor, blind: Tensor, scale: float) -> Tensor:
+def apply_guidance(seeing: Tensor, blind: Tensor, scale: float) -> Tensor:
     """log p_blind + scale * (log p_seeing - log p_blind), [..., V] in float32, of two logits [..., V].
 
     Scale 0 is blind, 1 is seeing, above 1 goes further the same way. The sum is not normalised; its softmax is.
@@ -32,23 +32,23 @@ class GuidedStep:
     peaked. `rank` and the loss of an evaluation are not guided.
     """
 
-    def __init__(self, seeing: Step, blind: Step, scale: float) -> None:
+    def __init__(self, seeing: DecodeStep, blind: DecodeStep, scale: float) -> None:
         self.seeing, self.blind, self.scale = seeing, blind, scale
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """See Step.prefill."""
-        return guided(self.seeing.prefill(tokens, mask), self.blind.prefill(tokens, mask), self.scale)
+        return apply_guidance(self.seeing.prefill(tokens, mask), self.blind.prefill(tokens, mask), self.scale)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """See Step."""
-        return guided(self.seeing(tokens), self.blind(tokens), self.scale)
+        return apply_guidance(self.seeing(tokens), self.blind(tokens), self.scale)
 
     def reorder(self, index: Tensor) -> None:
         """See Step. Both have said the same, and go on from the same."""
         self.seeing.reorder(index)
         self.blind.reorder(index)
 
-    def keep(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """See Step."""
-        self.seeing.keep(rows)
-        self.blind.keep(rows)
+        self.seeing.select(rows)
+        self.blind.select(rows)

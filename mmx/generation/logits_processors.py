@@ -12,78 +12,78 @@ from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
 
-Rule = Callable[[Tensor, Tensor], Tensor]
-Stop = Callable[[Tensor, Tensor], Tensor]  # (generated [N, t], logits [N, V]) -> bool [N]: this text is over
-REFUSED = float("-inf")
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+StoppingCriterion = Callable[[Tensor, Tensor], Tensor]  # (generated [N, t], logits [N, V]) -> bool [N]: this text is over
+MASKED_SCORE = float("-inf")
 
 
-def build_rules(options: GenerationConfig, eos: int) -> list[Rule]:
+def build_logits_processors(options: GenerationConfig, eos: int) -> list[LogitsProcessor]:
     """The rules that the options switch on, in the order they are applied."""
-    rules: list[Rule] = []
+    rules: list[LogitsProcessor] = []
     if options.suppress_tokens:
-        rules.append(ban(options.suppress_tokens))
+        rules.append(suppress_tokens(options.suppress_tokens))
     if options.begin_suppress_tokens:
-        rules.append(ban_first(options.begin_suppress_tokens))
+        rules.append(begin_suppress_tokens(options.begin_suppress_tokens))
     if options.min_new_tokens:
-        rules.append(at_least(options.min_new_tokens, eos))
+        rules.append(min_new_tokens(options.min_new_tokens, eos))
     if options.repetition_penalty != 1.0:
-        rules.append(penalise_repetition(options.repetition_penalty))
+        rules.append(repetition_penalty(options.repetition_penalty))
     if options.no_repeat_ngram_size:
-        rules.append(no_repeated_ngram(options.no_repeat_ngram_size))
+        rules.append(no_repeat_ngram(options.no_repeat_ngram_size))
     if options.do_sample:
-        rules += [temper(options.temperature), keep_best(options.top_k), keep_nucleus(options.top_p)]
+        rules += [temperature_(options.temperature), top_k(options.top_k), top_p(options.top_p)]
     if options.forced_eos_token_id is not None:
-        rules.append(force_last(options.max_new_tokens, options.forced_eos_token_id))
+        rules.append(forced_eos(options.max_new_tokens, options.forced_eos_token_id))
     if options.renormalize_logits:
-        rules.append(share_out_again)
+        rules.append(renormalize)
     return rules
 
 
-def ban(tokens: Sequence[int]) -> Rule:
+def suppress_tokens(tokens: Sequence[int]) -> LogitsProcessor:
     """These tokens are never chosen."""
     index = torch.tensor(list(tokens))
-    return lambda said, logits: logits.index_fill(-1, index.to(logits.device), REFUSED)
+    return lambda said, logits: logits.index_fill(-1, index.to(logits.device), MASKED_SCORE)
 
 
-def ban_first(tokens: Sequence[int]) -> Rule:
+def begin_suppress_tokens(tokens: Sequence[int]) -> LogitsProcessor:
     """These tokens do not come first."""
-    never = ban(tokens)
+    never = suppress_tokens(tokens)
     return lambda said, logits: logits if said.shape[1] else never(said, logits)
 
 
-def force_last(length: int, token: int) -> Rule:
+def forced_eos(length: int, token: int) -> LogitsProcessor:
     """Where only one token more may come, it is this one, and certain."""
 
     def rule(said: Tensor, logits: Tensor) -> Tensor:
         if said.shape[1] != length - 1:
             return logits
-        return torch.full_like(logits, REFUSED).index_fill(-1, torch.tensor(token, device=logits.device), 0.0)
+        return torch.full_like(logits, MASKED_SCORE).index_fill(-1, torch.tensor(token, device=logits.device), 0.0)
 
     return rule
 
 
-def share_out_again(said: Tensor, logits: Tensor) -> Tensor:
+def renormalize(said: Tensor, logits: Tensor) -> Tensor:
     """What was refused is shared out among the rest, so that beams of prompts with many refusals compare fairly."""
-    return torch.where((logits == REFUSED).all(-1, keepdim=True), logits, logits.log_softmax(-1))
+    return torch.where((logits == MASKED_SCORE).all(-1, keepdim=True), logits, logits.log_softmax(-1))
 
 
-def at_least(length: int, eos: int) -> Rule:
+def min_new_tokens(length: int, eos: int) -> LogitsProcessor:
     """No end before `length` tokens."""
-    endless = ban([eos])
+    endless = suppress_tokens([eos])
     return lambda said, logits: endless(said, logits) if said.shape[1] < length else logits
 
 
-def end_at_dead_ends(eos: int) -> Rule:
+def eos_when_all_masked(eos: int) -> LogitsProcessor:
     """Where everything is refused, end: a text that may not go on is over."""
 
     def rule(said: Tensor, logits: Tensor) -> Tensor:
-        dead = (logits == REFUSED).all(-1, keepdim=True)
+        dead = (logits == MASKED_SCORE).all(-1, keepdim=True)
         return logits.masked_fill(dead & (torch.arange(logits.shape[-1], device=logits.device) == eos), 0.0)
 
     return rule
 
 
-def penalise_repetition(penalty: float) -> Rule:
+def repetition_penalty(penalty: float) -> LogitsProcessor:
     """Make what was said less likely by a factor (Keskar et al. 2019, "CTRL", section 4.1)."""
 
     def rule(said: Tensor, logits: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def penalise_repetition(penalty: float) -> Rule:
     return rule
 
 
-def no_repeated_ngram(size: int) -> Rule:
+def no_repeat_ngram(size: int) -> LogitsProcessor:
     """Never say the same `size` tokens in a row twice (Paulus et al. 2017, section 2.5)."""
 
     def rule(said: Tensor, logits: Tensor) -> Tensor:
@@ -105,28 +105,28 @@ def no_repeated_ngram(size: int) -> Rule:
         refused = torch.zeros_like(logits, dtype=torch.bool)
         rows, places = repeats.nonzero(as_tuple=True)
         refused[rows, grams[rows, places, -1]] = True
-        return logits.masked_fill(refused, REFUSED)
+        return logits.masked_fill(refused, MASKED_SCORE)
 
     return rule
 
 
-def temper(temperature: float) -> Rule:
+def temperature_(temperature: float) -> LogitsProcessor:
     """Above 1 flatter, below 1 sharper."""
     return lambda said, logits: logits / temperature
 
 
-def keep_best(count: int) -> Rule:
+def top_k(count: int) -> LogitsProcessor:
     """Only the `count` likeliest tokens; 0 keeps all (Fan et al. 2018, section 5.4)."""
 
     def rule(said: Tensor, logits: Tensor) -> Tensor:
         if not 0 < count < logits.shape[-1]:
             return logits
-        return logits.masked_fill(logits < logits.topk(count).values[:, -1:], REFUSED)
+        return logits.masked_fill(logits < logits.topk(count).values[:, -1:], MASKED_SCORE)
 
     return rule
 
 
-def keep_nucleus(mass: float) -> Rule:
+def top_p(mass: float) -> LogitsProcessor:
     """Only the likeliest tokens that together reach `mass`; 1 keeps all (Holtzman et al. 2020, section 3.1)."""
 
     def rule(said: Tensor, logits: Tensor) -> Tensor:
@@ -135,6 +135,6 @@ def keep_nucleus(mass: float) -> Rule:
         ordered, index = logits.sort(descending=True)
         probability = ordered.softmax(-1)
         beyond = probability.cumsum(-1) - probability >= mass
-        return logits.masked_fill(beyond.scatter(-1, index, beyond), REFUSED)
+        return logits.masked_fill(beyond.scatter(-1, index, beyond), MASKED_SCORE)
 
     return rule

@@ -12,7 +12,7 @@ from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
 
 
-def rank_texts(decoder: TextDecoder, memory: Memory, tokens: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+def score_texts(decoder: TextDecoder, memory: Memory, tokens: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
     """log p(candidate, its end | memory, prompt) in nats, [B, K].
 
     tokens, mask [B, K, T]: prompt and candidate; targets [B, K, T]: the token that follows, negative where it is not

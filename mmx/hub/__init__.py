@@ -3,6 +3,6 @@
 The decoder of every family is the one decoder; a fact that two of them do not share is a field of its configuration.
 """
 
-from mmx.hub.load import FAMILIES, load_published
+from mmx.hub.load import FAMILIES, load_hf_model
 
-__all__ = ["FAMILIES", "load_published"]
+__all__ = ["FAMILIES", "load_hf_model"]

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmx.config.schema import DecoderConfig, ModelConfig, SourceConfig
-from mmx.hub.conversion import Plan
-from mmx.hub.hf_checkpoint import Published
-from mmx.hub.hf_config import activation, first, picture_source, read_generation, read_tokenizer, refuse_unless
-from mmx.hub.weight_mapping import Rule, all_layers, each_layer, linear, norm
+from mmx.hub.conversion import ConversionSpec
+from mmx.hub.hf_checkpoint import HFCheckpoint
+from mmx.hub.hf_config import activation, first_token_id, image_source, read_generation, read_tokenizer, require_config
+from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
 
 VISION, DECODER = "vision_model.", "text_decoder."
 PROJECTION = "sources.image.projection"
@@ -21,20 +21,20 @@ BUFFERS = r"text_(encoder|decoder\.bert)\.embeddings\.position_ids"
 TIED = r"text_decoder\.cls\.predictions\.decoder\.(weight|bias)"  # transformers has the embedding and `bias` twice
 
 
-def plan(published: Published) -> Plan:
+def conversion(published: HFCheckpoint) -> ConversionSpec:
     """The config map and the weight map."""
     text = published.config["text_config"]
     decoder = decoder_config(published, text)
     marks = special_tokens(text) | {"caption": []}
-    return Plan(
+    return ConversionSpec(
         config=ModelConfig(
-            sources={"image": vision_source(published)}, decoder=decoder, vocabulary=text["vocab_size"], marks=marks
+            sources={"image": vision_source(published)}, decoder=decoder, vocab_size=text["vocab_size"], special_tokens=marks
         ),
         tokenizer=read_tokenizer(published, marks),
         generation=read_generation(published, prompt=1),
         weights=[
-            *decoder_weights(published, decoder.layers),
-            *memory_weights(PROJECTION, f"{DECODER}bert.", decoder.layers),
+            *decoder_weights(published, decoder.num_layers),
+            *key_value_weights(PROJECTION, f"{DECODER}bert.", decoder.num_layers),
         ],
         dropped=(BUFFERS, TIED),
         encoders={"image": VISION},
@@ -44,23 +44,23 @@ def plan(published: Published) -> Plan:
 def special_tokens(text: Mapping[str, Any]) -> dict[str, list[int]]:
     """What fills up, opens and closes a text: the end is BERT's separator, not the `eos_token_id` of the config."""
     names = {"pad": "pad_token_id", "bos": "bos_token_id", "eos": "sep_token_id"}
-    return {mark: [first(text[name])] for mark, name in names.items()}
+    return {mark: [first_token_id(text[name])] for mark, name in names.items()}
 
 
-def vision_source(published: Published) -> SourceConfig:
+def vision_source(published: HFCheckpoint) -> SourceConfig:
     """The vision encoder, its class token looked at as well."""
-    return picture_source(published, {"model_type": "blip_vision_model", **published.config["vision_config"]})
+    return image_source(published, {"model_type": "blip_vision_model", **published.config["vision_config"]})
 
 
-def decoder_config(published: Published, text: Mapping[str, Any]) -> DecoderConfig:
+def decoder_config(published: HFCheckpoint, text: Mapping[str, Any]) -> DecoderConfig:
     """The config map of the stack that speaks: the same as any, and BERT's head."""
-    return DecoderConfig(**stack_facts(published, text), head_transform=True, head_bias=True)
+    return DecoderConfig(**transformer_config(published, text), lm_head_transform=True, lm_head_bias=True)
 
 
-def stack_facts(published: Published, text: Mapping[str, Any]) -> dict[str, Any]:
+def transformer_config(published: HFCheckpoint, text: Mapping[str, Any]) -> dict[str, Any]:
     """The config map of a text stack: fields of our LookingConfig."""
-    refuse_unless(published, published.config, tie_word_embeddings=True)
-    refuse_unless(published, text, tie_word_embeddings=True, is_decoder=True, position_embedding_type="absolute")
+    require_config(published, published.config, tie_word_embeddings=True)
+    require_config(published, text, tie_word_embeddings=True, is_decoder=True, position_embedding_type="absolute")
     return {
         "width": text["hidden_size"],
         "layers": text["num_hidden_layers"],
@@ -76,25 +76,25 @@ def stack_facts(published: Published, text: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def decoder_weights(published: Published, layers: int) -> list[Rule]:
+def decoder_weights(published: HFCheckpoint, layers: int) -> list[WeightMapping]:
     """The weight map of the stack that speaks, and of its head."""
     head = f"{DECODER}cls.predictions"
     embedding = stored_as(published, f"{DECODER}bert.embeddings.word_embeddings.weight", f"{head}.decoder.weight")
     return [
-        *stack_weights("decoder", f"{DECODER}bert.", layers, embedding),
+        *transformer_weights("decoder", f"{DECODER}bert.", layers, embedding),
         *linear("decoder.head.transform.dense", f"{head}.transform.dense"),
         *norm("decoder.head.transform.norm", f"{head}.transform.LayerNorm"),
-        Rule("decoder.head.bias", (stored_as(published, f"{head}.bias", f"{head}.decoder.bias"),)),
+        WeightMapping("decoder.head.bias", (stored_as(published, f"{head}.bias", f"{head}.decoder.bias"),)),
     ]
 
 
-def stack_weights(ours: str, prefix: str, layers: int, embedding: str) -> list[Rule]:
+def transformer_weights(ours: str, prefix: str, layers: int, embedding: str) -> list[WeightMapping]:
     """The weight map of a text stack: everything but the keys and values of what it looks at."""
     block, layer = f"{ours}.blocks.{{i}}.", f"{prefix}encoder.layer.{{i}}."
     attention = [f"{layer}attention.self.{part}" for part in ("query", "key", "value")]
     return [
-        Rule(f"{ours}.embedding.table", (embedding,)),
-        Rule(f"{ours}.embedding.positions.table", (f"{prefix}embeddings.position_embeddings.weight",)),
+        WeightMapping(f"{ours}.embedding.table", (embedding,)),
+        WeightMapping(f"{ours}.embedding.positions.table", (f"{prefix}embeddings.position_embeddings.weight",)),
         *norm(f"{ours}.embedding.norm", f"{prefix}embeddings.LayerNorm"),
         *each_layer(
             layers,
@@ -113,7 +113,7 @@ def stack_weights(ours: str, prefix: str, layers: int, embedding: str) -> list[R
     ]
 
 
-def memory_weights(projection: str, prefix: str, layers: int) -> list[Rule]:
+def key_value_weights(projection: str, prefix: str, layers: int) -> list[WeightMapping]:
     """The weight map of the keys and values that the stack at `prefix` looks at: they go to what it looks at."""
     looks = f"{prefix}encoder.layer.{{i}}.crossattention.self"
     return [
@@ -122,6 +122,6 @@ def memory_weights(projection: str, prefix: str, layers: int) -> list[Rule]:
     ]
 
 
-def stored_as(published: Published, name: str, twin: str) -> str:
+def stored_as(published: HFCheckpoint, name: str, twin: str) -> str:
     """Of two names of one tied tensor the one that is there: files keep one of them, not always the same."""
     return twin if name not in published.tensors and twin in published.tensors else name

@@ -7,7 +7,7 @@ transformers lets the decoder look at the padding of a batch's shorter questions
 
 from __future__ import annotations
 
-from mmx.config.schema import ModelConfig, ProjectionConfig, ReaderConfig
+from mmx.config.schema import ModelConfig, ProjectionConfig, QuestionEncoderConfig
 from mmx.hub.blip import (
     BUFFERS,
     DECODER,
@@ -16,49 +16,49 @@ from mmx.hub.blip import (
     VISION,
     decoder_config,
     decoder_weights,
-    memory_weights,
+    key_value_weights,
     special_tokens,
-    stack_facts,
-    stack_weights,
+    transformer_config,
+    transformer_weights,
     vision_source,
 )
-from mmx.hub.conversion import Plan
-from mmx.hub.hf_checkpoint import Published
+from mmx.hub.conversion import ConversionSpec
+from mmx.hub.hf_checkpoint import HFCheckpoint
 from mmx.hub.hf_config import read_generation, read_tokenizer
 from mmx.text.tokenizer import Tokenizer
 
 READER = "text_encoder."
 
 
-def plan(published: Published) -> Plan:
+def conversion(published: HFCheckpoint) -> ConversionSpec:
     """The config map and the weight map."""
     text = published.config["text_config"]
     decoder = decoder_config(published, text)
     marks = special_tokens(text) | {"answer": []}
     tokenizer = read_tokenizer(published, marks)
     opening, closing = around(tokenizer)
-    reader = ReaderConfig(
-        **stack_facts(published, text),
-        projection=ProjectionConfig(position="none", norm="none"),
-        opening=opening,
-        closing=closing,
+    reader = QuestionEncoderConfig(
+        **transformer_config(published, text),
+        projection=ProjectionConfig(positions="none", norm="none"),
+        prefix_token_ids=opening,
+        suffix_token_ids=closing,
     )
-    return Plan(
+    return ConversionSpec(
         config=ModelConfig(
             sources={"image": vision_source(published)},
             decoder=decoder,
-            reader=reader,
-            vocabulary=text["vocab_size"],
-            question_to="reader",
-            marks=marks,
+            question_encoder=reader,
+            vocab_size=text["vocab_size"],
+            question_input="reader",
+            special_tokens=marks,
         ),
         tokenizer=tokenizer,
         generation=read_generation(published, prompt=1),
         weights=[
-            *stack_weights("reader", READER, reader.layers, f"{READER}embeddings.word_embeddings.weight"),
-            *memory_weights(PROJECTION, READER, reader.layers),
-            *decoder_weights(published, decoder.layers),
-            *memory_weights("reader.projection", f"{DECODER}bert.", decoder.layers),
+            *transformer_weights("reader", READER, reader.num_layers, f"{READER}embeddings.word_embeddings.weight"),
+            *key_value_weights(PROJECTION, READER, reader.num_layers),
+            *decoder_weights(published, decoder.num_layers),
+            *key_value_weights("reader.projection", f"{DECODER}bert.", decoder.num_layers),
         ],
         dropped=(BUFFERS, TIED),
         encoders={"image": VISION},

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmx.config.schema import GenerationConfig, ModelConfig
-from mmx.hub.weight_mapping import Rule
+from mmx.hub.weight_mapping import WeightMapping
 from mmx.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionSpec:
     """config, tokenizer and generation of our checkpoint; `weights` and `dropped`: the weight map; `encoders`: by
     source, the prefix of the tensors that go to a pretrained encoder, which knows its own."""
 
     config: ModelConfig
     tokenizer: Tokenizer
     generation: GenerationConfig
-    weights: list[Rule]
+    weights: list[WeightMapping]
     dropped: tuple[str, ...] = ()
     encoders: Mapping[str, str] = field(default_factory=dict)

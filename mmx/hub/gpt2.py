@@ -11,53 +11,53 @@ from typing import Any
 from torch import Tensor
 
 from mmx.config.schema import DecoderConfig
-from mmx.hub.hf_checkpoint import Published
-from mmx.hub.hf_config import activation, refuse_unless
-from mmx.hub.weight_mapping import Rule, all_layers, each_layer, linear, norm
+from mmx.hub.hf_checkpoint import HFCheckpoint
+from mmx.hub.hf_config import activation, require_config
+from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
 
 BUFFERS = r"(attn|crossattention)\.(bias|masked_bias)"
 
 
-def decoder_config(published: Published, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
+def decoder_config(published: HFCheckpoint, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
     """The config map."""
-    refuse_unless(published, config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    require_config(published, config, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
     return DecoderConfig(
-        width=config["n_embd"],
-        layers=config["n_layer"],
-        heads=config["n_head"],
+        hidden_size=config["n_embd"],
+        num_layers=config["n_layer"],
+        num_heads=config["n_head"],
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        max_positions=config["n_positions"],
-        feed_forward=activation(config.get("activation_function", "gelu_new"), published),
-        feed_forward_width=config.get("n_inner"),
-        table=config["vocab_size"],
-        tied_embeddings=tied,
+        max_position_embeddings=config["n_positions"],
+        activation=activation(config.get("activation_function", "gelu_new"), published),
+        intermediate_size=config.get("n_inner"),
+        padded_vocab_size=config["vocab_size"],
+        tie_word_embeddings=tied,
         dropout=config.get("resid_pdrop", 0.1),
     )
 
 
-def decoder_weights(prefix: str, layers: int, head: str | None) -> list[Rule]:
+def decoder_weights(prefix: str, layers: int, head: str | None) -> list[WeightMapping]:
     """The weight map of the language model; `head`: the name of its own output matrix, where it is not tied."""
     ours, theirs = "decoder.blocks.{i}.", f"{prefix}h.{{i}}."
     return [
-        Rule("decoder.embedding.table", (f"{prefix}wte.weight",)),
-        Rule("decoder.embedding.positions.table", (f"{prefix}wpe.weight",)),
+        WeightMapping("decoder.embedding.table", (f"{prefix}wte.weight",)),
+        WeightMapping("decoder.embedding.positions.table", (f"{prefix}wpe.weight",)),
         *each_layer(
             layers,
             [
                 *norm(f"{ours}self_residual.norm", f"{theirs}ln_1"),
-                *linear(f"{ours}self_attention.qkv", f"{theirs}attn.c_attn", change=turned),
-                *linear(f"{ours}self_attention.out", f"{theirs}attn.c_proj", change=turned),
+                *linear(f"{ours}self_attention.qkv", f"{theirs}attn.c_attn", change=transpose),
+                *linear(f"{ours}self_attention.out", f"{theirs}attn.c_proj", change=transpose),
                 *norm(f"{ours}feed_residual.norm", f"{theirs}ln_2"),
-                *linear(f"{ours}feed_forward.up", f"{theirs}mlp.c_fc", change=turned),
-                *linear(f"{ours}feed_forward.out", f"{theirs}mlp.c_proj", change=turned),
+                *linear(f"{ours}feed_forward.up", f"{theirs}mlp.c_fc", change=transpose),
+                *linear(f"{ours}feed_forward.out", f"{theirs}mlp.c_proj", change=transpose),
             ],
         ),
         *norm("decoder.norm", f"{prefix}ln_f"),
-        *([Rule("decoder.head.table", (head,))] if head else []),
+        *([WeightMapping("decoder.head.table", (head,))] if head else []),
     ]
 
 
-def looking_weights(prefix: str, layers: int, projection: str) -> list[Rule]:
+def cross_attention_weights(prefix: str, layers: int, projection: str) -> list[WeightMapping]:
     """The weight map of its cross-attention: queries stay in the decoder, keys and values go to the projection."""
     ours, theirs = "decoder.blocks.{i}.", f"{prefix}h.{{i}}."
     return [
@@ -65,8 +65,8 @@ def looking_weights(prefix: str, layers: int, projection: str) -> list[Rule]:
             layers,
             [
                 *norm(f"{ours}cross_residual.norm", f"{theirs}ln_cross_attn"),
-                *linear(f"{ours}cross_attention.query", f"{theirs}crossattention.q_attn", change=turned),
-                *linear(f"{ours}cross_attention.out", f"{theirs}crossattention.c_proj", change=turned),
+                *linear(f"{ours}cross_attention.query", f"{theirs}crossattention.q_attn", change=transpose),
+                *linear(f"{ours}cross_attention.out", f"{theirs}crossattention.c_proj", change=transpose),
             ],
         ),
         *all_layers(layers, linear(f"{projection}.key", f"{theirs}crossattention.c_attn", change=first_half)),
@@ -74,7 +74,7 @@ def looking_weights(prefix: str, layers: int, projection: str) -> list[Rule]:
     ]
 
 
-def turned(tensor: Tensor) -> Tensor:
+def transpose(tensor: Tensor) -> Tensor:
     """[in, out] -> [out, in]; a bias as it is."""
     return tensor.t()
 

@@ -23,17 +23,17 @@ FETCHED = ["*.json", "*.txt", "*.model", "*.spm", "*.safetensors"]
 
 
 @dataclass(frozen=True)
-class Published:
+class HFCheckpoint:
     """A folder as `save_pretrained` of transformers writes it. `name` is what a person called it."""
 
     name: str
     folder: Path
-    pickles: bool = False
+    allow_pickled_weights: bool = False
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json."""
-        return self.facts(CONFIG)
+        return self.read_json(CONFIG)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ class Published:
         for base, read in ((SAFE, self._read_safe), (PICKLED, self._read_pickled)):
             index = self.folder / f"{base}.index.json"
             if index.exists():
-                parts = self.facts(index.name).get("weight_map")
+                parts = self.read_json(index.name).get("weight_map")
                 if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
                     raise CheckpointError(f"{index} is damaged; expected a weight_map of files, download it again.")
                 found: dict[str, Tensor] = {}
@@ -56,7 +56,7 @@ class Published:
                 return read(self.folder / base)
         raise CheckpointError(f"{self.name!r} has no {SAFE}; expected the weights of a published model; download them.")
 
-    def facts(self, file: str) -> dict[str, Any]:
+    def read_json(self, file: str) -> dict[str, Any]:
         """A JSON file of the folder. Raises CheckpointError where it is missing or damaged."""
         try:
             found = json.loads((self.folder / file).read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ class Published:
             raise CheckpointError(f"{path} {what}; expected whole safetensors, download it again.") from error
 
     def _read_pickled(self, path: Path) -> dict[str, Tensor]:
-        if not self.pickles:
+        if not self.allow_pickled_weights:
             raise CheckpointError(
                 f"{self.name!r} has its weights in {path.name}, a pickle, which may run code; look for a version with "
                 f"{SAFE}, or add --allow-pickle, which reads tensors alone."
@@ -93,7 +93,7 @@ class Published:
         return dict(found)
 
 
-def open_published(name: str, revision: str | None = None, pickles: bool = False) -> Published:
+def open_hf_checkpoint(name: str, revision: str | None = None, pickles: bool = False) -> HFCheckpoint:
     """The published checkpoint of a folder, or of a public name, which is downloaded by huggingface_hub.
 
     Raises CheckpointError where there is none.
@@ -101,8 +101,8 @@ def open_published(name: str, revision: str | None = None, pickles: bool = False
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
         folder = _download(name, revision, pickles)
-    found = Published(name, folder, pickles)
-    found.facts(CONFIG)
+    found = HFCheckpoint(name, folder, pickles)
+    found.read_json(CONFIG)
     return found
 
 
@@ -120,7 +120,7 @@ def _download(name: str, revision: str | None, pickles: bool) -> Path:
 
 
 @contextmanager
-def planning(published: Published, family: str) -> Iterator[None]:
+def conversion_errors(published: HFCheckpoint, family: str) -> Iterator[None]:
     """A fact that lacks in config.json, or fits no model, becomes a sentence that names it."""
     try:
         yield
@@ -134,7 +134,7 @@ def planning(published: Published, family: str) -> Iterator[None]:
 
 
 @contextmanager
-def reading(published: Published, what: str) -> Iterator[None]:
+def read_errors(published: HFCheckpoint, what: str) -> Iterator[None]:
     """Whatever goes wrong while one thing is read becomes a sentence that names it."""
     try:
         yield

@@ -10,8 +10,8 @@ from torch import Tensor
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
 from mmx.encoders.pretrained.hf_models import describe_encoder
 from mmx.errors import CheckpointError
-from mmx.hub.hf_checkpoint import Published, reading
-from mmx.hub.weight_mapping import Rule
+from mmx.hub.hf_checkpoint import HFCheckpoint, read_errors
+from mmx.hub.weight_mapping import WeightMapping
 from mmx.text.tokenizer import Tokenizer
 
 ACTIVATIONS = {
@@ -46,7 +46,7 @@ NOT_HEEDED = (
 WHEN_SAMPLING = ("temperature", "top_k", "top_p")
 
 
-def activation(name: Any, published: Published) -> Any:
+def activation(name: Any, published: HFCheckpoint) -> Any:
     """Our name of an activation. Raises CheckpointError for one that the feed-forward does not have."""
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -54,7 +54,7 @@ def activation(name: Any, published: Published) -> Any:
     return ACTIVATIONS[name]
 
 
-def refuse_unless(published: Published, config: Mapping[str, Any], **expected: Any) -> None:
+def require_config(published: HFCheckpoint, config: Mapping[str, Any], **expected: Any) -> None:
     """Raise CheckpointError where a fact that changes the arithmetic is not as expected; one not given is."""
     for fact, value in expected.items():
         if config.get(fact, value) != value:
@@ -63,32 +63,32 @@ def refuse_unless(published: Published, config: Mapping[str, Any], **expected: A
             )
 
 
-def picture_source(published: Published, encoder: Mapping[str, Any], bridge: int | None = None) -> SourceConfig:
+def image_source(published: HFCheckpoint, encoder: Mapping[str, Any], bridge: int | None = None) -> SourceConfig:
     """A pretrained encoder whose every state is looked at as it is; `bridge`: the width of a linear map between."""
     options = describe_encoder(published.name, published.folder, dict(encoder))
-    projection = ProjectionConfig(position="none", norm="none", width=bridge)
+    projection = ProjectionConfig(positions="none", norm="none", hidden_size=bridge)
     return SourceConfig(encoder="pretrained", options=options, projection=projection)
 
 
-def read_tokenizer(published: Published, marks: Mapping[str, Sequence[int]]) -> Tokenizer:
+def read_tokenizer(published: HFCheckpoint, marks: Mapping[str, Sequence[int]]) -> Tokenizer:
     """The fast tokenizer of the folder, with the tokens that open, close and fill up its texts."""
     from transformers import AutoTokenizer
 
-    with reading(published, "tokenizer"):
+    with read_errors(published, "tokenizer"):
         found = AutoTokenizer.from_pretrained(str(published.folder), config=None, trust_remote_code=False)
         return Tokenizer.from_json(found.backend_tokenizer.to_str(), published.name, marks)
 
 
-def read_generation(published: Published, prompt: int) -> GenerationConfig:
+def read_generation(published: HFCheckpoint, prompt: int) -> GenerationConfig:
     """How the published model chooses words: its generation_config.json, or what its config.json says of it.
 
     prompt: tokens that open every text, which transformers counts as part of max_length.
     """
     from transformers import GenerationConfig as Theirs
 
-    with reading(published, "generation config"):
+    with read_errors(published, "generation config"):
         if (published.folder / "generation_config.json").exists():
-            facts = published.facts("generation_config.json")
+            facts = published.read_json("generation_config.json")
         else:
             nested = published.config.get("decoder") or published.config.get("text_config") or {}
             facts = {**nested, **published.config}
@@ -110,7 +110,7 @@ def read_generation(published: Published, prompt: int) -> GenerationConfig:
         return GenerationConfig(max_new_tokens=max(1, most), min_new_tokens=min(least, max(1, most)), **ours)
 
 
-def _refuse_unheeded(published: Published, facts: Mapping[str, Any]) -> None:
+def _refuse_unheeded(published: HFCheckpoint, facts: Mapping[str, Any]) -> None:
     """Raise CheckpointError for a way of choosing words that would be passed over without a word."""
     end = facts.get("eos_token_id")
     words = [word for word in facts.get("bad_words_ids") or [] if len(word) > 1]
@@ -124,21 +124,21 @@ def _refuse_unheeded(published: Published, facts: Mapping[str, Any]) -> None:
         )
 
 
-def first(token: Any) -> int:
+def first_token_id(token: Any) -> int:
     """A special token, or the first of several."""
     return int(token[0] if isinstance(token, list) else token)
 
 
-def special(published: Published, fact: str, *configs: Mapping[str, Any]) -> int:
+def special_token_id(published: HFCheckpoint, fact: str, *configs: Mapping[str, Any]) -> int:
     """A special token by its name, from where transformers looks first: generation_config.json, then config.json, then
     other `configs` of parts. Raises CheckpointError where none has it."""
     saved = (published.folder / "generation_config.json").exists()
-    for told in (published.facts("generation_config.json") if saved else {}, published.config, *configs):
+    for told in (published.read_json("generation_config.json") if saved else {}, published.config, *configs):
         if told.get(fact) is not None:
-            return first(told[fact])
+            return first_token_id(told[fact])
     raise CheckpointError(f"{published.name!r} tells no {fact}; expected it in config.json, download it again.")
 
 
-def computed(ours: str, beside: str, table: Tensor) -> Rule:
+def computed_mapping(ours: str, beside: str, table: Tensor) -> WeightMapping:
     """A rule for what is computed and not published, such as waves; `beside`: a tensor that is there anyway."""
-    return Rule(ours, (beside,), lambda _: table)
+    return WeightMapping(ours, (beside,), lambda _: table)

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import DecoderConfig, ModelConfig
 from mmx.errors import CheckpointError, ConfigError
 from mmx.hub import gpt2, llama
-from mmx.hub.hf_checkpoint import Published, open_published, planning
-from mmx.hub.hf_config import first, read_tokenizer
+from mmx.hub.hf_checkpoint import HFCheckpoint, open_hf_checkpoint, conversion_errors
+from mmx.hub.hf_config import first_token_id, read_tokenizer
 from mmx.hub.vit_gpt2 import has_own_head
-from mmx.hub.weight_mapping import Rule, convert
+from mmx.hub.weight_mapping import WeightMapping, convert
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
 from mmx.text.tokenizer import Tokenizer
 
 HEAD = "lm_head.weight"
-TABLES = {"gpt2": ("transformer.", "wte.weight"), "llama": ("model.", "embed_tokens.weight")}
-TABLES["qwen2"] = TABLES["llama"]  # by model_type: before the names of the stack, unless it was saved bare; its table
+CONVERTERS = {"gpt2": ("transformer.", "wte.weight"), "llama": ("model.", "embed_tokens.weight")}
+CONVERTERS["qwen2"] = CONVERTERS["llama"]  # by model_type: before the names of the stack, unless it was saved bare; its table
 OURS = ("cross_every", "gate", "dropout")  # facts that a language model has not, or need not keep
 QUESTION, ANSWER = " Question:", " Answer:"  # the marks of mmx.text.prompts, as a model of plain text knows them
 
@@ -36,14 +36,14 @@ def build_from_language_model(config: ModelConfig) -> Model:
 
     The configuration of what is built names it no longer: a checkpoint of it rebuilds itself.
     """
-    decoder, tensors, tokenizer = read_language_model(str(config.decoder.init_from), config.decoder)
+    decoder, tensors, tokenizer = read_language_model(str(config.decoder.pretrained), config.decoder)
     marks = {mark.text.strip("<>"): tuple(tokens) for mark, tokens in tokenizer.marks.items()}
-    facts = {"decoder": decoder, "vocabulary": decoder.table, "marks": marks}
+    facts = {"decoder": decoder, "vocabulary": decoder.padded_vocab_size, "marks": marks}
     model = Model(config.model_copy(update=facts), tokenizer)
     lacking, extra = model.load_state_dict(tensors, strict=False)
     unread = [name for name in lacking if name.startswith("decoder.") and not is_new(name)]
     if unread or extra:  # the tables are ours: no file of anyone could bring this about
-        raise CheckpointError(f"{config.decoder.init_from!r} gives no {(unread or extra)[0]}; tell the maintainers.")
+        raise CheckpointError(f"{config.decoder.pretrained!r} gives no {(unread or extra)[0]}; tell the maintainers.")
     return model
 
 
@@ -67,14 +67,14 @@ def read_language_model(
             f"model.decoder.gate is {ours.gate!r} with init_from, which needs 'tanh': shut at the start, it lets a "
             "language model speak as it did; set model.decoder.gate=tanh."
         )
-    published = open_published(name, revision, pickles)
+    published = open_hf_checkpoint(name, revision, pickles)
     kind = published.config.get("model_type")
-    if kind not in TABLES:
-        raise CheckpointError(f"{name!r} has model_type {kind!r}; expected a language model of {', '.join(TABLES)}.")
-    with planning(published, str(kind)):
+    if kind not in CONVERTERS:
+        raise CheckpointError(f"{name!r} has model_type {kind!r}; expected a language model of {', '.join(CONVERTERS)}.")
+    with conversion_errors(published, str(kind)):
         facts, rules, dropped = _maps(published, str(kind))
         kept = {fact: getattr(ours, fact) for fact in OURS}
-        config = parse_settings({**facts.model_dump(), **kept}, DecoderConfig, where="model.decoder")
+        config = parse_config({**facts.model_dump(), **kept}, DecoderConfig, where="model.decoder")
         tokenizer = _tokenizer(published)
     with torch.device("meta"):  # for its shapes alone
         decoder = TextDecoder(config, len(tokenizer))
@@ -82,9 +82,9 @@ def read_language_model(
     return config, convert(rules, dropped, published.tensors, shapes, repr(name)), tokenizer
 
 
-def _maps(published: Published, kind: str) -> tuple[DecoderConfig, list[Rule], tuple[str, ...]]:
+def _maps(published: HFCheckpoint, kind: str) -> tuple[DecoderConfig, list[WeightMapping], tuple[str, ...]]:
     """The config map, the weight map, and patterns of what is dropped."""
-    config, (prefix, table) = published.config, TABLES[kind]
+    config, (prefix, table) = published.config, CONVERTERS[kind]
     prefix = prefix if any(name.startswith(prefix) for name in published.tensors) else ""
     own = has_own_head(published, HEAD, f"{prefix}{table}")
     if not own and HEAD not in published.tensors and not config.get("tie_word_embeddings", kind == "gpt2"):
@@ -93,13 +93,13 @@ def _maps(published: Published, kind: str) -> tuple[DecoderConfig, list[Rule], t
     if kind == "gpt2":
         facts = gpt2.decoder_config(published, config, tied=not own)
         buffers = rf"{prefix}h\.\d+\.{gpt2.BUFFERS}"
-        return facts, gpt2.decoder_weights(prefix, facts.layers, head), (*tied_head, buffers)
+        return facts, gpt2.decoder_weights(prefix, facts.num_layers, head), (*tied_head, buffers)
     facts = llama.decoder_config(published, config, tied=not own)
     buffers = rf"{prefix}layers\.\d+\.{llama.BUFFERS}"
-    return facts, llama.decoder_weights(config, prefix, facts.layers, head), (*tied_head, buffers)
+    return facts, llama.decoder_weights(config, prefix, facts.num_layers, head), (*tied_head, buffers)
 
 
-def _tokenizer(published: Published) -> Tokenizer:
+def _tokenizer(published: HFCheckpoint) -> Tokenizer:
     """The model's own, with plain words where mmx has marks."""
     marks = _special(published.config)
     plain = read_tokenizer(published, marks)
@@ -114,10 +114,10 @@ def _tokenizer(published: Published) -> Tokenizer:
 def _special(config: Mapping[str, Any]) -> dict[str, list[int]]:
     """What opens, ends and fills up a text. What has no opening is opened by the end of the text before; what has no
     filler is filled up by ends, which nobody looks at."""
-    end = first(config["eos_token_id"])
+    end = first_token_id(config["eos_token_id"])
     opening, filler = config.get("bos_token_id"), config.get("pad_token_id")
     return {
         "pad": [filler if isinstance(filler, int) and filler >= 0 else end],
-        "bos": [end if opening is None else first(opening)],
+        "bos": [end if opening is None else first_token_id(opening)],
         "eos": [end],
     }

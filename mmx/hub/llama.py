@@ -12,16 +12,16 @@ from typing import Any
 
 from mmx.config.schema import DecoderConfig, RopeScaling
 from mmx.errors import CheckpointError
-from mmx.hub.hf_checkpoint import Published
-from mmx.hub.hf_config import activation, refuse_unless
-from mmx.hub.weight_mapping import Rule, each_layer, linear
+from mmx.hub.hf_checkpoint import HFCheckpoint
+from mmx.hub.hf_config import activation, require_config
+from mmx.hub.weight_mapping import WeightMapping, each_layer, linear
 
 BUFFERS = r"self_attn\.rotary_emb\.inv_freq"  # of older files: it follows from the configuration
 
 
-def decoder_config(published: Published, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
+def decoder_config(published: HFCheckpoint, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
     """The config map."""
-    refuse_unless(published, config, use_sliding_window=False)
+    require_config(published, config, use_sliding_window=False)
     others = sorted(set(config.get("layer_types") or []) - {"full_attention"})
     if others:
         raise CheckpointError(
@@ -30,28 +30,28 @@ def decoder_config(published: Published, config: Mapping[str, Any], tied: bool) 
     theta, scaling = _rope(published, config)
     heads = config["num_attention_heads"]
     return DecoderConfig(
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        head_width=config.get("head_dim"),
-        kv_heads=config.get("num_key_value_heads") or heads,
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        head_dim=config.get("head_dim"),
+        num_kv_heads=config.get("num_key_value_heads") or heads,
         norm="rms",
         norm_eps=config.get("rms_norm_eps", 1e-6),
         positions="rope",
         rope_theta=theta,
         rope_scaling=scaling,
-        max_positions=config["max_position_embeddings"],
-        feed_forward=activation(config.get("hidden_act", "silu"), published),
-        feed_forward_width=config["intermediate_size"],
-        gated=True,
-        biases=any(_biases(config).values()),
-        table=config["vocab_size"],
-        tied_embeddings=tied,
+        max_position_embeddings=config["max_position_embeddings"],
+        activation=activation(config.get("hidden_act", "silu"), published),
+        intermediate_size=config["intermediate_size"],
+        glu=True,
+        bias=any(_biases(config).values()),
+        padded_vocab_size=config["vocab_size"],
+        tie_word_embeddings=tied,
         dropout=0.0,
     )
 
 
-def decoder_weights(config: Mapping[str, Any], prefix: str, layers: int, head: str | None) -> list[Rule]:
+def decoder_weights(config: Mapping[str, Any], prefix: str, layers: int, head: str | None) -> list[WeightMapping]:
     """The weight map; `head`: the name of its own output matrix, where it is not tied.
 
     Our decoder has biases everywhere or nowhere: those that a family has not are zeros.
@@ -67,19 +67,19 @@ def decoder_weights(config: Mapping[str, Any], prefix: str, layers: int, head: s
     ]
     rules = [rule for kind, to, of in maps for rule in _linear(to, of, biases[kind])]
     norms = [
-        Rule(f"{ours}self_residual.norm.weight", (f"{theirs}input_layernorm.weight",)),
-        Rule(f"{ours}feed_residual.norm.weight", (f"{theirs}post_attention_layernorm.weight",)),
+        WeightMapping(f"{ours}self_residual.norm.weight", (f"{theirs}input_layernorm.weight",)),
+        WeightMapping(f"{ours}feed_residual.norm.weight", (f"{theirs}post_attention_layernorm.weight",)),
     ]
     kept = [rule for rule in rules if any(biases.values()) or not rule.ours.endswith(".bias")]
     return [
-        Rule("decoder.embedding.table", (f"{prefix}embed_tokens.weight",)),
+        WeightMapping("decoder.embedding.table", (f"{prefix}embed_tokens.weight",)),
         *each_layer(layers, [*norms, *kept]),
-        Rule("decoder.norm.weight", (f"{prefix}norm.weight",)),
-        *([Rule("decoder.head.table", (head,))] if head else []),
+        WeightMapping("decoder.norm.weight", (f"{prefix}norm.weight",)),
+        *([WeightMapping("decoder.head.table", (head,))] if head else []),
     ]
 
 
-def _linear(ours: str, theirs: tuple[str, ...], biased: bool) -> list[Rule]:
+def _linear(ours: str, theirs: tuple[str, ...], biased: bool) -> list[WeightMapping]:
     """A linear map, fused of several or not; without biases there, one of them stands for all, and all are zeros."""
     weight, bias = linear(ours, *theirs)
     return [weight, bias if biased else replace(bias, theirs=bias.theirs[:1], optional=True)]
@@ -92,11 +92,11 @@ def _biases(config: Mapping[str, Any]) -> dict[str, bool]:
     return {"qkv": qwen or attention, "out": attention and not qwen, "feed": bool(config.get("mlp_bias", False))}
 
 
-def _rope(published: Published, config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+def _rope(published: HFCheckpoint, config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, as transformers 5 writes them (rope_parameters) or as it did before (rope_scaling)."""
     told = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(told.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    refuse_unless(published, told, partial_rotary_factor=1.0)
+    require_config(published, told, partial_rotary_factor=1.0)
     kind = told.get("rope_type") or told.get("type") or "default"
     if kind == "default":
         return theta, None
@@ -104,8 +104,8 @@ def _rope(published: Published, config: Mapping[str, Any]) -> tuple[float, RopeS
         raise CheckpointError(f"{published.name!r} has the rope type {kind!r}; expected default or llama3.")
     scaling = RopeScaling(
         factor=told["factor"],
-        low=told["low_freq_factor"],
-        high=told["high_freq_factor"],
-        original_positions=told["original_max_position_embeddings"],
+        low_freq_factor=told["low_freq_factor"],
+        high_freq_factor=told["high_freq_factor"],
+        original_max_position_embeddings=told["original_max_position_embeddings"],
     )
     return theta, scaling

@@ -12,10 +12,10 @@ from torch import Tensor
 from mmx.config.schema import GenerationConfig
 from mmx.encoders.pretrained.hf_models import load_tensors
 from mmx.errors import CheckpointError
-from mmx.hub.conversion import Plan
-from mmx.hub.hf_checkpoint import Published, open_published, planning
+from mmx.hub.conversion import ConversionSpec
+from mmx.hub.hf_checkpoint import HFCheckpoint, open_hf_checkpoint, conversion_errors
 from mmx.hub.weight_mapping import convert
-from mmx.models.checkpoint import fill
+from mmx.models.checkpoint import load_strict
 from mmx.models.model import Model
 
 FAMILIES = {  # as config.json tells them: model_type, and the decoder's or the first architecture where it decides
@@ -28,25 +28,25 @@ FAMILIES = {  # as config.json tells them: model_type, and the decoder's or the 
 }
 
 
-def load_published(
+def load_hf_model(
     name: str, revision: str | None = None, pickles: bool = False, device: str | torch.device = "cpu"
 ) -> tuple[Model, GenerationConfig, dict[str, Any]]:
     """The model of a published checkpoint (a folder or a public name), how it chooses words, and where it is from.
 
     Raises CheckpointError for an unknown family, a missing or extra tensor, a damaged file or a pickle.
     """
-    published = open_published(name, revision, pickles)
+    published = open_hf_checkpoint(name, revision, pickles)
     family, plan_for = family_of(published)
-    with planning(published, family):
+    with conversion_errors(published, family):
         plan = plan_for(published)
     _check_tokens(published, plan)
     model = Model(plan.config, plan.tokenizer)
-    fill(model, _tensors(published, plan, model), repr(name))
+    load_strict(model, _tensors(published, plan, model), repr(name))
     origin = {"imported_from": name, "family": family, "revision": revision}
     return model.to(device).eval(), plan.generation, origin
 
 
-def family_of(published: Published) -> tuple[str, Callable[[Published], Plan]]:
+def family_of(published: HFCheckpoint) -> tuple[str, Callable[[HFCheckpoint], ConversionSpec]]:
     """The family's name and its plan. Raises CheckpointError for one that is not known, with those that are."""
     config = published.config
     decoder = config.get("decoder")
@@ -61,11 +61,11 @@ def family_of(published: Published) -> tuple[str, Callable[[Published], Plan]]:
     )
 
 
-def _check_tokens(published: Published, plan: Plan) -> None:
+def _check_tokens(published: HFCheckpoint, plan: ConversionSpec) -> None:
     """Raise CheckpointError for a special token without a row in the decoder: speaking would find it out too late."""
     decoder, chosen = plan.config.decoder, plan.generation
-    size = decoder.table or len(plan.tokenizer)
-    told = {f"the mark {name}": ids for name, ids in plan.config.marks.items()}
+    size = decoder.padded_vocab_size or len(plan.tokenizer)
+    told = {f"the mark {name}": ids for name, ids in plan.config.special_tokens.items()}
     told |= {name: getattr(chosen, name) for name in ("suppress_tokens", "begin_suppress_tokens")}
     told["forced_eos_token_id"] = () if chosen.forced_eos_token_id is None else (chosen.forced_eos_token_id,)
     for name, ids in told.items():
@@ -75,7 +75,7 @@ def _check_tokens(published: Published, plan: Plan) -> None:
             )
 
 
-def _tensors(published: Published, plan: Plan, model: Model) -> dict[str, Tensor]:
+def _tensors(published: HFCheckpoint, plan: ConversionSpec, model: Model) -> dict[str, Tensor]:
     """All of our tensors: those that the tables make, and those that pretrained encoders load by their own names."""
     theirs = dict(published.tensors)
     ours: dict[str, Tensor] = {}

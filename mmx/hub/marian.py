@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, SourceConfig
 from mmx.errors import CheckpointError
-from mmx.hub.conversion import Plan
-from mmx.hub.hf_checkpoint import Published, reading
-from mmx.hub.hf_config import activation, computed, read_generation, refuse_unless, special
-from mmx.hub.trocr import layer_weights, looking_weights
+from mmx.hub.conversion import ConversionSpec
+from mmx.hub.hf_checkpoint import HFCheckpoint, read_errors
+from mmx.hub.hf_config import activation, computed_mapping, read_generation, require_config, special_token_id
+from mmx.hub.trocr import layer_weights, cross_attention_weights
 from mmx.hub.vit_gpt2 import has_own_head
-from mmx.hub.weight_mapping import Rule
+from mmx.hub.weight_mapping import WeightMapping
 from mmx.text.tokenizer import Tokenizer
 
 SHARED, HEAD = "model.shared.weight", "lm_head.weight"
@@ -30,24 +30,24 @@ UNIGRAM, NORMAL, USER_DEFINED = 1, 1, 4  # numbers of sentencepiece_model.proto
 NEEDED = "reading Marian's tokens needs sentencepiece and protobuf: pip install 'mmx[marian]'."
 
 
-def plan(published: Published) -> Plan:
+def conversion(published: HFCheckpoint) -> ConversionSpec:
     """The config map and the weight map."""
     config = published.config
-    refuse_unless(published, config, share_encoder_decoder_embeddings=True)
+    require_config(published, config, share_encoder_decoder_embeddings=True)
     table = _table(published)
     untied = HEAD not in published.tensors and config.get("tie_word_embeddings") is False  # then it must not be lacking
     own_head = untied or has_own_head(published, HEAD, table)
     decoder = decoder_config(published, config, tied=not own_head)
-    pad, start, end = (special(published, f"{token}_token_id") for token in ("pad", "decoder_start", "eos"))
+    pad, start, end = (special_token_id(published, f"{token}_token_id") for token in ("pad", "decoder_start", "eos"))
     marks = {"pad": [pad], "bos": [start], "eos": [end], "caption": []}
     tokenizer = read_pieces(published, marks)
     source = SourceConfig(
         encoder="text",
         options=encoder_options(published, config),
-        projection=ProjectionConfig(position="none", norm="none"),
+        projection=ProjectionConfig(positions="none", norm="none"),
     )
-    return Plan(
-        config=ModelConfig(sources={"text": source}, decoder=decoder, vocabulary=config["vocab_size"], marks=marks),
+    return ConversionSpec(
+        config=ModelConfig(sources={"text": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
         tokenizer=tokenizer,
         generation=read_generation(published, prompt=1),
         weights=weights(config, decoder, table, own_head, len(tokenizer)),
@@ -55,15 +55,15 @@ def plan(published: Published) -> Plan:
     )
 
 
-def decoder_config(published: Published, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
+def decoder_config(published: HFCheckpoint, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
     """The config map of the decoder."""
     alike = encoder_options(published, config)
     alike |= {"layers": config["decoder_layers"], "heads": config["decoder_attention_heads"]}
     alike |= {"feed_forward_width": config["decoder_ffn_dim"]}
-    return DecoderConfig(**alike, table=config["vocab_size"], tied_embeddings=tied, head_bias=True)
+    return DecoderConfig(**alike, padded_vocab_size=config["vocab_size"], tie_word_embeddings=tied, lm_head_bias=True)
 
 
-def encoder_options(published: Published, config: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_options(published: HFCheckpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config map of the encoder."""
     return {
         "width": config["d_model"],
@@ -78,23 +78,23 @@ def encoder_options(published: Published, config: Mapping[str, Any]) -> dict[str
     }
 
 
-def weights(config: Mapping[str, Any], decoder: DecoderConfig, table: str, own_head: bool, tokens: int) -> list[Rule]:
+def weights(config: Mapping[str, Any], decoder: DecoderConfig, table: str, own_head: bool, tokens: int) -> list[WeightMapping]:
     """The weight map. The encoder meets no token beyond those of the tokenizer, and has no rows for them."""
-    encoder, positions = "sources.text.encoder.", waves(decoder.max_positions, decoder.width)
+    encoder, positions = "sources.text.encoder.", sinusoidal_table(decoder.max_position_embeddings, decoder.hidden_size)
     return [
-        Rule(f"{encoder}embedding.table", (table,), lambda rows: rows[:tokens]),
-        computed(f"{encoder}embedding.positions.table", table, positions),
+        WeightMapping(f"{encoder}embedding.table", (table,), lambda rows: rows[:tokens]),
+        computed_mapping(f"{encoder}embedding.positions.table", table, positions),
         *layer_weights(f"{encoder}blocks.{{i}}.", "model.encoder.layers.{i}.", config["encoder_layers"]),
-        Rule("decoder.embedding.table", (table,)),
-        computed("decoder.embedding.positions.table", table, positions),
-        *layer_weights("decoder.blocks.{i}.", "model.decoder.layers.{i}.", decoder.layers),
-        *looking_weights("model.decoder.layers.{i}.", decoder.layers, "sources.text.projection"),
-        *([Rule("decoder.head.table", (HEAD,))] if own_head else []),
-        Rule("decoder.head.bias", ("final_logits_bias",), lambda bias: bias.squeeze(0)),  # stored as [1, V]
+        WeightMapping("decoder.embedding.table", (table,)),
+        computed_mapping("decoder.embedding.positions.table", table, positions),
+        *layer_weights("decoder.blocks.{i}.", "model.decoder.layers.{i}.", decoder.num_layers),
+        *cross_attention_weights("model.decoder.layers.{i}.", decoder.num_layers, "sources.text.projection"),
+        *([WeightMapping("decoder.head.table", (HEAD,))] if own_head else []),
+        WeightMapping("decoder.head.bias", ("final_logits_bias",), lambda bias: bias.squeeze(0)),  # stored as [1, V]
     ]
 
 
-def waves(count: int, width: int) -> Tensor:
+def sinusoidal_table(count: int, width: int) -> Tensor:
     """Sines of falling frequency, then their cosines, for positions from 0 on: [count, E].
 
     Vaswani et al. 2017, section 3.5, with the exponents of the paper and the columns in two halves.
@@ -104,7 +104,7 @@ def waves(count: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()[:, : width // 2]], -1).float()
 
 
-def _table(published: Published) -> str:
+def _table(published: HFCheckpoint) -> str:
     """The name of the one table of tokens. Files keep it once, or again for each part; then all must be the same."""
     tensors = published.tensors
     names = [name for name in (SHARED, *COPIES, HEAD) if name in tensors]
@@ -120,7 +120,7 @@ def _table(published: Published) -> str:
 # ---- tokens ----------------------------------------------------------------------------------------------------
 
 
-def read_pieces(published: Published, marks: Mapping[str, list[int]]) -> Tokenizer:
+def read_pieces(published: HFCheckpoint, marks: Mapping[str, list[int]]) -> Tokenizer:
     """The pieces of source.spm (Kudo 2018, "Subword Regularization", section 3.2) under the numbers of vocab.json.
 
     Pieces that only the target language has stand in for what would else be unknown. Language codes (>>fr<<) are whole
@@ -131,7 +131,7 @@ def read_pieces(published: Published, marks: Mapping[str, list[int]]) -> Tokeniz
 
     names = _numbered(published)
     rules, scores = _read_spm(published)
-    with reading(published, "vocab.json and source.spm"):
+    with read_errors(published, "vocab.json and source.spm"):
         unknown = names.index(UNKNOWN)
         # What a person types must not become a mark. No piece with a space in it does: spaces have turned into "▁".
         hidden = {i: f" {names[i]}" for i in (*marks["pad"], *marks["eos"], unknown)}
@@ -146,9 +146,9 @@ def read_pieces(published: Published, marks: Mapping[str, list[int]]) -> Tokeniz
         return Tokenizer.from_json(engine.to_str(), published.name, marks)
 
 
-def _numbered(published: Published) -> list[str]:
+def _numbered(published: HFCheckpoint) -> list[str]:
     """The tokens of vocab.json in the order of their numbers, which must be 0, 1, 2, ..."""
-    found = published.facts("vocab.json")
+    found = published.read_json("vocab.json")
     if not found or {str(i) for i in found.values()} != {str(i) for i in range(len(found))} or UNKNOWN not in found:
         raise CheckpointError(
             f"vocab.json of {published.name!r} does not number its tokens, {UNKNOWN} among them, from 0 on without "
@@ -157,7 +157,7 @@ def _numbered(published: Published) -> list[str]:
     return sorted(found, key=lambda token: int(found[token]))
 
 
-def _read_spm(published: Published) -> tuple[Any, dict[str, float]]:
+def _read_spm(published: HFCheckpoint) -> tuple[Any, dict[str, float]]:
     """source.spm: how it cleans text, and the log-probability of each piece that text may become."""
     try:
         from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined,unused-ignore]  # generated
@@ -165,7 +165,7 @@ def _read_spm(published: Published) -> tuple[Any, dict[str, float]]:
         raise CheckpointError(NEEDED) from error
     if not (published.folder / SPM).exists():
         raise CheckpointError(f"{published.name!r} has no {SPM}; expected the SentencePiece model of its tokens.")
-    with reading(published, SPM):
+    with read_errors(published, SPM):
         found = ModelProto.FromString((published.folder / SPM).read_bytes())
         scores = {piece.piece: piece.score for piece in found.pieces if piece.type in (NORMAL, USER_DEFINED)}
     if found.trainer_spec.model_type != UNIGRAM or not scores:

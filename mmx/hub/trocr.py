@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mmx.config.schema import DecoderConfig, ModelConfig
-from mmx.hub.conversion import Plan
-from mmx.hub.hf_checkpoint import Published
-from mmx.hub.hf_config import activation, computed, picture_source, read_generation, read_tokenizer, special
+from mmx.hub.conversion import ConversionSpec
+from mmx.hub.hf_checkpoint import HFCheckpoint
+from mmx.hub.hf_config import activation, computed_mapping, image_source, read_generation, read_tokenizer, special_token_id
 from mmx.hub.vit_gpt2 import has_own_head
-from mmx.hub.weight_mapping import Rule, all_layers, each_layer, linear, norm
-from mmx.nn.layers import SinusoidalPositions
+from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
+from mmx.nn.layers import SinusoidalPositionEmbedding
 
 PREFIX, HEAD, BRIDGE = "decoder.model.decoder.", "decoder.output_projection.weight", "enc_to_dec_proj"
 TABLE, PROJECTION = f"{PREFIX}embed_tokens.weight", "sources.image.projection"
@@ -26,27 +26,27 @@ OFFSET = 2  # rows of a learned table before that of the first position
 MARKER = rf"{PREFIX}embed_positions\._float_tensor"  # older files have it where positions are computed; it holds a 1
 
 
-def plan(published: Published) -> Plan:
+def conversion(published: HFCheckpoint) -> ConversionSpec:
     """The config map and the weight map."""
     config, tensors = published.config["decoder"], published.tensors
     bridged = f"{BRIDGE}.weight" in tensors
     untied = HEAD not in tensors and config.get("tie_word_embeddings") is False  # then it must not be lacking
     own_head = untied or has_own_head(published, HEAD, TABLE)
     decoder = decoder_config(published, config, tied=not own_head)
-    pad, start, end = (special(published, f"{token}_token_id", config) for token in ("pad", "decoder_start", "eos"))
+    pad, start, end = (special_token_id(published, f"{token}_token_id", config) for token in ("pad", "decoder_start", "eos"))
     marks = {"pad": [pad], "bos": [start], "eos": [end], "caption": []}
-    source = picture_source(published, published.config["encoder"], decoder.width if bridged else None)
-    return Plan(
-        config=ModelConfig(sources={"image": source}, decoder=decoder, vocabulary=config["vocab_size"], marks=marks),
+    source = image_source(published, published.config["encoder"], decoder.hidden_size if bridged else None)
+    return ConversionSpec(
+        config=ModelConfig(sources={"image": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
         tokenizer=read_tokenizer(published, marks),
         generation=read_generation(published, prompt=1),
         weights=[
-            Rule("decoder.embedding.table", (TABLE,)),
+            WeightMapping("decoder.embedding.table", (TABLE,)),
             _positions(config, decoder),
             *(norm("decoder.embedding.norm", f"{PREFIX}layernorm_embedding") if decoder.embedding_norm else []),
-            *layer_weights("decoder.blocks.{i}.", f"{PREFIX}layers.{{i}}.", decoder.layers),
-            *looking_weights(f"{PREFIX}layers.{{i}}.", decoder.layers, PROJECTION),
-            *([Rule("decoder.head.table", (HEAD,))] if own_head else []),
+            *layer_weights("decoder.blocks.{i}.", f"{PREFIX}layers.{{i}}.", decoder.num_layers),
+            *cross_attention_weights(f"{PREFIX}layers.{{i}}.", decoder.num_layers, PROJECTION),
+            *([WeightMapping("decoder.head.table", (HEAD,))] if own_head else []),
             *(linear(f"{PROJECTION}.bridge", BRIDGE) if bridged else []),
         ],
         dropped=(*(() if own_head else (HEAD,)), *(() if _learned(config) else (MARKER,))),
@@ -54,25 +54,25 @@ def plan(published: Published) -> Plan:
     )
 
 
-def decoder_config(published: Published, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
+def decoder_config(published: HFCheckpoint, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
     """The config map of the decoder. Computed positions have no end; ours have as many as the config names."""
     return DecoderConfig(
-        width=config["d_model"],
-        layers=config["decoder_layers"],
-        heads=config["decoder_attention_heads"],
+        hidden_size=config["d_model"],
+        num_layers=config["decoder_layers"],
+        num_heads=config["decoder_attention_heads"],
         norm_placement="post",
-        max_positions=config["max_position_embeddings"],
-        feed_forward=activation(config["activation_function"], published),
-        feed_forward_width=config["decoder_ffn_dim"],
+        max_position_embeddings=config["max_position_embeddings"],
+        activation=activation(config["activation_function"], published),
+        intermediate_size=config["decoder_ffn_dim"],
         embedding_norm=config.get("layernorm_embedding", True),
         embedding_scale=sqrt(config["d_model"]) if config.get("scale_embedding") else 1.0,
-        table=config["vocab_size"],
-        tied_embeddings=tied,
+        padded_vocab_size=config["vocab_size"],
+        tie_word_embeddings=tied,
         dropout=config.get("dropout", 0.1),
     )
 
 
-def layer_weights(ours: str, theirs: str, layers: int) -> list[Rule]:
+def layer_weights(ours: str, theirs: str, layers: int) -> list[WeightMapping]:
     """The weight map of what BART's encoder and decoder layers have alike: self-attention, feed-forward, their norms.
 
     ours, theirs: what stands before the names of one layer, with {i}.
@@ -90,7 +90,7 @@ def layer_weights(ours: str, theirs: str, layers: int) -> list[Rule]:
     )
 
 
-def looking_weights(theirs: str, layers: int, projection: str) -> list[Rule]:
+def cross_attention_weights(theirs: str, layers: int, projection: str) -> list[WeightMapping]:
     """The weight map of BART's cross-attention; keys and values go to the projection, as wide as the encoder or not."""
     ours = "decoder.blocks.{i}."
     own = [
@@ -109,18 +109,18 @@ def _learned(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_learned_position_embeddings", True))
 
 
-def _positions(config: Mapping[str, Any], decoder: DecoderConfig) -> Rule:
+def _positions(config: Mapping[str, Any], decoder: DecoderConfig) -> WeightMapping:
     """Learned ones without the rows that no position has, or waves (Vaswani et al. 2017, section 3.5)."""
     ours = "decoder.embedding.positions.table"
     if _learned(config):
-        return Rule(ours, (f"{PREFIX}embed_positions.weight",), lambda table: table[OFFSET:])
+        return WeightMapping(ours, (f"{PREFIX}embed_positions.weight",), lambda table: table[OFFSET:])
     # The wave of the first position is that of pad + 1. They count in float32, and we in the same steps.
     pad = config.get("pad_token_id")
     first = (1 if pad is None else pad) + 1
-    return computed(ours, TABLE, waves(decoder.max_positions, decoder.width, first))
+    return computed_mapping(ours, TABLE, sinusoidal_table(decoder.max_position_embeddings, decoder.hidden_size, first))
 
 
-def waves(count: int, width: int, first: int) -> Tensor:
+def sinusoidal_table(count: int, width: int, first: int) -> Tensor:
     """Sines, then cosines, of `count` positions from `first` on: [count, E]."""
-    found: Tensor = SinusoidalPositions(width)(torch.arange(first, first + count))
+    found: Tensor = SinusoidalPositionEmbedding(width)(torch.arange(first, first + count))
     return found

@@ -18,13 +18,13 @@ Change = Callable[[Tensor], Tensor]
 LAYER = "{i}"
 
 
-def as_it_is(tensor: Tensor) -> Tensor:
+def identity(tensor: Tensor) -> Tensor:
     """No change."""
     return tensor
 
 
 @dataclass(frozen=True)
-class Rule:
+class WeightMapping:
     """`ours` is made of `theirs`, each changed, one under another along the first axis.
 
     optional: a part that is lacking counts as zeros, as the bias of a layer that has none.
@@ -32,22 +32,22 @@ class Rule:
 
     ours: str
     theirs: tuple[str, ...]
-    change: Change = as_it_is
+    transform: Change = identity
     optional: bool = False
 
 
-def linear(ours: str, *theirs: str, change: Change = as_it_is, optional_bias: bool = False) -> list[Rule]:
+def linear(ours: str, *theirs: str, change: Change = identity, optional_bias: bool = False) -> list[WeightMapping]:
     """Weight and bias of a linear map, fused of several where there are several."""
     weight, bias = (tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias"))
-    return [Rule(f"{ours}.weight", weight, change), Rule(f"{ours}.bias", bias, change, optional_bias)]
+    return [WeightMapping(f"{ours}.weight", weight, change), WeightMapping(f"{ours}.bias", bias, change, optional_bias)]
 
 
-def norm(ours: str, theirs: str) -> list[Rule]:
+def norm(ours: str, theirs: str) -> list[WeightMapping]:
     """Weight and bias of a layer norm."""
     return linear(ours, theirs)
 
 
-def each_layer(layers: int, rules: Iterable[Rule]) -> list[Rule]:
+def each_layer(layers: int, rules: Iterable[WeightMapping]) -> list[WeightMapping]:
     """The rules of one layer, written with {i}, for every layer."""
     return [
         replace(rule, ours=_at(rule.ours, i), theirs=tuple(_at(name, i) for name in rule.theirs))
@@ -56,13 +56,13 @@ def each_layer(layers: int, rules: Iterable[Rule]) -> list[Rule]:
     ]
 
 
-def all_layers(layers: int, rules: Iterable[Rule]) -> list[Rule]:
+def all_layers(layers: int, rules: Iterable[WeightMapping]) -> list[WeightMapping]:
     """Rules whose parts, written with {i}, are those of all layers one under another: keys and values of a memory."""
     return [replace(rule, theirs=tuple(_at(name, i) for i in range(layers) for name in rule.theirs)) for rule in rules]
 
 
 def convert(
-    rules: Sequence[Rule],
+    rules: Sequence[WeightMapping],
     dropped: Sequence[str],
     theirs: Mapping[str, Tensor],
     shapes: Mapping[str, torch.Size],
@@ -87,12 +87,12 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _made(rule: Rule, theirs: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: str) -> Tensor:
+def _made(rule: WeightMapping, theirs: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: str) -> Tensor:
     lacking = [name for name in rule.theirs if name not in theirs]
     if lacking and not rule.optional:
         raise CheckpointError(f"{where} lacks {lacking[0]}; expected all tensors of its family, download it again.")
     try:
-        parts = {name: rule.change(theirs[name]).float() for name in rule.theirs if name in theirs}
+        parts = {name: rule.transform(theirs[name]).float() for name in rule.theirs if name in theirs}
         expected = shapes[rule.ours]
         if lacking:
             rows = (expected[0] - sum(len(part) for part in parts.values())) // len(lacking)

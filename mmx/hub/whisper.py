@@ -8,64 +8,64 @@ from typing import Any
 
 from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig
 from mmx.errors import CheckpointError
-from mmx.hub.conversion import Plan
-from mmx.hub.hf_checkpoint import Published
-from mmx.hub.hf_config import activation, first, picture_source, read_generation, read_tokenizer
+from mmx.hub.conversion import ConversionSpec
+from mmx.hub.hf_checkpoint import HFCheckpoint
+from mmx.hub.hf_config import activation, first_token_id, image_source, read_generation, read_tokenizer
 from mmx.hub.vit_gpt2 import has_own_head
-from mmx.hub.weight_mapping import Rule, all_layers, each_layer, linear, norm
+from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
 
 PREFIX, TABLE, HEAD = "model.decoder.", "model.decoder.embed_tokens.weight", "proj_out.weight"
 PROJECTION = "sources.audio.projection"
 ENGLISH, TRANSCRIBE = "<|en|>", "transcribe"
 
 
-def plan(published: Published) -> Plan:
+def conversion(published: HFCheckpoint) -> ConversionSpec:
     """The config map and the weight map."""
     config = published.config
     own_head = has_own_head(published, HEAD, TABLE)
     decoder = decoder_config(published, tied=not own_head)
     there = (published.folder / "generation_config.json").exists()
-    prompt = opening(published, {**config, **(published.facts("generation_config.json") if there else {})})
-    end, filler = first(config["eos_token_id"]), config.get("pad_token_id")
+    prompt = decoder_prompt_ids(published, {**config, **(published.read_json("generation_config.json") if there else {})})
+    end, filler = first_token_id(config["eos_token_id"]), config.get("pad_token_id")
     marks = {"pad": [end if filler is None else filler], "bos": prompt, "eos": [end], "caption": []}
-    source = picture_source(published, config)
-    return Plan(
-        config=ModelConfig(sources={"audio": source}, decoder=decoder, vocabulary=config["vocab_size"], marks=marks),
+    source = image_source(published, config)
+    return ConversionSpec(
+        config=ModelConfig(sources={"audio": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
         tokenizer=read_tokenizer(published, marks),
-        generation=_within(read_generation(published, len(prompt)), decoder.max_positions - len(prompt)),
+        generation=_within(read_generation(published, len(prompt)), decoder.max_position_embeddings - len(prompt)),
         weights=[
-            *decoder_weights(decoder.layers),
-            *([Rule("decoder.head.table", (HEAD,))] if own_head else []),
+            *decoder_weights(decoder.num_layers),
+            *([WeightMapping("decoder.head.table", (HEAD,))] if own_head else []),
         ],
         dropped=() if own_head else (HEAD,),
         encoders={"audio": "model.encoder."},
     )
 
 
-def decoder_config(published: Published, tied: bool) -> DecoderConfig:
+def decoder_config(published: HFCheckpoint, tied: bool) -> DecoderConfig:
     """The config map of the decoder. Its `scale_embedding` scales nothing: transformers' decoder does not ask it."""
     config = published.config
     return DecoderConfig(
-        width=config["d_model"],
-        layers=config["decoder_layers"],
-        heads=config["decoder_attention_heads"],
-        max_positions=config["max_target_positions"],
-        feed_forward=activation(config.get("activation_function", "gelu"), published),
-        feed_forward_width=config["decoder_ffn_dim"],
-        table=config["vocab_size"],
-        tied_embeddings=tied,
+        hidden_size=config["d_model"],
+        num_layers=config["decoder_layers"],
+        num_heads=config["decoder_attention_heads"],
+        max_position_embeddings=config["max_target_positions"],
+        activation=activation(config.get("activation_function", "gelu"), published),
+        intermediate_size=config["decoder_ffn_dim"],
+        padded_vocab_size=config["vocab_size"],
+        tie_word_embeddings=tied,
         dropout=config.get("dropout", 0.0),
     )
 
 
-def decoder_weights(layers: int) -> list[Rule]:
+def decoder_weights(layers: int) -> list[WeightMapping]:
     """The weight map. Keys have no bias there; here it is one of zeros."""
     ours, theirs = "decoder.blocks.{i}.", f"{PREFIX}layers.{{i}}."
     itself, cross = (f"{theirs}{kind}." for kind in ("self_attn", "encoder_attn"))
     fused = (f"{itself}q_proj", f"{itself}k_proj", f"{itself}v_proj")
     return [
-        Rule("decoder.embedding.table", (TABLE,)),
-        Rule("decoder.embedding.positions.table", (f"{PREFIX}embed_positions.weight",)),
+        WeightMapping("decoder.embedding.table", (TABLE,)),
+        WeightMapping("decoder.embedding.positions.table", (f"{PREFIX}embed_positions.weight",)),
         *each_layer(
             layers,
             [
@@ -86,7 +86,7 @@ def decoder_weights(layers: int) -> list[Rule]:
     ]
 
 
-def opening(published: Published, facts: Mapping[str, Any]) -> list[int]:
+def decoder_prompt_ids(published: HFCheckpoint, facts: Mapping[str, Any]) -> list[int]:
     """The tokens that every text begins with (Radford et al. 2022, figure 1): start, language, task, no timestamps.
 
     facts: config.json, and over it generation_config.json. Language and task are those that it names, or forces
@@ -103,10 +103,10 @@ def opening(published: Published, facts: Mapping[str, Any]) -> list[int]:
             *_task(facts.get("task_to_id") or {}, task, begun),
         ]
     begun = [token for token in begun if token != untimed]
-    return [first(facts["decoder_start_token_id"]), *begun, *([] if untimed is None else [untimed])]
+    return [first_token_id(facts["decoder_start_token_id"]), *begun, *([] if untimed is None else [untimed])]
 
 
-def _language(published: Published, languages: Mapping[str, int], language: str) -> int:
+def _language(published: HFCheckpoint, languages: Mapping[str, int], language: str) -> int:
     """The token of a language by its code, its token's text or its English name."""
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 

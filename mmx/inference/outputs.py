@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from mmx.config.schema import GenerationConfig
-from mmx.encoders.contract import Prepared
+from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
 from mmx.memory import Box, Memory
 from mmx.models.model import Model
 
 
 @dataclass(frozen=True)
-class Said:
+class GeneratedText:
     """A text the model gave. score: mean log-probability a token in nats; tokens: (text, log-probability) of each."""
 
     text: str
@@ -25,7 +25,7 @@ class Said:
     tokens: tuple[tuple[str, float], ...]
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A question about an input (or inputs by source name), and the part that it points at, if any."""
 
     image: Any
@@ -33,30 +33,30 @@ class Asked(NamedTuple):
     box: Box | None = None
 
 
-class Speaker(Protocol):
+class TextGenerator(Protocol):
     """What prepares, encodes and speaks: see `mmx.inference.pipeline.Pipeline`."""
 
     model: Model
 
-    def prepare(self, image: Any) -> dict[str, Prepared]: ...
+    def prepare(self, image: Any) -> dict[str, PreparedInput]: ...
 
-    def encode_prepared(self, rows: Sequence[Mapping[str, Prepared]]) -> Memory: ...
+    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory: ...
 
     def prompt_tokens(self, question: str | None) -> list[int]: ...
 
-    def say(
+    def generate(
         self,
         memory: Memory,
         questions: Sequence[Sequence[str | None]],
         options: GenerationConfig,
         boxes: Sequence[Sequence[Box | None]] = (),
-    ) -> list[list[list[Said]]]: ...
+    ) -> list[list[list[GeneratedText]]]: ...
 
 
-Read = dict[str, Prepared] | MmxError  # what an input was prepared to, or why not
+PreparedOrError = dict[str, PreparedInput] | MmxError  # what an input was prepared to, or why not
 
 
-def read(speaker: Speaker, image: Any) -> Read:
+def prepare_or_error(speaker: TextGenerator, image: Any) -> PreparedOrError:
     """An input prepared, or why it cannot be; what comes as an error already stays that."""
     if isinstance(image, MmxError):
         return image

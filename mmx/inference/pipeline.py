@@ -17,31 +17,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig, Precision
-from mmx.data.batching import pack_boxes, pad_texts
-from mmx.encoders.contract import Prepared, accepts, prepare
+from mmx.data.batching import stack_boxes, pad_texts
+from mmx.encoders.contract import PreparedInput, accepts, prepare
 from mmx.errors import MmxError
-from mmx.generation import DecoderStep, Step, generate, rank_texts, stream
-from mmx.generation.generate import Generated, Stop
+from mmx.generation import DecoderStep, DecodeStep, generate, score_texts, stream
+from mmx.generation.generate import GenerationOutput, StoppingCriterion
 from mmx.generation.guidance import GuidedStep
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.hub.hf_checkpoint import CONFIG as PUBLISHED
-from mmx.inference.batch_inference import Asked, Said, answers, captions
-from mmx.interpret.look import By, Look
-from mmx.interpret.teacher_forced import look, places_of
+from mmx.inference.batch_inference import Question, GeneratedText, answers, captions
+from mmx.interpret.look import MapMethod, Look
+from mmx.interpret.teacher_forced import look_at_text, source_views
 from mmx.memory import Box, Memory
 from mmx.models.checkpoint import BUNDLED, is_checkpoint, load_generation, load_model
 from mmx.models.model import Model
-from mmx.models.source import batch_inputs, prepare_inputs, source_of
-from mmx.text.prompts import tidy_question
+from mmx.models.source import collate_inputs, prepare_inputs, find_source
+from mmx.text.prompts import normalize_question
 
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
 BEST = {"num_return_sequences": 1}
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedAnswer:
     """A given answer and its probability among those given."""
 
     answer: str
@@ -60,8 +60,8 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
     if is_checkpoint(name) or (Path(name).is_dir() and not (Path(name) / PUBLISHED).exists()):
         loaded, generation = load_model(name, device), load_generation(name)
     else:
-        loaded, generation, _ = load_published(str(name), device=device)
-    loaded.speak_in(dtype)
+        loaded, generation, _ = load_hf_model(str(name), device=device)
+    loaded.prepare_for_inference(dtype)
     return Pipeline(loaded, generation)
 
 
@@ -95,11 +95,11 @@ class Pipeline:
         With num_return_sequences, each is a list of captions, best first.
         """
         memory = self._memory(image)
-        texts = [row[0] for row in self.say(memory, [[None]] * memory.batch, self.options(options))]
+        texts = [row[0] for row in self.generate(memory, [[None]] * memory.batch_size, self.generation_config(options))]
         captions: list[Any] = [[said.text for said in row] for row in texts]
         if "num_return_sequences" not in options:
             captions = [row[0] for row in captions]
-        return captions if isinstance(image, list) or memory.batch > 1 else captions[0]
+        return captions if isinstance(image, list) or memory.batch_size > 1 else captions[0]
 
     def ask(self, image: Any, question: str | Sequence[str], box: Box | None = None, **options: Any) -> Any:
         """A picture or its memory and a question -> an answer; several questions -> a list, all over one encoding.
@@ -107,17 +107,17 @@ class Pipeline:
         `box` (x0, y0, x1, y1 in 0..1) points at a part of the picture: only its slots are looked at.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        memory = self._one(image, box)
-        texts = self.say(memory, [questions], self.options(options))[0]
+        memory = self._single_memory(image, box)
+        texts = self.generate(memory, [questions], self.generation_config(options))[0]
         answers = [row[0].text for row in texts]
         return answers[0] if isinstance(question, str) else answers
 
-    def rank(self, image: Any, question: str | None, candidates: Sequence[str], box: Box | None = None) -> list[Ranked]:
+    def rank(self, image: Any, question: str | None, candidates: Sequence[str], box: Box | None = None) -> list[RankedAnswer]:
         """Given answers (or captions, where question is None) by their likelihood, most likely first; one pass."""
         if not candidates:
             raise MmxError("rank was given no candidates; pass at least one text.")
-        memory, count = self._one(image, box), len(candidates)
-        if memory.shown is not None and memory.shown.shape[1] > 1:
+        memory, count = self._single_memory(image, box), len(candidates)
+        if memory.stream_mask is not None and memory.stream_mask.shape[1] > 1:
             raise MmxError("rank was given a memory of several views; point with one box for all candidates.")
         prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
         texts = [[(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]]
@@ -125,47 +125,47 @@ class Pipeline:
         tokens, mask, targets = (t.to(self.model.device) for t in pad_texts(texts, count, tokenizer.pad))
         with torch.inference_mode():
             memory = self.with_questions(memory, [[question]])  # one owner: all candidates see it
-            logprobs = rank_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
+            logprobs = score_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
         triples = zip(candidates, logprobs.softmax(0).tolist(), logprobs.tolist(), strict=True)
-        return sorted((Ranked(*triple) for triple in triples), key=lambda ranked: -ranked.logprob)
+        return sorted((RankedAnswer(*triple) for triple in triples), key=lambda ranked: -ranked.logprob)
 
     @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
     def stream(self, image: Any, question: str | None = None, box: Box | None = None, **options: Any) -> Iterator[str]:
         """The caption or answer as it grows: yields the whole text so far after each token."""
-        memory, chosen = self._one(image, box), self.options({**options, **ONE_TEXT})
+        memory, chosen = self._single_memory(image, box), self.generation_config({**options, **ONE_TEXT})
         said: list[int] = []
         step, tokens, mask, chosen = self._start(memory, [[question]], chosen)
-        for row in stream(step, tokens, mask, chosen, self.model.tokenizer.eos, stops=self._stops(chosen)):
+        for row in stream(step, tokens, mask, chosen, self.model.tokenizer.eos, stops=self._stopping_criteria(chosen)):
             said.append(row[0])
-            yield self._cut(self.model.tokenizer.decode(said), chosen)
+            yield self._truncate_at_stop_strings(self.model.tokenizer.decode(said), chosen)
 
     def captions(
         self, images: Iterable[Any], batch_size: int = 16, **options: Any
-    ) -> Iterator[tuple[Any, Said | MmxError]]:
+    ) -> Iterator[tuple[Any, GeneratedText | MmxError]]:
         """Many pictures, in batches: yields (picture as given, what was said or why not), in the order given."""
-        return captions(self, images, batch_size, self.options(options))
+        return captions(self, images, batch_size, self.generation_config(options))
 
     def answers(
-        self, asked: Sequence[Asked | tuple[Any, ...]], batch_size: int = 16, **options: Any
-    ) -> Iterator[Said | MmxError]:
+        self, asked: Sequence[Question | tuple[Any, ...]], batch_size: int = 16, **options: Any
+    ) -> Iterator[GeneratedText | MmxError]:
         """(picture, question) or (picture, question, box) -> what was said or why not, in the order asked. Questions
         about the same picture are answered together, `batch_size` pictures at a time, each encoded once."""
-        return answers(self, [Asked(*item) for item in asked], batch_size, self.options(options))
+        return answers(self, [Question(*item) for item in asked], batch_size, self.generation_config(options))
 
-    def say(
+    def generate(
         self,
         memory: Memory,
         questions: Sequence[Sequence[str | None]],
         options: GenerationConfig,
         boxes: Sequence[Sequence[Box | None]] = (),
-    ) -> list[list[list[Said]]]:
+    ) -> list[list[list[GeneratedText]]]:
         """questions [B][K] (None: caption) over a memory of B rows -> texts [B][K][n], best first; `boxes` [B][K] is
         where each question points (None: nowhere)."""
         if not any(questions):
             return [[] for _ in questions]
-        made = self._generated(self.with_boxes(memory, boxes, max(len(row) for row in questions)), questions, options)
+        made = self._generate_tokens(self.with_boxes(memory, boxes, max(len(row) for row in questions)), questions, options)
         return [
-            [[self._said(text, options) for text in stream_] for stream_ in row[: len(asked)]]
+            [[self._generated_text(text, options) for text in stream_] for stream_ in row[: len(asked)]]
             for row, asked in zip(made, questions, strict=True)
         ]
 
@@ -175,7 +175,7 @@ class Pipeline:
         question: str | None = None,
         box: Box | None = None,
         text: str | None = None,
-        by: By = "weighted",
+        by: MapMethod = "weighted",
         picture: Any = None,
         **options: Any,
     ) -> Look:
@@ -186,41 +186,41 @@ class Pipeline:
         """
         if not isinstance(text, str | None):
             raise MmxError(f"text is a {type(text).__name__}; expected what was said, such as 'a dog on the grass'.")
-        memory, raw = self._one(image, box), image if picture is None else picture
+        memory, raw = self._single_memory(image, box), image if picture is None else picture
         prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
         if text is None:
-            said = list(self._generated(memory, [[question]], self.options({**options, **BEST}))[0][0][0].tokens)
+            said = list(self._generate_tokens(memory, [[question]], self.generation_config({**options, **BEST}))[0][0][0].tokens)
         else:
             said = tokenizer.encode(text)
         self._check_length(len(prompt) + len(said) - 1)
         given = {} if isinstance(raw, Memory) else self._by_source(raw)
-        if question is not None and self.model.config.question_to != "prompt":
-            given[self.model.config.question_to] = tidy_question(question)
-        memory, blind = (self._seen(view, question) for view in (memory, self.model.encode({}, 1)))
-        places = places_of(self.model, memory, given, self._displacements)
-        return look(self.model, memory, prompt, said, question, places, by, blind)
+        if question is not None and self.model.config.question_input != "prompt":
+            given[self.model.config.question_input] = normalize_question(question)
+        memory, blind = (self._decoder_memory(view, question) for view in (memory, self.model.encode({}, 1)))
+        places = source_views(self.model, memory, given, self._displacements)
+        return look_at_text(self.model, memory, prompt, said, question, places, by, blind)
 
-    def options(self, changes: dict[str, Any]) -> GenerationConfig:
+    def generation_config(self, changes: dict[str, Any]) -> GenerationConfig:
         """The model's own options with some changed. Raises ConfigError for one that does not exist or contradicts."""
         merged = {**self.generation.model_dump(), **{k: v for k, v in changes.items() if v is not None}}
-        return parse_settings(merged, GenerationConfig, where="generation options")
+        return parse_config(merged, GenerationConfig, where="generation options")
 
     @torch.inference_mode()
-    def _generated(
+    def _generate_tokens(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
-    ) -> list[list[list[Generated]]]:
+    ) -> list[list[list[GenerationOutput]]]:
         """The texts [B][K][n] as tokens."""
         step, tokens, mask, options = self._start(memory, questions, options)
-        return generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stops(options))
+        return generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stopping_criteria(options))
 
     @torch.inference_mode()
-    def _seen(self, memory: Memory, question: str | None) -> Memory:
+    def _decoder_memory(self, memory: Memory, question: str | None) -> Memory:
         """What the decoder looks at, in the type it computes in."""
-        return self.with_questions(memory, [[question]]).to(dtype=self.model.decoder.embedding.table.dtype)
+        return self.with_questions(memory, [[question]]).to(dtype=self.model.decoder.embedding.weight.dtype)
 
     def _start(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
-    ) -> tuple[Step, Tensor, Tensor, GenerationConfig]:
+    ) -> tuple[DecodeStep, Tensor, Tensor, GenerationConfig]:
         """The step over a memory, the prompts [B, K, T] with their mask (rows with fewer questions are filled up), and
         the options with no more new tokens than the decoder has positions for."""
         most, eos = max(len(row) for row in questions), self.model.tokenizer.eos
@@ -229,11 +229,11 @@ class Pipeline:
         texts = [[*row, *([spare] * (most - len(row)))] for row in told]
         filled = [[*row, *([None] * (most - len(row)))] for row in questions]
         tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
-        options = self._fitted(options, asked=any(q is not None for row in questions for q in row))
-        seen = self.with_questions(memory, filled).to(dtype=self.model.decoder.embedding.table.dtype)
-        step: Step = DecoderStep(self.model.decoder, seen, options.max_new_tokens)
+        options = self._limit_new_tokens(options, asked=any(q is not None for row in questions for q in row))
+        seen = self.with_questions(memory, filled).to(dtype=self.model.decoder.embedding.weight.dtype)
+        step: DecodeStep = DecoderStep(self.model.decoder, seen, options.max_new_tokens)
         if options.guidance_scale != 1.0:  # beside it one that has the questions alone
-            left = self.with_questions(self.model.encode({}, memory.batch), filled).to(dtype=seen.keys.dtype)
+            left = self.with_questions(self.model.encode({}, memory.batch_size), filled).to(dtype=seen.keys.dtype)
             blind = DecoderStep(self.model.decoder, left, options.max_new_tokens)
             step = GuidedStep(step, blind, options.guidance_scale)
         return step, tokens, mask, options
@@ -243,8 +243,8 @@ class Pipeline:
         what reads it, and for one that is no text."""
         if not isinstance(question, str | None):
             raise MmxError(f"a question is a {type(question).__name__}; expected a text, such as 'what is this?'.")
-        if question is not None and self.model.questioned is not None:
-            prepare(self.model.questioned, self.model.config.question_to, tidy_question(question))
+        if question is not None and self.model.question_reader is not None:
+            prepare(self.model.question_reader, self.model.config.question_input, normalize_question(question))
         prompt = self.model.tokenizer.prompt(self.model.prompt(question))
         most = self._longest_prompt
         if len(prompt) > most:
@@ -254,38 +254,38 @@ class Pipeline:
     @property
     def _longest_prompt(self) -> int:
         """Half of the positions are for the question, the rest for the answer."""
-        return self.model.config.decoder.max_positions // 2
+        return self.model.config.decoder.max_position_embeddings // 2
 
-    def _fitted(self, options: GenerationConfig, asked: bool) -> GenerationConfig:
+    def _limit_new_tokens(self, options: GenerationConfig, asked: bool) -> GenerationConfig:
         """Cut max_new_tokens to what learned positions leave after the longest prompt there may be (not that there is:
         what is said to one picture must not depend on the questions to another)."""
         decoder = self.model.config.decoder
-        room = decoder.max_positions + 1 - (self._longest_prompt if asked else len(self.prompt_tokens(None)))
+        room = decoder.max_position_embeddings + 1 - (self._longest_prompt if asked else len(self.prompt_tokens(None)))
         if decoder.positions != "learned" or options.max_new_tokens <= room:
             return options
         return options.model_copy(update={"max_new_tokens": room})
 
     def _check_length(self, length: int) -> None:
         decoder = self.model.config.decoder
-        if decoder.positions == "learned" and length > decoder.max_positions:
+        if decoder.positions == "learned" and length > decoder.max_position_embeddings:
             raise MmxError(
-                f"prompt and candidate have {length} tokens; this model reads up to {decoder.max_positions}, "
+                f"prompt and candidate have {length} tokens; this model reads up to {decoder.max_position_embeddings}, "
                 "give shorter texts."
             )
 
     def with_boxes(self, memory: Memory, boxes: Sequence[Sequence[Box | None]], streams: int) -> Memory:
         """The memory in which each of K `streams` sees only the part that it points at; `boxes` [B][up to K]."""
-        packed = pack_boxes(boxes, streams)
+        packed = stack_boxes(boxes, streams)
         return memory if packed is None else memory.focus(packed)
 
     def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
         """What the decoder looks at, where the model's questions are read by a text encoder or by the reader."""
-        name, streams = self.model.config.question_to, len(questions[0])
+        name, streams = self.model.config.question_input, len(questions[0])
         asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q is not None]
         if name == "prompt" or not asked:
-            return memory if name == "prompt" else self.model.read(memory, None)
-        given = self.model.collate(name, [tidy_question(q) for _, q in asked], [row for row, _ in asked])
-        return self.model.read(memory, given._replace(streams=streams))
+            return memory if name == "prompt" else self.model.with_questions(memory, None)
+        given = self.model.collate(name, [normalize_question(q) for _, q in asked], [row for row, _ in asked])
+        return self.model.with_questions(memory, given._replace(streams=streams))
 
     def _memory(self, image: Any) -> Memory:
         if isinstance(image, Memory):
@@ -293,37 +293,37 @@ class Pipeline:
         images = image if isinstance(image, list) else [image]
         return self.encode_prepared([self.prepare(item) for item in images])
 
-    def _one(self, image: Any, box: Box | None) -> Memory:
+    def _single_memory(self, image: Any, box: Box | None) -> Memory:
         memory = self._memory(image)
-        if memory.batch != 1:
+        if memory.batch_size != 1:
             raise MmxError(
-                f"a question is about one picture, {memory.batch} were given; select one: memory.select([0])"
+                f"a question is about one picture, {memory.batch_size} were given; select one: memory.select([0])"
             )
         return memory if box is None else memory.focus(box)
 
-    def prepare(self, image: Any) -> dict[str, Prepared]:
+    def prepare(self, image: Any) -> dict[str, PreparedInput]:
         """One input to the tensors of its sources. Raises MmxError, also for a source that the model does not have."""
         return prepare_inputs(self.model.encoders, self._by_source(image))
 
     def _by_source(self, image: Any) -> dict[str, Any]:
         """One input, or several by name, by the names of sources."""
-        given = image if isinstance(image, Mapping) else {source_of(self.model.encoders, _plain(image)): image}
+        given = image if isinstance(image, Mapping) else {find_source(self.model.encoders, _plain(image)): image}
         for name in given:
             self.model.encoder(name)
         return {name: _plain(raw) for name, raw in given.items()}
 
     @torch.inference_mode()
-    def encode_prepared(self, rows: Sequence[Mapping[str, Prepared]]) -> Memory:
+    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory:
         """The memory of rows that were prepared, each with the sources it has."""
-        batch = batch_inputs(self.model.encoders, rows)
+        batch = collate_inputs(self.model.encoders, rows)
         return self.model.encode({name: part.to(self.model.device) for name, part in batch.items()}, len(rows))
 
-    def _said(self, text: Any, options: GenerationConfig) -> Said:
+    def _generated_text(self, text: Any, options: GenerationConfig) -> GeneratedText:
         tokenizer = self.model.tokenizer
         pieces = tuple((tokenizer.decode([t]), p) for t, p in zip(text.tokens, text.logprobs, strict=False))
-        return Said(self._cut(tokenizer.decode(text.tokens), options), text.score, pieces)
+        return GeneratedText(self._truncate_at_stop_strings(tokenizer.decode(text.tokens), options), text.score, pieces)
 
-    def _stops(self, options: GenerationConfig) -> list[Stop]:
+    def _stopping_criteria(self, options: GenerationConfig) -> list[StoppingCriterion]:
         """End a stream once its text holds one of the stop strings."""
         if not options.stop_strings:
             return []
@@ -334,7 +334,7 @@ class Pipeline:
 
         return [stop]
 
-    def _cut(self, text: str, options: GenerationConfig) -> str:
+    def _truncate_at_stop_strings(self, text: str, options: GenerationConfig) -> str:
         for string in options.stop_strings:
             text = text.split(string)[0]
         return text.strip()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmx.nn.layers import TanhGate
-from mmx.nn.transformer import LookingBlock, LookingStack
+from mmx.nn.transformer import DecoderLayer, Transformer
 
 UNIFORM = 0.99  # of the largest entropy there can be: from here on a query is lost, and reads the plain average
 SINK = 0.3  # of a head's weight, on average over the words: from here on a slot is a sink
@@ -36,7 +36,7 @@ def is_uniform(weights: Tensor, seen: Tensor | None = None) -> Tensor:
     return relative_entropy(weights, seen) >= UNIFORM
 
 
-def sink_mass(weights: Tensor) -> Tensor:
+def attention_sink_mass(weights: Tensor) -> Tensor:
     """How much of each head's weight lies on sinks: slots that hold more than SINK of it on average over all words.
 
     weights [T, ..., S], words first -> [...]. After Gu et al. 2024, "When Attention Sink Emerges in Language Models",
@@ -46,13 +46,13 @@ def sink_mass(weights: Tensor) -> Tensor:
     return (average * (average > SINK)).sum(-1)
 
 
-def gates(stack: LookingStack) -> list[float | None]:
+def gate_values(stack: Transformer) -> list[float | None]:
     """The opening of each looking layer's gate, in -1..1; None where the layer has none (as good as 1)."""
-    found: list[nn.Module] = [block.cross_residual.gate for block in looking_blocks(stack)]
-    return [float(gate.opening.detach().tanh()) if isinstance(gate, TanhGate) else None for gate in found]
+    found: list[nn.Module] = [block.cross_residual.gate for block in cross_attention_layers(stack)]
+    return [float(gate.alpha.detach().tanh()) if isinstance(gate, TanhGate) else None for gate in found]
 
 
-def looking_blocks(stack: LookingStack) -> list[LookingBlock]:
+def cross_attention_layers(stack: Transformer) -> list[DecoderLayer]:
     """The blocks with cross-attention, in order: looking layer 0, 1, ..."""
-    blocks: list[LookingBlock] = list(stack.blocks)  # type: ignore[arg-type]
+    blocks: list[DecoderLayer] = list(stack.layers)  # type: ignore[arg-type]
     return [block for block in blocks if block.cross_attention is not None]

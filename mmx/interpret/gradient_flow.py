@@ -30,23 +30,23 @@ from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
 from mmx.models.projection import KeyValueProjection
-from mmx.models.question_encoder import READER
+from mmx.models.question_encoder import QUESTION_ENCODER
 from mmx.models.source import SourceBatch
 from mmx.nn.features import Features
 from mmx.nn.layers import PostNorm, PreNorm
-from mmx.nn.transformer import LookingBlock
+from mmx.nn.transformer import DecoderLayer
 
-Part = Literal["encoder", "features", "projection", "reader", "decoder"]
-Key = tuple[Part, str]
+ModulePart = Literal["encoder", "features", "projection", "reader", "decoder"]
+Key = tuple[ModulePart, str]
 SPLIT = ("key.weight", "key.bias", "value.weight", "value.bias")  # their rows are those of the looking layers
 
 
-class ByVariant(NamedTuple):
+class FlowValues(NamedTuple):
     """One number of each variant."""
 
-    as_it_is: float
-    last_look: float
-    cut: float
+    baseline: float
+    last_cross_attention_only: float
+    without_residuals: float
 
 
 TITLES = ("as it is", "last look only", "highway cut")
@@ -60,29 +60,29 @@ class FlowRow:
     looking layer 2); of features it is the source; of the decoder and the reader a block or another part, as blocks.0.
     """
 
-    part: Part
+    part: ModulePart
     name: str
-    norms: ByVariant
+    norms: FlowValues
 
 
 @dataclass(frozen=True)
-class Flow:
+class GradientFlow:
     """Rows in the order of the forward, as far as the order of the parameters tells; no weight is in two of them.
     losses: the mean cross-entropy in nats of each variant."""
 
     rows: tuple[FlowRow, ...]
-    losses: ByVariant
+    losses: FlowValues
 
-    def of(self, part: Part, source: str | None = None) -> tuple[FlowRow, ...]:
+    def of(self, part: ModulePart, source: str | None = None) -> tuple[FlowRow, ...]:
         """The rows of a part, of all its sources or of one (the reader's projection is that of source `reader`)."""
         return tuple(r for r in self.rows if r.part == part and source in (None, r.name.split(".")[0]))
 
-    def total(self, part: Part, source: str | None = None) -> ByVariant:
+    def total(self, part: ModulePart, source: str | None = None) -> FlowValues:
         """The norm over all rows of a part at once: the root of their squares' sum; 0 where there is no row."""
         norms = [row.norms for row in self.of(part, source)]
-        return ByVariant(*(math.hypot(*(n[variant] for n in norms)) for variant in range(len(TITLES))))
+        return FlowValues(*(math.hypot(*(n[variant] for n in norms)) for variant in range(len(TITLES))))
 
-    def share(self, source: str) -> ByVariant:
+    def share(self, source: str) -> FlowValues:
         """The gradient that reaches a source's features, relative to that of the model as it is; NaN where nothing
         does then, as behind gates that are shut. Raises MmxError for another source."""
         found = self.of("features", source)
@@ -90,7 +90,7 @@ class Flow:
             known = ", ".join(row.name for row in self.of("features"))
             raise MmxError(f"the flow has no source {source!r}; expected one of {known}.")
         whole, *_ = norms = found[0].norms
-        return ByVariant(*(norm / whole if whole else math.nan for norm in norms))
+        return FlowValues(*(norm / whole if whole else math.nan for norm in norms))
 
     def table(self) -> str:
         """Lines to print: every row, the shares that reach the features, the losses."""
@@ -107,7 +107,7 @@ def gradient_flow(
     mask: Tensor | None,
     targets: Tensor,
     boxes: Tensor | None = None,
-) -> Flow:
+) -> GradientFlow:
     """How much gradient of the mean cross-entropy reaches each layer of a model in eval mode, in three variants.
 
     sources, tokens int [B, K, T], mask bool [B, K, T], boxes [B, K, 4]: as for `Model.forward`; targets: int [B, K, T],
@@ -125,12 +125,12 @@ def gradient_flow(
 
     found = [_measure(model, change, loss_of) for change in (_leave, _blind_all_but_last, _cut_highway)]
     whole = found[0][1]
-    rows = [FlowRow(*key, ByVariant(*(norms.get(key, 0.0) for _, norms in found))) for key in whole]
-    return Flow(tuple(rows), ByVariant(*(loss for loss, _ in found)))
+    rows = [FlowRow(*key, FlowValues(*(norms.get(key, 0.0) for _, norms in found))) for key in whole]
+    return GradientFlow(tuple(rows), FlowValues(*(loss for loss, _ in found)))
 
 
 def _check(model: Model, tokens: Tensor, targets: Tensor) -> None:
-    if model.decoder.is_packed:
+    if model.decoder.is_prepacked:
         raise MmxError(
             "the decoder is laid out for speaking, which carries no gradient; take the model as "
             "mmx.models.checkpoint.load_model(FOLDER) gives it."
@@ -170,7 +170,7 @@ def _leave(decoder: TextDecoder) -> None:
 
 
 def _blind_all_but_last(decoder: TextDecoder) -> None:
-    looking: list[LookingBlock] = [block for block in decoder.blocks if block.cross_attention is not None]  # type: ignore[misc]
+    looking: list[DecoderLayer] = [block for block in decoder.layers if block.cross_attention is not None]  # type: ignore[misc]
     for block in looking[:-1]:
         block.cross_attention = None
 
@@ -203,7 +203,7 @@ class _Watched(nn.Module):
 class _Piece(NamedTuple):
     """A tensor whose gradient is asked for; along its first axis it is that of `layers` looking layers."""
 
-    part: Part
+    part: ModulePart
     name: str
     tensor: Tensor
     layers: int | None = None
@@ -267,7 +267,7 @@ def _watch(twin: Model) -> dict[str, _Watched]:
 def _weights(twin: Model) -> list[_Piece]:
     """Every weight of floating type, once, with the row that it belongs to."""
     placed = [(*_place(name), weight) for name, weight in twin.named_parameters() if weight.is_floating_point()]
-    names: dict[tuple[Part, str], list[str]] = defaultdict(list)
+    names: dict[tuple[ModulePart, str], list[str]] = defaultdict(list)
     for part, owner, name, _ in placed:
         names[part, owner].append(name)
     layers = {name: owner.projection.layers for name, owner in _owners(twin).items()}
@@ -284,17 +284,17 @@ def _weights(twin: Model) -> list[_Piece]:
 
 def _owners(twin: Model) -> dict[str, Any]:
     """What has a projection, by name."""
-    return {**twin.sources, **({} if twin.reader is None else {READER: twin.reader})}
+    return {**twin.sources, **({} if twin.question_encoder is None else {QUESTION_ENCODER: twin.question_encoder})}
 
 
-def _place(name: str) -> tuple[Part, str, str]:
+def _place(name: str) -> tuple[ModulePart, str, str]:
     """The part, the source and the rest of a parameter's name in a model."""
     first, rest = name.split(".", 1)
     if first == "sources":
         source, part, rest = rest.split(".", 2)
         return part, source, rest  # type: ignore[return-value]
     if name.startswith("reader.projection."):
-        return "projection", READER, name.removeprefix("reader.projection.")
+        return "projection", QUESTION_ENCODER, name.removeprefix("reader.projection.")
     return first, first, rest  # type: ignore[return-value]
 
 

@@ -67,7 +67,7 @@ def segment_cells(maps: Tensor, segment: Segment) -> Tensor:
     return grid_cells(maps[..., segment.start : segment.stop], segment.grid)
 
 
-def heat(
+def heatmap(
     cells: Tensor,
     height: int,
     width: int,

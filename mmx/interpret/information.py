@@ -21,7 +21,7 @@ from mmx.nn.relative_position import Recorder
 from mmx.text.tokenizer import Tokenizer
 
 
-def surprise(
+def surprisal(
     decoder: TextDecoder,
     memory: Memory,
     tokens: Tensor,
@@ -36,7 +36,7 @@ def surprise(
     Raises MmxError for a memory of another model.
     """
     wanted = targets >= 0
-    states = decoder.states(tokens, memory, mask, recorder=recorder)
+    states = decoder.hidden_states(tokens, memory, mask, recorder=recorder)
     logits = decoder.logits(states[wanted]).float()  # [n, V]: B*K*T of them would fill the memory
     nats = torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="none")
     return torch.zeros(targets.shape, dtype=nats.dtype, device=nats.device).masked_scatter(wanted, nats / math.log(2))
@@ -52,12 +52,12 @@ def information_gain(
     questions are read by a text source or a reader (`pipeline.with_questions` over `model.encode({}, B)`); None is
     nothing at all. Raises MmxError for a memory of another model.
     """
-    nothing = decoder.empty_memory(memory.batch) if blind is None else blind
-    without, looking = (surprise(decoder, seen, tokens, mask, targets) for seen in (nothing, memory))
+    nothing = decoder.empty_memory(memory.batch_size) if blind is None else blind
+    without, looking = (surprisal(decoder, seen, tokens, mask, targets) for seen in (nothing, memory))
     return without - looking
 
 
-def word_places(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
+def word_ids(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
     """The word that each of T tokens belongs to, counted from 0: [0, 0, 1, ...].
 
     Words are those of `Tokenizer.words`. The end is a word of its own, for to stop has its price too; any other token

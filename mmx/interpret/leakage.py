@@ -27,7 +27,7 @@ from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch
 
-Way = Literal["slots", "inputs"]
+LeakagePath = Literal["slots", "inputs"]
 AT_ONCE = 32  # copies in one batch: a memory of 577 slots is not held 577 times
 SEED = 0  # of what is put in place of keys, values and numbers
 
@@ -51,17 +51,17 @@ class Leakage:
     alignment: Tensor
     grids: frozenset[str] = frozenset()
 
-    def honest(self) -> bool:
+    def is_causal(self) -> bool:
         """Whether no token moves, by a single bit, what is said before it, and no padded token moves anything."""
         return not bool(self.targets.tril(-1).any()) and self.padding == 0.0
 
-    def ahead(self, source: str, way: Way = "slots") -> int | None:
+    def ahead(self, source: str, way: LeakagePath = "slots") -> int | None:
         """How many slots (places) of a source beyond its own a step knows of at most; 0 or less: it is causal. None
         where the source moves nothing. Raises MmxError for a source that was not measured."""
         known = [steps for steps in self.ahead_by_position(source, way) if steps is not None]
         return max(known, default=None)
 
-    def ahead_by_position(self, source: str, way: Way = "slots") -> list[int | None]:
+    def ahead_by_position(self, source: str, way: LeakagePath = "slots") -> list[int | None]:
         """The same for each of T text positions; None where nothing moves it, or the alignment is negative."""
         influence = (self.slots if way == "slots" else self.inputs).get(source)
         if influence is None:
@@ -71,7 +71,7 @@ class Leakage:
 
     def table(self) -> str:
         """A line of text for the target, and one for each source in each way."""
-        worst, verdict = float(self.targets.tril(-1).max()), "honest" if self.honest() else "LEAKS"
+        worst, verdict = float(self.targets.tril(-1).max()), "honest" if self.is_causal() else "LEAKS"
         blind = f", blind at {', '.join(map(str, self.blind))}" if self.blind else ""
         lines = [f"target: {verdict}, later words move earlier ones by {worst:.2g} nats{blind}"]
         for way in ("slots", "inputs"):
@@ -84,8 +84,8 @@ class Leakage:
 
 
 def leakage(
-    listener: Model | TextDecoder,
-    seen: Mapping[str, SourceBatch] | Memory,
+    model: Model | TextDecoder,
+    inputs: Mapping[str, SourceBatch] | Memory,
     tokens: Tensor,
     mask: Tensor | None = None,
     visibility: Tensor | None = None,
@@ -100,14 +100,14 @@ def leakage(
     for sources whose slots follow each other, not for the cells of a grid. Raises MmxError in training mode, where
     dropout looks like leakage, and where listener and seen do not belong together.
     """
-    if listener.training:
+    if model.training:
         raise MmxError("leakage was given a model in training mode, whose dropout moves everything; call eval() first.")
     exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-    decoder, memory, sources = _parts(listener, seen, len(tokens))
+    decoder, memory, sources = _parts(model, inputs, len(tokens))
     text = _Text(decoder, tokens, exists, visibility)
     with torch.no_grad():
         moved, by_slot = _token_influence(text, memory), _slot_influence(text, memory).amax(0)
-        by_input = {name: _input_influence(text, listener, sources, name).amax(0) for name in sources}  # type: ignore[arg-type]
+        by_input = {name: _input_influence(text, model, sources, name).amax(0) for name in sources}  # type: ignore[arg-type]
     own, real = moved.where(exists[:, :, None], 0.0).amax(0), exists.any(0)
     return Leakage(
         targets=own,
@@ -133,14 +133,14 @@ def furthest(influence: Tensor, alignment: Tensor) -> list[int | None]:
     return [found[-1] - own if found and own >= 0 else None for found, own in zip(moving, alignment.tolist())]
 
 
-class Place(NamedTuple):
+class InputRegion(NamedTuple):
     """A part of an input that is changed as one: the name of its tensor, and an index into its axes, rows first."""
 
     tensor: str
     region: tuple[Any, ...]
 
 
-def places(inputs: Mapping[str, Tensor], slots: int, grid: tuple[int, int] | None) -> list[Place]:
+def input_regions(inputs: Mapping[str, Tensor], slots: int, grid: tuple[int, int] | None) -> list[InputRegion]:
     """What of a source's inputs is changed at a time: of pixels [B, C, height, width] what lies under each cell of the
     grid; else one token or number, or, where there are more of them than slots, equal stretches of them, one a slot.
 
@@ -152,11 +152,11 @@ def places(inputs: Mapping[str, Tensor], slots: int, grid: tuple[int, int] | Non
         return []
     if grid is not None and given.ndim > 3:
         rows, columns = (_stretches(side, count) for side, count in zip(given.shape[-2:], grid))
-        return [Place(name, (..., row, column)) for row in rows for column in columns]
+        return [InputRegion(name, (..., row, column)) for row in rows for column in columns]
     lengths = {t.shape[1] for t in inputs.values() if t.dtype == torch.bool and t.ndim == 2}
     axis = 1 if given.shape[1] in lengths else given.ndim - 1
     before, length = (slice(None),) * axis, given.shape[axis]
-    return [Place(name, (*before, part)) for part in _stretches(length, min(length, slots))]
+    return [InputRegion(name, (*before, part)) for part in _stretches(length, min(length, slots))]
 
 
 def _stretches(length: int, count: int) -> list[slice]:
@@ -181,7 +181,7 @@ class _Text(NamedTuple):
 
     def over_copies(self, memory: Memory) -> Tensor:
         """[B, C, T, V] of the text as it is over C*B memories."""
-        return self.logprobs(memory, self.tokens.repeat(memory.batch // len(self.tokens), 1)[:, None])
+        return self.logprobs(memory, self.tokens.repeat(memory.batch_size // len(self.tokens), 1)[:, None])
 
     def influence(self, count: int, run: Callable[[Tensor, bool], Tensor]) -> Tensor:
         """[B, count, T]. run: the log-probabilities [B, C, T, V] of C copies, of which the c-th is changed at the place
@@ -213,19 +213,19 @@ def _slot_influence(text: _Text, memory: Memory) -> Tensor:
     keys, values = _redrawn(memory.keys), _redrawn(memory.values)
 
     def run(where: Tensor, change: bool) -> Tensor:
-        rows = torch.arange(memory.batch).repeat(len(where))
-        here = (torch.arange(memory.slots) == where.repeat_interleave(memory.batch)[:, None]).to(keys.device) & change
+        rows = torch.arange(memory.batch_size).repeat(len(where))
+        here = (torch.arange(memory.num_slots) == where.repeat_interleave(memory.batch_size)[:, None]).to(keys.device) & change
         here, copies = here[None, :, None, :, None], memory.select(rows)
         swapped = [torch.where(here, t[:, rows], old) for t, old in ((keys, copies.keys), (values, copies.values))]
         return text.over_copies(replace(copies, keys=swapped[0], values=swapped[1]))
 
-    return text.influence(memory.slots, run)
+    return text.influence(memory.num_slots, run)
 
 
 def _input_influence(text: _Text, model: Model, sources: Mapping[str, SourceBatch], name: str) -> Tensor:
     """[B, P, T]: of each place of one source's inputs on each position; the source is encoded again."""
     given, batch = sources[name], len(text.tokens)
-    found = places(given.inputs, *_slots_and_grid(model, name, given))
+    found = input_regions(given.inputs, *_slots_and_grid(model, name, given))
     others = {place.tensor: _redrawn(given.inputs[place.tensor]) for place in found[:1]}
 
     def run(where: Tensor, change: bool) -> Tensor:
@@ -251,7 +251,7 @@ def _copied(given: SourceBatch, copies: int, batch: int) -> SourceBatch:
     """The rows of a source `copies` times, one batch of rows after the other."""
     inputs = {name: t.repeat(copies, *[1] * (t.ndim - 1)) for name, t in given.inputs.items()}
     rows = torch.arange(copies, device=given.rows.device)[:, None] * batch + given.rows
-    withheld = None if given.withheld is None else given.withheld.repeat(copies)
+    withheld = None if given.dropped is None else given.dropped.repeat(copies)
     return SourceBatch(inputs, rows.flatten(), withheld, given.streams)
 
 
@@ -268,8 +268,8 @@ def _redrawn(given: Tensor) -> Tensor:
 
 def _remembered(model: Model, sources: Mapping[str, SourceBatch], batch: int) -> Memory:
     """What the decoder looks at, as in Model.forward."""
-    asked = sources.get(model.config.question_to)
-    return model.read(model.encode({n: s for n, s in sources.items() if s is not asked}, batch), asked)
+    asked = sources.get(model.config.question_input)
+    return model.with_questions(model.encode({n: s for n, s in sources.items() if s is not asked}, batch), asked)
 
 
 def _parts(
@@ -284,6 +284,6 @@ def _parts(
     else:
         given = f"{type(listener).__name__} with {type(seen).__name__}"
         raise MmxError(f"leakage was given {given}; expected a decoder with a Memory, or a model with its sources.")
-    if memory.shown is not None and memory.shown.shape[1] > 1:
-        raise MmxError(f"the memory has {memory.shown.shape[1]} views; leakage wants one text over each memory.")
+    if memory.stream_mask is not None and memory.stream_mask.shape[1] > 1:
+        raise MmxError(f"the memory has {memory.stream_mask.shape[1]} views; leakage wants one text over each memory.")
     return decoder, memory, sources

@@ -17,18 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from mmx.errors import MmxError, suggest
-from mmx.interpret.attention_stats import entropy, is_uniform, relative_entropy, sink_mass
-from mmx.interpret.grid import WHOLE, heat, segment_cells
+from mmx.interpret.attention_stats import entropy, is_uniform, relative_entropy, attention_sink_mass
+from mmx.interpret.grid import WHOLE, heatmap, segment_cells
 from mmx.interpret.relevance import relevance_maps
-from mmx.io.files import replacing
+from mmx.io.files import atomic_write
 from mmx.memory import Box, Segment
 
-By = Literal["weighted", "attention", "relevance", "both"]
+MapMethod = Literal["weighted", "attention", "relevance", "both"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".json", ".safetensors")  # of what `Look.save` writes
 
 
 @dataclass(frozen=True)
-class Word:
+class WordInformation:
     """A word that was said: its log-probability in nats, and how many bits of it were saved by looking (beside what the
     text so far tells, and the question, whoever reads it)."""
 
@@ -38,13 +38,13 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceView:
     """Where a source's slots lie: in the memory, and on its input. name: the source, numbered where it comes again;
     picture: what was looked at, where it is one; labels: names of the slots, where they have some; window and
     displacement: see `Encoder.window` and `grid`."""
 
     segment: Segment
-    name: str
+    source_name: str
     picture: Image.Image | None = None
     labels: tuple[str, ...] = ()
     window: Box = WHOLE
@@ -67,13 +67,13 @@ class Look:
 
     text: str
     question: str | None
-    words: tuple[Word, ...]
+    words: tuple[WordInformation, ...]
     attention: Tensor
     weighted: Tensor
     relevance: Tensor | None
-    by: By
-    seen: Tensor
-    places: tuple[Place, ...]
+    method: MapMethod
+    visible: Tensor
+    views: tuple[SourceView, ...]
     gates: tuple[float | None, ...]
 
     def map(self, word: int | str, layer: int | None = None, head: int | None = None) -> Tensor:
@@ -88,24 +88,24 @@ class Look:
                 raise MmxError(f"{name} {chosen} is not there; the model has {name}s 0 to {count - 1}.")
         layers, heads = (slice(None) if n is None else slice(n, n + 1) for n in (layer, head))
         parts = []
-        if self.by in ("relevance", "both") and self.relevance is not None:
+        if self.method in ("relevance", "both") and self.relevance is not None:
             parts.append(relevance_maps(self.relevance[:, layers, heads]))
-        if self.by != "relevance":
-            parts.append((self.attention if self.by == "attention" else self.weighted)[:, layers, heads].sum((1, 2)))
+        if self.method != "relevance":
+            parts.append((self.attention if self.method == "attention" else self.weighted)[:, layers, heads].sum((1, 2)))
         shares = torch.stack([part / part.sum(-1, keepdim=True).clamp(min=1e-12) for part in parts])
         return shares.sum(0) / shares.any(-1).sum(0).clamp(min=1)[:, None]  # where one shows nothing, the other alone
 
-    def spread(self) -> Tensor:
+    def entropies(self) -> Tensor:
         """How wide each spotlight was, [W, L, H]: its entropy as a share of the largest there can be over what was in
         view; 0 for one slot, 1 for the plain average."""
-        return relative_entropy(self.attention, self.seen[:, None, None])
+        return relative_entropy(self.attention, self.visible[:, None, None])
 
     def shares(self, layer: int | None = None, head: int | None = None) -> dict[str, Tensor]:
         """The share of each word's map that lies on each source, [W] by its name."""
         maps = self.maps(layer, head)
-        return {place.name: place.part(maps).sum(-1) for place in self.places}
+        return {place.source_name: place.part(maps).sum(-1) for place in self.views}
 
-    def heat(
+    def heatmap(
         self,
         word: int | str,
         height: int,
@@ -115,13 +115,13 @@ class Look:
         source: str | None = None,
     ) -> Tensor:
         """A word's map over its picture, [height, width], as it is drawn. Raises MmxError where there is no grid."""
-        on_grid = [place for place in self.places if place.segment.grid]
-        place = next((place for place in on_grid if source in (None, place.name)), None)
+        on_grid = [place for place in self.views if place.segment.grid]
+        place = next((place for place in on_grid if source in (None, place.source_name)), None)
         if place is None:
-            known = ", ".join(place.name for place in on_grid) or "none"
+            known = ", ".join(place.source_name for place in on_grid) or "none"
             raise MmxError(f"source {source or 'of any name'} does not lie on a grid; those that do: {known}.")
         cells = segment_cells(self.map(word, layer, head), place.segment)
-        return heat(cells, height, width, place.displacement, place.window)
+        return heatmap(cells, height, width, place.displacement, place.window)
 
     def index(self, word: int | str) -> int:
         """The first place of a word among the words; see `indices`."""
@@ -141,10 +141,10 @@ class Look:
             raise MmxError(f"the text {self.text!r} has no word {word!r}; {hint}")
         return found
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, for JSON: by word, and by layer and head."""
-        maps, shares, seen = self.maps(), self.shares(), self.seen[:, None, None]
-        wide, bits = self.spread(), entropy(self.attention)
+        maps, shares, seen = self.maps(), self.shares(), self.visible[:, None, None]
+        wide, bits = self.entropies(), entropy(self.attention)
         flat = is_uniform(self.attention, seen)
         words = [
             {
@@ -155,18 +155,18 @@ class Look:
                 "entropy": _round(bits[index]),
                 "relative_entropy": _round(wide[index]),
                 "uniform": flat[index].tolist(),
-                "maps": {place.name: _round(_shaped(maps[index], place.segment)) for place in self.places},
+                "maps": {place.source_name: _round(_shaped(maps[index], place.segment)) for place in self.views},
             }
             for index, word in enumerate(self.words)
         ]
         return {
             "text": self.text,
             "question": self.question,
-            "by": self.by,
+            "by": self.method,
             "words": words,
-            "sink_mass": _round(sink_mass(self.attention)) if self.words else [],
+            "sink_mass": _round(attention_sink_mass(self.attention)) if self.words else [],
             "gates": None if None in self.gates else [_round(gate) for gate in self.gates],
-            "sources": {place.name: _told(place) for place in self.places},
+            "sources": {place.source_name: _told(place) for place in self.views},
         }
 
     def save(
@@ -179,17 +179,17 @@ class Look:
         """Write a picture (.png, .jpg, .webp) of all words or some, of all layers and heads or one; or, of all of them,
         the numbers (.json) or arrays (.safetensors: attention, weighted, relevance [W, L, H, S], seen [W, S]). Whole or
         not at all. Raises MmxError for what is not there, and for a path that cannot be written."""
-        from mmx.interpret.render import draw
+        from mmx.interpret.render import render_look
 
         path, chosen = check_suffix(path), self._places_of_words(words)
         self.maps(layer, head)
         writers: dict[str, Any] = {
-            ".json": lambda place: place.write_text(json.dumps(self.facts(), ensure_ascii=False) + "\n", "utf-8"),
+            ".json": lambda place: place.write_text(json.dumps(self.to_dict(), ensure_ascii=False) + "\n", "utf-8"),
             ".safetensors": self._save_arrays,
         }
-        writer = writers.get(path.suffix.lower()) or draw(self, chosen, layer, head).save
+        writer = writers.get(path.suffix.lower()) or render_look(self, chosen, layer, head).save
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 writer(temporary)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             reason = getattr(error, "strerror", None) or error
@@ -208,7 +208,7 @@ class Look:
 
         said = json.dumps([word.text for word in self.words])
         kinds = {"attention": self.attention, "weighted": self.weighted, "relevance": self.relevance}
-        tensors = {name: t for name, t in {**kinds, "seen": self.seen}.items() if t is not None}
+        tensors = {name: t for name, t in {**kinds, "seen": self.visible}.items() if t is not None}
         save_file({name: t.contiguous() for name, t in tensors.items()}, str(path), metadata={"words": said})
 
 
@@ -226,7 +226,7 @@ def _bare(word: str) -> str:
     return word.strip(signs) or word
 
 
-def _told(place: Place) -> dict[str, Any]:
+def _told(place: SourceView) -> dict[str, Any]:
     slots = place.segment.stop - place.segment.start
     return {"slots": slots, "grid": place.segment.grid, "labels": list(place.labels)}
 

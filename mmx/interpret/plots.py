@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from mmx.interpret.gradient_flow import Flow
+    from mmx.interpret.gradient_flow import GradientFlow
     from mmx.interpret.leakage import Leakage
     from mmx.interpret.look import Look
 
@@ -30,7 +30,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDE, DPI = 7.2, 130  # inches, and dots of each
 
 
-class Cost(Protocol):
+class CachingCost(Protocol):
     """What `plot_costs` needs of a row: see `mmx.bench.cache.Cost`."""
 
     way: str
@@ -44,7 +44,7 @@ def plot_spotlight(look: Look) -> Figure:
     """How wide the spotlight of each word is, in every layer and head; and the bits that looking saved of it."""
     figure, (left, right) = _axes(1, 2, height=1.2 + 0.3 * max(3, len(look.words)), widths=(3, 1.4))
     words, layers = [word.text for word in look.words], look.attention.shape[1]
-    wide = look.spread().flatten(1)
+    wide = look.entropies().flatten(1)
     heads = wide.shape[1] // layers
     image = left.imshow(wide, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for layer in range(1, layers):
@@ -60,7 +60,7 @@ def plot_spotlight(look: Look) -> Figure:
     return figure
 
 
-def plot_flow(flow: Flow) -> Figure:
+def plot_flow(flow: GradientFlow) -> Figure:
     """The gradient of each layer in the three variants, in the order of the forward. A line joins the rows of a part;
     keys and values have their own."""
     from mmx.interpret.gradient_flow import TITLES
@@ -135,7 +135,7 @@ def _influence(axes: Axes, influence: Tensor, line: Sequence[int], scale: tuple[
     return image
 
 
-def plot_costs(costs: Sequence[Cost]) -> Figure:
+def plot_costs(costs: Sequence[CachingCost]) -> Figure:
     """Of a token: its time, and the bytes of keys and values made for it; of the text: the bytes held. Over its length,
     each way a line."""
     figure, panels = _axes(1, 3, height=3.2)

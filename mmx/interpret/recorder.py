@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmx.nn.relative_position import Sight
+from mmx.nn.relative_position import CrossAttentionInputs
 
 
-class Noted(NamedTuple):
+class RecordedQueries(NamedTuple):
     """One call of one layer: queries [B, H, K*T, D], and the mask and bias of their scores (see `Sight`)."""
 
     queries: Tensor
@@ -22,23 +22,23 @@ class Noted(NamedTuple):
     bias: Tensor | None
 
 
-class Recorder:
+class QueryRecorder:
     """Hand it to the decoder (or a DecoderStep); afterwards `queries(layer, streams)` is all that was asked there."""
 
     def __init__(self) -> None:
-        self._noted: dict[int, list[Noted]] = defaultdict(list)
+        self._noted: dict[int, list[RecordedQueries]] = defaultdict(list)
 
-    def note(self, layer: int, queries: Tensor, sight: Sight) -> None:
+    def record(self, layer: int, queries: Tensor, sight: CrossAttentionInputs) -> None:
         """Called by looking layer number `layer` with its queries [B, H, K*T, D]."""
         bias = None if sight.bias is None else sight.bias.detach()
-        self._noted[layer].append(Noted(queries.detach(), sight.mask, bias))
+        self._noted[layer].append(RecordedQueries(queries.detach(), sight.mask, bias))
 
     @property
     def layers(self) -> list[int]:
         """The looking layers that noted something."""
         return sorted(self._noted)
 
-    def noted(self, layer: int) -> list[Noted]:
+    def recorded(self, layer: int) -> list[RecordedQueries]:
         """The calls of one layer, one after the other."""
         return list(self._noted[layer])
 

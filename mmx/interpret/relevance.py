@@ -31,7 +31,7 @@ def relevance(
     memory: Memory,
     tokens: Tensor,
     targets: Tensor,
-    words: Tensor | None = None,
+    word_ids: Tensor | None = None,
     mask: Tensor | None = None,
     visibility: Tensor | None = None,
     recorder: Recorder | None = None,
@@ -46,17 +46,17 @@ def relevance(
     One pass forward and, for each word of each stream, one backward over all B at once. No parameter gets a gradient.
     Raises MmxError where targets or words do not fit the tokens.
     """
-    for name, given in (("targets", targets), ("words", words)):
+    for name, given in (("targets", targets), ("words", word_ids)):
         if given is not None and given.shape != tokens.shape:
             raise MmxError(f"{name} are {list(given.shape)}; expected [B, K, T] = {list(tokens.shape)}, as the tokens.")
     # What `encode` gives was made in inference mode; autograd keeps only copies made outside of it.
     with torch.inference_mode(False), torch.enable_grad():
-        words = _one_each(targets) if words is None else words.masked_fill(targets < 0, -1)
-        held = _with_values_to_derive_by(memory, len(decoder.config.looking))
-        states = decoder.states(tokens.clone(), held, mask, recorder=recorder, visibility=visibility)
-        asked = words >= 0
+        word_ids = _one_each(targets) if word_ids is None else word_ids.masked_fill(targets < 0, -1)
+        held = _with_values_to_derive_by(memory, len(decoder.config.cross_attention_layers))
+        states = decoder.hidden_states(tokens.clone(), held, mask, recorder=recorder, visibility=visibility)
+        asked = word_ids >= 0
         logprobs = _logprobs(decoder.logits(states[asked]), targets[asked])
-        return _by_word(held.values, logprobs, words, asked)
+        return _by_word(held.values, logprobs, word_ids, asked)
 
 
 def relevance_maps(parts: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ def _with_values_to_derive_by(memory: Memory, layers: int) -> Memory:
     """A memory of copies in which each of `layers` looking layers has values of its own, also where it shares them."""
     values = memory.values.detach().expand(layers, -1, -1, -1, -1).clone().requires_grad_()
     keys = memory.keys.detach().clone().expand(layers, -1, -1, -1, -1)
-    shown = None if memory.shown is None else memory.shown.clone()
-    return replace(memory, keys=keys, values=values, mask=memory.mask.clone(), shown=shown)
+    shown = None if memory.stream_mask is None else memory.stream_mask.clone()
+    return replace(memory, keys=keys, values=values, mask=memory.mask.clone(), stream_mask=shown)
 
 
 def _logprobs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "A
 MOST_SLOTS = 60  # columns of a matrix; more are drawn narrower, without their names
 
 
-class Word(Protocol):
+class WordInformation(Protocol):
     """A word that was said, and the bits of it that looking saved."""
 
     @property
@@ -47,13 +47,13 @@ class Word(Protocol):
     def gain(self) -> float: ...
 
 
-class Place(Protocol):
+class SourceView(Protocol):
     """Where a source's slots lie, the picture they lie on, and what they are called."""
 
     @property
     def segment(self) -> Segment: ...
     @property
-    def name(self) -> str: ...
+    def source_name(self) -> str: ...
     @property
     def picture(self) -> Image.Image | None: ...
     @property
@@ -68,26 +68,26 @@ class Look(Protocol):
     @property
     def question(self) -> str | None: ...
     @property
-    def by(self) -> str: ...
+    def method(self) -> str: ...
     @property
-    def words(self) -> Sequence[Word]: ...
+    def words(self) -> Sequence[WordInformation]: ...
     @property
-    def places(self) -> Sequence[Place]: ...
+    def views(self) -> Sequence[SourceView]: ...
     def shares(self, layer: int | None = None, head: int | None = None) -> Mapping[str, Tensor]: ...
     def maps(self, layer: int | None = None, head: int | None = None) -> Tensor: ...
-    def heat(
+    def heatmap(
         self, word: int, height: int, width: int, layer: int | None, head: int | None, source: str | None
     ) -> Tensor: ...
 
 
-def draw(look: Look, words: Sequence[int], layer: int | None = None, head: int | None = None) -> Image.Image:
+def render_look(look: Look, words: Sequence[int], layer: int | None = None, head: int | None = None) -> Image.Image:
     """The sheet of some words of a look, by their places; the mean over layers and heads, or those asked for.
 
     Raises MmxError where it would grow beyond what a file of a picture can hold.
     """
     view, shares, parts = _View(look, layer, head), look.shares(layer, head), []
-    for place in look.places:
-        share = shares[place.name] if len(shares) > 1 else None
+    for place in look.views:
+        share = shares[place.source_name] if len(shares) > 1 else None
         parts.append((_tiles if place.segment.grid else _matrix)(view, place, words, share))
     width = max([LEAST_WIDTH, *(part.width for part in parts)])
     sheet = [_title(view, width), *parts, _legend()]
@@ -117,7 +117,7 @@ def colors(heat: Tensor) -> Tensor:
     return stops[low] + (at - low)[..., None] * (stops[low + 1] - stops[low])
 
 
-def over(picture: Image.Image, heat: Tensor, peak: float | None = None) -> Image.Image:
+def overlay_heatmap(picture: Image.Image, heat: Tensor, peak: float | None = None) -> Image.Image:
     """A picture under the heat of a map [height, width] of its own size, from nothing to `peak` (the map's own)."""
     strength = (heat / max(float(heat.max()) if peak is None else peak, 1e-12)).clamp(0, 1)
     grey = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8).float()
@@ -127,18 +127,18 @@ def over(picture: Image.Image, heat: Tensor, peak: float | None = None) -> Image
     return Image.fromarray(mixed.round().byte().numpy(), "RGB")
 
 
-def _tiles(view: _View, place: Place, words: Sequence[int], share: Tensor | None) -> Image.Image:
+def _tiles(view: _View, place: SourceView, words: Sequence[int], share: Tensor | None) -> Image.Image:
     """One tile a word, the input itself first."""
     picture = place.picture or Image.new("RGB", (TILE, TILE), (128, 128, 128))
     scale = TILE / max(picture.size)
     width, height = (max(LEAST_SIDE, round(side * scale)) for side in picture.size)
     small = picture.resize((width, height), Image.Resampling.LANCZOS)
-    tiles, peaks = [(small, place.name, "what was looked at")], view.peaks()
+    tiles, peaks = [(small, place.source_name, "what was looked at")], view.peaks()
     for index in words:
         word = view.look.words[index]
-        heat = view.look.heat(index, height, width, view.layer, view.head, place.name)
-        below = worth(word) if share is None else f"{100 * float(share[index]):.0f} % of it here"
-        tiles.append((over(small, heat, float(peaks[index])), word.text, below))
+        heat = view.look.heatmap(index, height, width, view.layer, view.head, place.source_name)
+        below = format_gain(word) if share is None else f"{100 * float(share[index]):.0f} % of it here"
+        tiles.append((overlay_heatmap(small, heat, float(peaks[index])), word.text, below))
     columns = min(COLUMNS, len(tiles))
     step, line = TILE + MARGIN, height + 48
     sheet = Image.new("RGB", (columns * step + MARGIN, -(-len(tiles) // columns) * line), PAPER)
@@ -150,13 +150,13 @@ def _tiles(view: _View, place: Place, words: Sequence[int], share: Tensor | None
     return sheet
 
 
-def worth(word: Word) -> str:
+def format_gain(word: WordInformation) -> str:
     """What looking saved of a word's surprise, or cost."""
     bits = round(word.gain, 1) + 0.0  # no minus before a zero
     return f"looking saved {bits:.1f} bits" if bits >= 0 else f"looking cost {-bits:.1f} bits"
 
 
-def _matrix(view: _View, place: Place, words: Sequence[int], share: Tensor | None) -> Image.Image:
+def _matrix(view: _View, place: SourceView, words: Sequence[int], share: Tensor | None) -> Image.Image:
     """One row a word, one column a slot."""
     count = place.segment.stop - place.segment.start
     cell = CELL if count <= MOST_SLOTS else max(2, CELL * MOST_SLOTS // count)
@@ -167,7 +167,7 @@ def _matrix(view: _View, place: Place, words: Sequence[int], share: Tensor | Non
     right = MARGIN if share is None else MARGIN + 70
     sheet = Image.new("RGB", (left + count * cell + right, top + len(words) * CELL + 12), PAPER)
     pen, peaks = ImageDraw.Draw(sheet), view.peaks()
-    _write(sheet, (MARGIN, 0), f"{place.name}: {count} slots, left to right", PALE, SMALL)
+    _write(sheet, (MARGIN, 0), f"{place.source_name}: {count} slots, left to right", PALE, SMALL)
     for column, name in enumerate(names):
         sheet.paste(name, (left + column * cell + 4, top - name.height - 4))
     maps, gap = view.look.maps(view.layer, view.head), 2 if cell > 4 else 1
@@ -192,7 +192,7 @@ def _title(view: _View, width: int) -> Image.Image:
     strip = Image.new("RGB", (width, 36 + 26 * len(said)), PAPER)
     for number, line in enumerate(said):
         _write(strip, (MARGIN, 4 + 26 * number), line, INK, LARGE)
-    _write(strip, (MARGIN, 6 + 26 * len(said)), f"{BY[look.by]}; {which}", PALE, SMALL)
+    _write(strip, (MARGIN, 6 + 26 * len(said)), f"{BY[look.method]}; {which}", PALE, SMALL)
     return strip
 
 
@@ -200,7 +200,7 @@ def _legend() -> Image.Image:
     """The scale of the heat, over a picture of plain grey."""
     strip = Image.new("RGB", (460, 40), PAPER)
     ramp = torch.linspace(0, 1, 160).expand(12, -1)
-    strip.paste(over(Image.new("RGB", (160, 12), (128, 128, 128)), ramp), (MARGIN + 70, 12))
+    strip.paste(overlay_heatmap(Image.new("RGB", (160, 12), (128, 128, 128)), ramp), (MARGIN + 70, 12))
     _write(strip, (MARGIN, 10), "nothing", PALE, SMALL)
     _write(strip, (MARGIN + 240, 10), "the word's peak", PALE, SMALL)
     return strip

@@ -17,27 +17,27 @@ import torch
 from torch import Tensor
 
 from mmx.errors import MmxError
-from mmx.interpret.attention_maps import all_maps, weighted
-from mmx.interpret.attention_stats import gates
+from mmx.interpret.attention_maps import all_attention_maps, value_weighted_attention
+from mmx.interpret.attention_stats import gate_values
 from mmx.interpret.grid import displacement
-from mmx.interpret.information import surprise
-from mmx.interpret.look import By, Look, Place, Word
-from mmx.interpret.recorder import Recorder
+from mmx.interpret.information import surprisal
+from mmx.interpret.look import MapMethod, Look, SourceView, WordInformation
+from mmx.interpret.recorder import QueryRecorder
 from mmx.interpret.relevance import relevance
 from mmx.io.images import load_image
 from mmx.memory import Memory
 from mmx.models.model import Model
-from mmx.models.question_encoder import READER
+from mmx.models.question_encoder import QUESTION_ENCODER
 
 
-def look(
+def look_at_text(
     model: Model,
     memory: Memory,
     prompt: Sequence[int],
     said: Sequence[int],
     question: str | None,
-    places: Sequence[Place],
-    by: By = "weighted",
+    places: Sequence[SourceView],
+    by: MapMethod = "weighted",
     blind: Memory | None = None,
 ) -> Look:
     """What the words of a text that is there looked at: tokens of a prompt, and those that were `said` after it.
@@ -45,7 +45,7 @@ def look(
     memory: of one row, as the decoder looked at it; places: those of its segments, see `places_of`; blind: what is left
     without the sources (None: nothing). Raises MmxError for a kind of map that there is not.
     """
-    if by not in (known := get_args(By)):
+    if by not in (known := get_args(MapMethod)):
         raise MmxError(f"by was given {by!r}; expected one of {', '.join(known)}.")
     decoder, start = model.decoder, len(prompt) - 1
     tokens = torch.tensor([[[*prompt, *said]]], device=model.device)[:, :, : start + max(1, len(said))]
@@ -55,15 +55,15 @@ def look(
     here = torch.full_like(tokens, -1)
     for number, (_, pieces) in enumerate(words):
         here[0, 0, [start + piece for piece in pieces]] = number
-    recorder, nothing = Recorder(), decoder.empty_memory(1) if blind is None else blind
+    recorder, nothing = QueryRecorder(), decoder.empty_memory(1) if blind is None else blind
     with torch.inference_mode():
-        seeing = surprise(decoder, memory, tokens, None, targets, recorder)[0, 0]
-        without = surprise(decoder, nothing, tokens, None, targets)[0, 0]
-        attention = all_maps(recorder, memory, 1)
-        weighed = weighted(decoder, memory, attention)
+        seeing = surprisal(decoder, memory, tokens, None, targets, recorder)[0, 0]
+        without = surprisal(decoder, nothing, tokens, None, targets)[0, 0]
+        attention = all_attention_maps(recorder, memory, 1)
+        weighed = value_weighted_attention(decoder, memory, attention)
     steps = [[start + piece for piece in pieces] for _, pieces in words]
     facts = [
-        Word(text, -math.log(2) * float(seeing[s].sum()), float((without - seeing)[s].sum()))
+        WordInformation(text, -math.log(2) * float(seeing[s].sum()), float((without - seeing)[s].sum()))
         for (text, _), s in zip(words, steps)
     ]
     gained = relevance(decoder, memory, tokens, targets, here)[0, 0].cpu() if by in ("relevance", "both") else None
@@ -74,17 +74,17 @@ def look(
         attention=_over_steps(attention[0, 0], steps),
         weighted=_over_steps(weighed[0, 0], steps),
         relevance=gained,
-        by=by,
-        seen=_over_steps(_in_view(recorder, memory, tokens.shape[-1]), steps) > 0,
-        places=tuple(places),
-        gates=tuple(gates(decoder)),
+        method=by,
+        visible=_over_steps(_in_view(recorder, memory, tokens.shape[-1]), steps) > 0,
+        views=tuple(places),
+        gates=tuple(gate_values(decoder)),
     )
 
 
-def _in_view(recorder: Recorder, memory: Memory, length: int) -> Tensor:
+def _in_view(recorder: QueryRecorder, memory: Memory, length: int) -> Tensor:
     """bool [T, S]: which slots each position could see."""
-    mask = recorder.noted(recorder.layers[0])[0].mask
-    whole = memory.mask.new_ones(length, memory.slots)
+    mask = recorder.recorded(recorder.layers[0])[0].mask
+    whole = memory.mask.new_ones(length, memory.num_slots)
     return whole if mask is None else whole & mask[0, 0]
 
 
@@ -94,9 +94,9 @@ def _over_steps(given: Tensor, steps: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack(rows).cpu() if rows else given[:0].float().cpu()
 
 
-def places_of(
+def source_views(
     model: Model, memory: Memory, raw: Mapping[str, Any], displacements: dict[str, tuple[float, float]] | None = None
-) -> list[Place]:
+) -> list[SourceView]:
     """The place of each segment of a memory on its raw input, by source name; without an input, only in the memory.
 
     displacements: those that are known already; what is measured is put in.
@@ -108,16 +108,16 @@ def places_of(
     for segment in memory.layout:
         name = segment.source
         seen[name] += 1
-        place = Place(segment, name if again[name] == 1 else f"{name} {seen[name]}")
+        place = SourceView(segment, name if again[name] == 1 else f"{name} {seen[name]}")
         given = raw.get(name) if again[name] == 1 else None  # of several, nobody says which is which
         found.append(place if given is None else _on_its_input(model, place, given, known))
     return found
 
 
-def _on_its_input(model: Model, place: Place, given: Any, known: dict[str, tuple[float, float]]) -> Place:
+def _on_its_input(model: Model, place: SourceView, given: Any, known: dict[str, tuple[float, float]]) -> SourceView:
     name = place.segment.source
-    if name == READER and model.reader is not None:
-        return replace(place, labels=tuple(model.reader.labels(given)))
+    if name == QUESTION_ENCODER and model.question_encoder is not None:
+        return replace(place, labels=tuple(model.question_encoder.labels(given)))
     encoder = model.encoder(name)
     if not place.segment.grid:
         return replace(place, labels=tuple(encoder.labels(given)))

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmx.errors import SoundError
-from mmx.io.files import Refusal, read_file, reasons, spoken_name
+from mmx.errors import AudioError
+from mmx.io.files import ReadFailure, read_file, failure_messages, display_name
 
 Samples: TypeAlias = Tensor | np.ndarray | Sequence[Any]
-Sound: TypeAlias = str | os.PathLike[str] | bytes | tuple[Samples, float]
+AudioInput: TypeAlias = str | os.PathLike[str] | bytes | tuple[Samples, float]
 
 MAX_BYTES = 256 * 2**20
 MAX_SECONDS = 600
@@ -31,7 +31,7 @@ SUFFIXES = frozenset(f".{suffix}" for suffix in _KNOWN.split())
 
 # kind of refusal: what is wrong; what was expected; what to do
 _REASONS = {
-    **reasons("sound", MAX_BYTES),
+    **failure_messages("sound", MAX_BYTES),
     "type": "this cannot be read; expected a path, the bytes of a sound file, or a pair (samples, rate); save it first",
     "empty": "no samples in it; expected a sound; fetch or record it again",
     "format": "no sound, or damaged at the start; expected WAV, FLAC, OGG, MP3, AIFF, AU or CAF; convert it",
@@ -47,7 +47,7 @@ _REASONS = {
 _LOUDEST = {"int8": 2**7, "int16": 2**15, "int32": 2**31}
 
 
-def load_sound(raw: Sound, rate: int) -> Tensor:
+def load_audio(raw: AudioInput, rate: int) -> Tensor:
     """Mono float32 samples [T] at `rate`, the channels' mean, from a path, the bytes of a file, or (samples, rate).
 
     Samples are a tensor, array or list [T] or [T, channels]: floats, whose full scale is 1, or int8, int16 and int32,
@@ -57,13 +57,13 @@ def load_sound(raw: Sound, rate: int) -> Tensor:
     try:
         samples, given = _decode(raw)
         return torch.from_numpy(_at_rate(samples, given, rate))
-    except Refusal as refusal:
+    except ReadFailure as refusal:
         found = refusal
     except Exception:  # noqa: BLE001 - damaged files raise what their decoder likes
-        found = Refusal("damaged")
+        found = ReadFailure("damaged")
     pair = isinstance(raw, tuple | list)
-    label, name = ("the samples given", "samples") if pair else spoken_name(raw, "sound")
-    raise SoundError(f"{label}: {_REASONS[found.kind]}.", kind=found.kind, source=name)  # no other library's text
+    label, name = ("the samples given", "samples") if pair else display_name(raw, "sound")
+    raise AudioError(f"{label}: {_REASONS[found.kind]}.", kind=found.kind, source=name)  # no other library's text
 
 
 class _File(BytesIO):
@@ -84,34 +84,34 @@ def _decode(raw: object) -> tuple[np.ndarray, float]:
         return _open(read_file(os.fsdecode(raw), MAX_BYTES))
     if isinstance(raw, tuple | list) and len(raw) == 2 and np.ndim(raw[1]) == 0:
         return _mono(_array(raw[0])), _positive(raw[1])
-    raise Refusal("type")
+    raise ReadFailure("type")
 
 
 def _open(data: bytes) -> tuple[np.ndarray, float]:
     """The samples of a file, mixed to mono block by block, so that many channels never stand in memory at once."""
     if not data:
-        raise Refusal("empty")
+        raise ReadFailure("empty")
     if len(data) > MAX_BYTES:
-        raise Refusal("bytes")
+        raise ReadFailure("bytes")
     soundfile = _audio("soundfile")
     try:
         file = soundfile.SoundFile(_File(data))
     except Exception:  # noqa: BLE001 - as in load_sound
-        raise Refusal("format") from None
+        raise ReadFailure("format") from None
     with file:
         rate = _positive(file.samplerate)
         if file.channels > MAX_CHANNELS:
-            raise Refusal("channels")
+            raise ReadFailure("channels")
         told = file.frames  # never more are read
         if told > min(MAX_SECONDS * rate, MAX_SAMPLES):
-            raise Refusal("long")
+            raise ReadFailure("long")
         pieces = [np.zeros(0, np.float32)]
         while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
             pieces.append(block.mean(axis=1))
         samples = np.concatenate(pieces)
         guessed = file.format == "MP3"  # which need not say how long it is
         if _cut_short(data) or (len(samples) < told and not guessed):
-            raise Refusal("damaged")
+            raise ReadFailure("damaged")
     return samples, rate
 
 
@@ -130,38 +130,38 @@ def _array(samples: Any) -> np.ndarray:
         try:
             array = np.asarray(samples, None if isinstance(samples, np.ndarray) else np.float32)
         except (TypeError, ValueError, OverflowError):  # words, or lists of different lengths
-            raise Refusal("shape") from None
+            raise ReadFailure("shape") from None
     if array.dtype.kind in "iu":
         if array.dtype.name not in _LOUDEST:
-            raise Refusal("range")
+            raise ReadFailure("range")
         return array.astype(np.float32) / np.float32(_LOUDEST[array.dtype.name])
     if array.dtype.kind != "f":
-        raise Refusal("shape")
+        raise ReadFailure("shape")
     return array.astype(np.float32)  # a copy: the caller's samples stay the caller's
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
     """[T] or [T, channels] -> [T]."""
     if samples.ndim not in (1, 2):
-        raise Refusal("shape")
+        raise ReadFailure("shape")
     if samples.ndim == 1:
         return samples
     if not 1 <= samples.shape[1] <= MAX_CHANNELS:
-        raise Refusal("channels" if samples.shape[1] else "empty")
+        raise ReadFailure("channels" if samples.shape[1] else "empty")
     return samples.mean(axis=1, dtype=np.float32)
 
 
 def _at_rate(samples: np.ndarray, given: float, rate: int) -> np.ndarray:
     if not len(samples):
-        raise Refusal("empty")
+        raise ReadFailure("empty")
     if len(samples) > min(MAX_SECONDS * given, MAX_SAMPLES):
-        raise Refusal("long")
+        raise ReadFailure("long")
     if not np.isfinite(samples).all():
-        raise Refusal("finite")
+        raise ReadFailure("finite")
     if given != rate:
         samples = _audio("soxr").resample(samples, given, rate)
     if not len(samples):  # two samples of a higher rate are none of a lower one
-        raise Refusal("empty")
+        raise ReadFailure("empty")
     return samples
 
 
@@ -169,9 +169,9 @@ def _positive(rate: Any) -> float:
     try:
         number = float("nan" if isinstance(rate, bool | str) else rate)
     except (TypeError, ValueError, OverflowError):
-        raise Refusal("rate") from None
+        raise ReadFailure("rate") from None
     if not 0 < number < float("inf"):
-        raise Refusal("rate")
+        raise ReadFailure("rate")
     return number
 
 
@@ -182,4 +182,4 @@ def _audio(package: str) -> Any:
     try:
         return import_module(package)
     except (ImportError, OSError):  # OSError: soundfile without its C library
-        raise Refusal("extra") from None
+        raise ReadFailure("extra") from None

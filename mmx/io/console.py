@@ -12,15 +12,15 @@ from threading import Thread
 from typing import Any, NamedTuple, TextIO
 
 from mmx.errors import MmxError
-from mmx.io.files import replacing
-from mmx.io.results_file import Journal, Known, number_of, open_journal, row_line
+from mmx.io.files import atomic_write
+from mmx.io.results_file import ResultsFile, SeenIds, number_of, open_results_file, row_line
 
 
 class Row(NamedTuple):
     """A result: what a person calls the input, and the facts of its JSON line."""
 
     name: str
-    facts: dict[str, Any]
+    fields: dict[str, Any]
 
 
 def result_row(facts: dict[str, Any], name: str, kind: str, said: Any) -> Row:
@@ -32,13 +32,13 @@ def result_row(facts: dict[str, Any], name: str, kind: str, said: Any) -> Row:
 
 
 @contextmanager
-def results(
+def open_results(
     out: Path | None,
     made: Mapping[str, Any],
     sources: Collection[str],
     overwrite: bool = False,
     retry_errors: bool = False,
-) -> Iterator[Journal | None]:
+) -> Iterator[ResultsFile | None]:
     """The file of --out, to be gone on with (see `mmx.io.results_file`); None for stdout."""
     if out is None:
         if overwrite or retry_errors:
@@ -46,32 +46,32 @@ def results(
             raise MmxError(f"{flag} was given and no file; type {flag} --out FILE.")
         yield None
         return
-    with _told_of(out), open_journal(out, made, sources, overwrite, retry_errors) as journal:
+    with _told_of(out), open_results_file(out, made, sources, overwrite, retry_errors) as journal:
         if journal.errors:
             rows = f"{journal.errors:,} rows are errors" if journal.errors > 1 else "one row is an error"
             print(f"{out}: {rows} of an earlier run; --retry-errors tries again.", file=sys.stderr)
         yield journal
 
 
-def deliver(rows: Iterable[Row], bar: Any, journal: Journal | None, as_json: bool, line: Callable[[Row], str]) -> bool:
+def write_rows(rows: Iterable[Row], bar: Any, journal: ResultsFile | None, as_json: bool, line: Callable[[Row], str]) -> bool:
     """Print each row, or append it to a file.
 
     Errors go to stderr, each of a picture once, however many questions it was asked. Returns whether all went well, now
     and in the runs that the file is of.
     """
-    told = Known()
+    told = SeenIds()
     well = journal is None or not journal.errors
     for row in rows:
         bar.update()
-        failed = "error" in row.facts
-        if failed and (number := number_of(f"{row.name}\0{row.facts['error']}")) not in told:
+        failed = "error" in row.fields
+        if failed and (number := number_of(f"{row.name}\0{row.fields['error']}")) not in told:
             told.add(number)
-            bar.write(row.facts["error"], file=sys.stderr)
+            bar.write(row.fields["error"], file=sys.stderr)
         well = well and not failed
         if journal is not None:
-            journal.write(row.facts)
+            journal.write(row.fields)
         elif as_json:
-            print(row_line(row.facts), end="", flush=True)
+            print(row_line(row.fields), end="", flush=True)
         elif not failed:
             print(line(row), flush=True)
     return well
@@ -109,7 +109,7 @@ def _replacing(out: Path) -> Iterator[TextIO]:
             yield file
         return
     place = out.resolve()  # through a link: what it points at is replaced, not the link
-    with replacing(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with atomic_write(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         yield file
 
 
@@ -131,7 +131,7 @@ def count_for(bar: Any, count: Callable[[], int | None]) -> None:
         Thread(target=work, daemon=True).start()
 
 
-def passed_over(bar: Any) -> None:
+def skip_one(bar: Any) -> None:
     """One more that an earlier run has done: it counts, but not for how many are done a second."""
     if not bar.disable:
         bar.initial += 1

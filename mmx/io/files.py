@@ -17,7 +17,7 @@ from mmx.errors import DataError
 _ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+://?", re.IGNORECASE)
 
 
-class Refusal(Exception):  # noqa: N818 - no error yet: the door that catches it knows the name of the thing
+class ReadFailure(Exception):  # noqa: N818 - no error yet: the door that catches it knows the name of the thing
     """Stops the reading. kind: a stable word; detail: what belongs to the name in the sentence."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
@@ -25,7 +25,7 @@ class Refusal(Exception):  # noqa: N818 - no error yet: the door that catches it
         self.kind, self.detail = kind, detail
 
 
-def reasons(thing: str, most_bytes: int) -> dict[str, str]:
+def failure_messages(thing: str, most_bytes: int) -> dict[str, str]:
     """Kind of refusal -> what is wrong with the file of a `thing`; what was expected; what to do."""
     return {
         "missing": f"there is no such file; expected a {thing} on this computer; check the path",
@@ -44,22 +44,22 @@ def read_file(path: str, most: int) -> bytes:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise Refusal("folder")
+            raise ReadFailure("folder")
         if not stat.S_ISREG(status.st_mode):
-            raise Refusal("special")  # opening a pipe would wait for ever
+            raise ReadFailure("special")  # opening a pipe would wait for ever
         if status.st_size > most:
-            raise Refusal("bytes")
+            raise ReadFailure("bytes")
         with open(path, "rb") as file:
             return file.read(most + 1)
     except PermissionError:
-        raise Refusal("permission") from None
+        raise ReadFailure("permission") from None
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
-        raise Refusal("address" if _ADDRESS.match(path) else "missing") from None
+        raise ReadFailure("address" if _ADDRESS.match(path) else "missing") from None
     except OSError:  # also a name that is too long, as inline data is
-        raise Refusal("address" if _ADDRESS.match(path) else "unreadable") from None
+        raise ReadFailure("address" if _ADDRESS.match(path) else "unreadable") from None
 
 
-def spoken_name(source: object, thing: str) -> tuple[str, str]:
+def display_name(source: object, thing: str) -> tuple[str, str]:
     """How a sentence calls a source that is a path, bytes or something else (short, printable), and its full name."""
     if isinstance(source, bytes):
         return f"a {thing} of {len(source):,} bytes", "bytes"
@@ -72,7 +72,7 @@ def spoken_name(source: object, thing: str) -> tuple[str, str]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place beside `path` to write to, which takes its place at the end; nothing half-written is left behind."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # the suffix tells some the format
     try:
@@ -125,7 +125,7 @@ def _matching(path: Path, accepts: Callable[[str], bool], walked: tuple[str, ...
 def _walk(
     folder: Path, patterns: Sequence[Pattern], accepts: Callable[[str], bool], walked: tuple[str, ...]
 ) -> Iterator[Path | DataError]:
-    if was_walked(folder, walked):
+    if is_under(folder, walked):
         return
     listed = _listed(folder)
     if isinstance(listed, DataError):
@@ -171,7 +171,7 @@ def _advanced(pattern: Pattern, name: str) -> Iterator[Pattern]:
     yield from _advanced(pattern[1:], name)
 
 
-def was_walked(folder: Path, walked: tuple[str, ...]) -> bool:
+def is_under(folder: Path, walked: tuple[str, ...]) -> bool:
     """Whether an earlier walk came through here: from one of its folders down, through nothing hidden and no link."""
     if not walked:
         return False

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmx.errors import ImageError
-from mmx.io.files import Refusal, read_file, reasons, spoken_name
+from mmx.io.files import ReadFailure, read_file, failure_messages, display_name
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000  # width x height; decoding takes about 12 bytes for each, so at most some 600 MB
@@ -31,7 +31,7 @@ SUFFIXES = frozenset(f".{suffix}" for suffix in _KNOWN.split())
 
 # kind of refusal: what is wrong; what was expected; what to do
 _REASONS = {
-    **reasons("picture", MAX_BYTES),
+    **failure_messages("picture", MAX_BYTES),
     "type": "this cannot be read; expected a path, the bytes of a picture file, or an open picture; save it to a file",
     "empty": "zero bytes; expected a picture file; fetch or export it again",
     "format": "no picture, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2, PPM; convert it",
@@ -59,16 +59,16 @@ def load_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
     """
     try:
         return _upright(_decode(source))
-    except Refusal as refusal:
+    except ReadFailure as refusal:
         given = refusal
     except _BOMBS:
-        given = Refusal("pixels")
+        given = ReadFailure("pixels")
     except Exception:  # noqa: BLE001 - damaged files raise some ten types, OSError is only the most common
-        given = Refusal("damaged")
+        given = ReadFailure("damaged")
     raise _error(source, given)  # out here, so that no text of another library hangs on it
 
 
-class _Ration(BytesIO):
+class _LimitedReader(BytesIO):
     """Bytes that are read only so often, and twice over: TIFF tags may all point at the same megabyte."""
 
     def __init__(self, data: bytes) -> None:
@@ -79,19 +79,19 @@ class _Ration(BytesIO):
         piece = super().read(size)
         self.reads, self.bytes = self.reads - 1, self.bytes - len(piece)
         if self.reads < 0 or self.bytes < 0:
-            raise Refusal("effort")
+            raise ReadFailure("effort")
         return piece
 
 
-def middle_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+def center_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The square in the middle of a picture of (width, height) pixels: x0, y0, x1, y1 in 0..1."""
     x, y = ((1 - min(size) / side) / 2 for side in size)
     return (x, y, 1 - x, 1 - y)
 
 
-def _error(source: object, refusal: Refusal) -> ImageError:
+def _error(source: object, refusal: ReadFailure) -> ImageError:
     opened = isinstance(source, Image.Image)
-    label, name = ("the open picture", "picture") if opened else spoken_name(source, "picture")
+    label, name = ("the open picture", "picture") if opened else display_name(source, "picture")
     return ImageError(f"{label}{refusal.detail}: {_REASONS[refusal.kind]}.", kind=refusal.kind, source=name)
 
 
@@ -104,9 +104,9 @@ def _decode(source: object) -> Image.Image:
     elif isinstance(source, str | os.PathLike):
         image = _open(read_file(os.fsdecode(source), MAX_BYTES))
     else:
-        raise Refusal("type")
+        raise ReadFailure("type")
     if not 1 <= image.width * image.height <= MAX_PIXELS:
-        raise Refusal("pixels", f" of {image.width} x {image.height}")
+        raise ReadFailure("pixels", f" of {image.width} x {image.height}")
     image.load()
     return image
 
@@ -114,23 +114,23 @@ def _decode(source: object) -> Image.Image:
 def _open(data: bytes) -> Image.Image:
     """The header of a picture: format, size and mode are known, nothing is decoded."""
     if not data:
-        raise Refusal("empty")
+        raise ReadFailure("empty")
     if len(data) > MAX_BYTES:
-        raise Refusal("bytes")
-    file = _Ration(_tame(data))
+        raise ReadFailure("bytes")
+    file = _LimitedReader(_limit_decoding_cost(data))
     try:
         image = Image.open(file, formats=FORMATS)
-    except (Refusal, *_BOMBS):
+    except (ReadFailure, *_BOMBS):
         raise
     except Exception:  # noqa: BLE001 - as in load_image
-        raise Refusal("format") from None
+        raise ReadFailure("format") from None
     if image.format in ("JPEG", "MPO") and sum(1 for _ in _SCAN.finditer(data)) > MAX_SCANS:
-        raise Refusal("effort")
+        raise ReadFailure("effort")
     file.reads, file.bytes = 40 * MAX_READS, sys.maxsize  # a BMP may be read run by run, a TIFF far beyond each row
     return image
 
 
-def _tame(data: bytes) -> bytes:
+def _limit_decoding_cost(data: bytes) -> bytes:
     """EXIF that the library would parse while opening, before its length can be looked at, is renamed away.
 
     A JPEG keeps its first block, at most 64 KB (the library joins all it finds); an AVIF none, it has its own rotation.
@@ -156,7 +156,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
-        raise Refusal("colours")
+        raise ReadFailure("colours")
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image).convert("RGB")
     if not image.has_transparency_data:
@@ -188,7 +188,7 @@ def _range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
         return 0, 65535
     finite = values[np.isfinite(values)]
     if not finite.size:
-        raise Refusal("damaged")
+        raise ReadFailure("damaged")
     low, high = float(finite.min()), float(finite.max())
     tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
     fits = [top for top in tops if low >= 0 and high <= top]

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmx.errors import MmxError
-from mmx.io.files import replacing
+from mmx.io.files import atomic_write
 
 RESULTS = {"caption", "answer", "score", "error"}  # what was found; the rest of a row is what was asked
 IDS = ("id", "question_id")  # a row that has one is known by it, its inputs, its question and its box alone
@@ -35,7 +35,7 @@ _TRIES = 100  # times that a file is opened again because another took its place
 _UNSEEN = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON may hold them as they are; terminals and line readers stumble
 
 
-def row_key(facts: Mapping[str, Any], sources: Collection[str]) -> str:
+def row_id(facts: Mapping[str, Any], sources: Collection[str]) -> str:
     """By what a row is known: all that was asked; where it has an id, only that, its inputs, its question and its box.
 
     sources: the names under which a row may have inputs. An id alone is not enough: two lists may both begin with 0.
@@ -77,7 +77,7 @@ def files_of(out: Path | None) -> tuple[Path, ...]:
     return place, _note_of(place)
 
 
-class Known:
+class SeenIds:
     """A set of 64-bit numbers that takes 8 bytes for each."""
 
     def __init__(self) -> None:
@@ -94,15 +94,15 @@ class Known:
             self.sorted, self.fresh = array("Q", merge(self.sorted, sorted(self.fresh))), set()
 
 
-class Journal:
+class ResultsFile:
     """An open file of results. `errors`: how many rows of errors it held when it was opened."""
 
-    def __init__(self, file: BinaryIO, sources: Collection[str], known: Known, errors: int = 0) -> None:
+    def __init__(self, file: BinaryIO, sources: Collection[str], known: SeenIds, errors: int = 0) -> None:
         self.file, self.sources, self.known, self.errors = file, sources, known, errors
 
     def takes(self, facts: Mapping[str, Any]) -> bool:
         """Whether what is asked is not in the file yet, nor was taken before; from now on it is."""
-        number = number_of(row_key(facts, self.sources))
+        number = number_of(row_id(facts, self.sources))
         if number in self.known:
             return False
         self.known.add(number)
@@ -121,7 +121,7 @@ class Journal:
             raise
 
 
-class _Stream(Journal):
+class _Stream(ResultsFile):
     """A device or a pipe: rows go by, and none is remembered."""
 
     def takes(self, facts: Mapping[str, Any]) -> bool:
@@ -133,11 +133,11 @@ class _Stream(Journal):
             line = line[self.file.write(line) :]
 
 
-class _Fresh(Journal):
+class _Fresh(ResultsFile):
     """A journal beside an older file, whose place it takes with its first row."""
 
     def __init__(self, file: BinaryIO, sources: Collection[str], waiting: Path, place: Path, note: str) -> None:
-        super().__init__(file, sources, Known())
+        super().__init__(file, sources, SeenIds())
         self.waiting: Path | None = waiting
         self.place, self.note = place, note
 
@@ -152,13 +152,13 @@ class _Fresh(Journal):
 
 
 @contextmanager
-def open_journal(
+def open_results_file(
     out: Path,
     made: Mapping[str, Any],
     sources: Collection[str],
     overwrite: bool = False,
     retry_errors: bool = False,
-) -> Iterator[Journal]:
+) -> Iterator[ResultsFile]:
     """The results of `out`, to be gone on with; `made` is what a run must have in common with those before.
 
     sources: the names under which rows have their inputs (see `row_key`). overwrite: start anew; the older file stays
@@ -167,7 +167,7 @@ def open_journal(
     """
     if is_stream(out):  # before links are resolved: that of /dev/stdout may lead to a pipe, which has no place
         with open(out, "wb", buffering=0) as stream:
-            yield _Stream(stream, sources, Known())
+            yield _Stream(stream, sources, SeenIds())
         return
     place = out.resolve()  # through a link: what it points at grows
     note = json.dumps(made, indent=2) + "\n"
@@ -181,12 +181,12 @@ def open_journal(
     with _locked(place, out) as file:
         _go_on(file, place, out, json.loads(note))
         _write_note(place, note)
-        yield Journal(file, sources, *_read_rows(file, out, sources))
+        yield ResultsFile(file, sources, *_read_rows(file, out, sources))
         os.fsync(file.fileno())
 
 
 @contextmanager
-def _replaced(place: Path, out: Path, sources: Collection[str], note: str) -> Iterator[Journal]:
+def _replaced(place: Path, out: Path, sources: Collection[str], note: str) -> Iterator[ResultsFile]:
     waiting = place.with_name(f".{place.name}.new")
     with _locked(place, out), _locked(waiting, out) as file:
         file.truncate(0)
@@ -274,11 +274,11 @@ def _row(text: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _read_rows(file: BinaryIO, out: Path, sources: Collection[str]) -> tuple[Known, int]:
+def _read_rows(file: BinaryIO, out: Path, sources: Collection[str]) -> tuple[SeenIds, int]:
     """What is asked in the file, and how many of its rows are errors."""
-    known, errors = Known(), 0
+    known, errors = SeenIds(), 0
     for _, row in _rows(file, out):
-        number = number_of(row_key(row, sources))
+        number = number_of(row_id(row, sources))
         if number not in known:
             known.add(number)
         errors += "error" in row
@@ -289,7 +289,7 @@ def _take_errors_out(place: Path, out: Path, made: dict[str, Any]) -> None:
     """Put the rows that are no errors in the file's place, at once."""
     with _locked(place, out) as file:
         _go_on(file, place, out, made)
-        with replacing(place) as temporary, temporary.open("wb") as kept:
+        with atomic_write(place) as temporary, temporary.open("wb") as kept:
             kept.writelines(line for line, row in _rows(file, out) if "error" not in row)
 
 
@@ -328,5 +328,5 @@ def _note_of(place: Path) -> Path:
 
 
 def _write_note(place: Path, note: str) -> None:
-    with replacing(_note_of(place)) as temporary:
+    with atomic_write(_note_of(place)) as temporary:
         temporary.write_text(note, encoding="utf-8")

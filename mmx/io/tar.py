@@ -26,19 +26,19 @@ _MOST_HEADER = 2**20  # bytes: longer names and notes than this are nobody's
 _MOST_PASSED = 2**30  # bytes unpacked between two members that are read: zeros shrink to a thousandth, and take seconds
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A file in a shard: its name there, and its bytes or why they cannot be had."""
 
     name: str
     data: bytes | DataError
 
 
-def is_shard(path: str) -> bool:
+def is_tar(path: str) -> bool:
     """Whether a name is that of a tar file, compressed or not."""
     return _ending(path) is not None
 
 
-def read_shard(path: str, wanted: Callable[[str], bool], most: int) -> Iterator[Member]:
+def read_tar(path: str, wanted: Callable[[str], bool], most: int) -> Iterator[TarMember]:
     """The members whose names are wanted, in order, one in memory at a time; hidden ones are passed over, as in folders
     (archives made on a Mac have a "._a.jpg" beside each "a.jpg").
 
@@ -49,14 +49,14 @@ def read_shard(path: str, wanted: Callable[[str], bool], most: int) -> Iterator[
     try:
         with _OPENERS[_ending(path) or ".tar"](path) as file:
             passable = sys.maxsize if _ending(path) in (None, ".tar") else _MOST_PASSED
-            yield from _members(path, _Bounded(file, most), wanted, most, passable)
+            yield from _members(path, _BoundedFile(file, most), wanted, most, passable)
     except OSError as error:
-        yield Member("", DataError(f"shard {path!r} cannot be read: {error.strerror or 'damaged'}; fetch it again."))
+        yield TarMember("", DataError(f"shard {path!r} cannot be read: {error.strerror or 'damaged'}; fetch it again."))
     except Exception:  # noqa: BLE001 - damaged archives raise what the decoders of three compressions think of
-        yield Member("", _damaged(path))
+        yield TarMember("", _damaged(path))
 
 
-class _Bounded:
+class _BoundedFile:
     """A file of which no more than a member's limit is read at once, whatever a header promises."""
 
     def __init__(self, file: Any, most: int) -> None:
@@ -69,7 +69,7 @@ class _Bounded:
         return bytes(self.file.read(size))
 
 
-def _members(path: str, file: _Bounded, wanted: Callable[[str], bool], most: int, passable: int) -> Iterator[Member]:
+def _members(path: str, file: _BoundedFile, wanted: Callable[[str], bool], most: int, passable: int) -> Iterator[TarMember]:
     with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
         passed = 0  # bytes since the last member that was read
         while (info := archive.next()) is not None:
@@ -80,12 +80,12 @@ def _members(path: str, file: _Bounded, wanted: Callable[[str], bool], most: int
             was_read = member is not None and isinstance(member.data, bytes)
             passed = 0 if was_read else passed + archive.offset - info.offset_data
             if passed >= passable:  # nothing of it is unpacked before the next member is asked for
-                yield Member("", _too_long(path, info.name, passable))
+                yield TarMember("", _too_long(path, info.name, passable))
                 return
         file.seek(archive.offset)
         end = file.read(_BLOCK)
         if len(end) < _BLOCK or end.strip(b"\0"):  # a whole shard closes with zeros; else: cut short, or no header
-            yield Member("", _damaged(path))
+            yield TarMember("", _damaged(path))
 
 
 def _is_meant(info: tarfile.TarInfo, wanted: Callable[[str], bool]) -> bool:
@@ -94,15 +94,15 @@ def _is_meant(info: tarfile.TarInfo, wanted: Callable[[str], bool]) -> bool:
     return not hidden and not info.isdir() and wanted(info.name)
 
 
-def _member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, most: int) -> Member:
-    strange = _strange(info, most)
+def _member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, most: int) -> TarMember:
+    strange = _member_problem(info, most)
     if strange is not None:
-        return Member(info.name, DataError(f"{f'{path}/{info.name}'!r}: {strange}."))
+        return TarMember(info.name, DataError(f"{f'{path}/{info.name}'!r}: {strange}."))
     part = archive.extractfile(info)
-    return Member(info.name, part.read(info.size) if part is not None else b"")
+    return TarMember(info.name, part.read(info.size) if part is not None else b"")
 
 
-def _strange(info: tarfile.TarInfo, most: int) -> str | None:
+def _member_problem(info: tarfile.TarInfo, most: int) -> str | None:
     """Why a member is not read; None for plain files."""
     parts = _parts(info.name)
     if info.name.startswith(("/", "\\")) or ".." in parts or "\0" in info.name or parts[0].endswith(":"):

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmx.config.loader import dump_settings, read_settings
+from mmx.config.loader import dump_config, load_config
 from mmx.config.schema import GenerationConfig, ModelConfig
 from mmx.encoders.base import Encoder
 from mmx.errors import CheckpointError, MmxError
@@ -36,7 +36,7 @@ from mmx.models.model import Model
 from mmx.text.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).parent / "bundled"
-PUBLISHED = "config.json"  # what a folder of transformers has, and none of ours
+HF_CONFIG = "config.json"  # what a folder of transformers has, and none of ours
 CONFIG, WEIGHTS, TOKENIZER = "config.yaml", "model.safetensors", "tokenizer.json"
 PROVENANCE, GENERATION, SOURCES = "provenance.json", "generation.yaml", "sources"
 
@@ -61,10 +61,10 @@ def write_model(
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the files of a model into an existing folder; `weights` stand in for some of its own (an average)."""
-    tensors = {**once(model.state_dict()), **(weights or {})}
-    (place / CONFIG).write_text(dump_settings(model.config), encoding="utf-8")
+    tensors = {**unique_tensors(model.state_dict()), **(weights or {})}
+    (place / CONFIG).write_text(dump_config(model.config), encoding="utf-8")
     (place / TOKENIZER).write_text(model.tokenizer.to_json(), encoding="utf-8")
-    (place / GENERATION).write_text(dump_settings(generation or GenerationConfig()), encoding="utf-8")
+    (place / GENERATION).write_text(dump_config(generation or GenerationConfig()), encoding="utf-8")
     for name, encoder in model.encoders.items():
         _write_files(encoder, place / SOURCES / name)
     save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, place / WEIGHTS)
@@ -78,8 +78,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     Raises CheckpointError.
     """
     folder = _existing(folder)
-    config = read_settings(folder / CONFIG, ModelConfig)
-    tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER), config.marks)
+    config = load_config(folder / CONFIG, ModelConfig)
+    tokenizer = Tokenizer.from_json(_read(folder / TOKENIZER), str(folder / TOKENIZER), config.special_tokens)
     try:
         model = Model(config, tokenizer)
         for name, encoder in model.encoders.items():
@@ -89,7 +89,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     except Exception as error:  # an encoder may raise anything about options that fit no model
         what = f"{folder / CONFIG} describes a model that cannot be built ({type(error).__name__})"
         raise CheckpointError(f"{what}; copy the folder again, or look with --traceback.") from error
-    fill(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
+    load_strict(model, read_tensors(folder / WEIGHTS), str(folder / WEIGHTS))
     written = load_provenance(folder).get("sha256") if (folder / PROVENANCE).exists() else None
     if written is not None and written != _sha256(folder / WEIGHTS):
         raise CheckpointError(f"{folder / WEIGHTS} is not the file that {PROVENANCE} tells of; copy the folder again.")
@@ -99,7 +99,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
 def load_generation(folder: str | Path) -> GenerationConfig:
     """How the model of a folder chooses words unless told otherwise."""
     path = _existing(folder) / GENERATION
-    return read_settings(path, GenerationConfig) if path.exists() else GenerationConfig()
+    return load_config(path, GenerationConfig) if path.exists() else GenerationConfig()
 
 
 def load_provenance(folder: str | Path) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged; expected one JSON object, copy it again.") from error
 
 
-def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_strict(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Give a module its tensors, strictly: names, shapes and kinds must be just those it has (tied ones once)."""
-    own = once(model.state_dict())
+    own = unique_tensors(model.state_dict())
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
@@ -128,7 +128,7 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> N
     model.load_state_dict(tensors, strict=False)  # the names were compared above; the other names of tied ones lack
 
 
-def once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unique_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by name; one that has several names (tied weights) by its first alone."""
     names: dict[object, str] = {}
     for name, tensor in tensors.items():
@@ -176,7 +176,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not _is_ours(place) and (place.is_file() or any(place.iterdir())):
             raise CheckpointError(f"{folder} exists and is no checkpoint; give a new name, or that of an empty folder.")
-        _sweep(place)
+        _remove_stale_temporaries(place)
         temporary.mkdir()
         write(temporary)
         _flush(temporary)
@@ -192,7 +192,7 @@ def write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
 
 def _is_ours(place: Path) -> bool:
     """Whether a folder is one of ours, by its weights; a published model's has a config.json."""
-    return (place / WEIGHTS).is_file() and not (place / PUBLISHED).is_file()
+    return (place / WEIGHTS).is_file() and not (place / HF_CONFIG).is_file()
 
 
 def _put_in_place(temporary: Path, place: Path) -> None:
@@ -200,7 +200,7 @@ def _put_in_place(temporary: Path, place: Path) -> None:
 
     Where no swap is to be had, the older one is set aside for the moment between two renames; `_existing` looks there.
     """
-    aside = _aside(place)
+    aside = _backup_path(place)
     if not place.exists():
         os.rename(temporary, place)
     elif not _swap(temporary, place):
@@ -221,11 +221,11 @@ def _swap(one: Path, other: Path) -> bool:
     return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def _aside(place: Path) -> Path:
+def _backup_path(place: Path) -> Path:
     return place.with_name(f".{place.name}.old")
 
 
-def _sweep(place: Path) -> None:
+def _remove_stale_temporaries(place: Path) -> None:
     """Remove what a killed process left half written beside the place; the folder of one that runs stays."""
     for left in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
         pid = left.name.split(".")[-2]
@@ -280,19 +280,19 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether a name is `bundled`, or leads to a folder with a checkpoint of ours."""
     place = Path(folder)
-    return str(folder) == "bundled" or (place / CONFIG).is_file() or _aside(place.resolve()).is_dir()
+    return str(folder) == "bundled" or (place / CONFIG).is_file() or _backup_path(place.resolve()).is_dir()
 
 
 def _existing(folder: str | Path) -> Path:
     folder = Path(folder)
     if str(folder) == "bundled" and not folder.exists():
         return BUNDLED
-    aside = _aside(folder.resolve())
+    aside = _backup_path(folder.resolve())
     if not folder.exists() and aside.is_dir():
         return aside  # the process that was replacing it was killed between two renames
     if not (folder / CONFIG).is_file():
         given = "is no folder" if not folder.is_dir() else f"has no {CONFIG}"
-        if (folder / PUBLISHED).is_file():
+        if (folder / HF_CONFIG).is_file():
             raise CheckpointError(f"{folder} is a published model; convert it first: mmx import {folder} OUT.")
         raise CheckpointError(f"{folder} {given}; expected a checkpoint folder, such as runs/NAME/best from mmx train.")
     return folder

@@ -12,21 +12,21 @@ from torch import Tensor, nn
 
 from mmx.config.schema import DecoderConfig
 from mmx.memory import Memory
-from mmx.nn.kv_cache import KeyValueCache
-from mmx.nn.layers import ACTIVATIONS, build_norm, initialise
-from mmx.nn.prepack import LEAST, PackedLinear, Packing, pack, packed
+from mmx.nn.kv_cache import KVCache
+from mmx.nn.layers import ACTIVATIONS, build_norm, init_weights
+from mmx.nn.prepack import MIN_NUMEL, PrepackedLinear, PrepackKind, prepack, prepack_linear
 from mmx.nn.relative_position import Recorder
-from mmx.nn.transformer import LookingStack
+from mmx.nn.transformer import Transformer
 
 
-class Head(nn.Module):
+class LMHead(nn.Module):
     """States to scores over the vocabulary; `table` is the embedding when tied, its own matrix otherwise."""
 
     def __init__(self, config: DecoderConfig, vocabulary: int) -> None:
         super().__init__()
-        self.table = None if config.tied_embeddings else nn.Parameter(torch.randn(vocabulary, config.width) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.head_bias else None
-        self.transform = HeadTransform(config) if config.head_transform else nn.Identity()
+        self.weight = None if config.tie_word_embeddings else nn.Parameter(torch.randn(vocabulary, config.hidden_size) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.lm_head_bias else None
+        self.transform = LMHeadTransform(config) if config.lm_head_transform else nn.Identity()
         self.scores: Callable[[Tensor], Tensor] | None = None  # the same maps packed; no part of what is saved
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
@@ -34,62 +34,62 @@ class Head(nn.Module):
         states = self.transform(states)
         if self.scores is not None:
             return self.scores(states)
-        return F.linear(states, embedding if self.table is None else self.table, self.bias)
+        return F.linear(states, embedding if self.weight is None else self.weight, self.bias)
 
-    def pack(self, embedding: Tensor, kind: Packing) -> None:
+    def pack(self, embedding: Tensor, kind: PrepackKind) -> None:
         """Lay the scores out for speaking, beside the embedding, whose rows are still looked up."""
-        self.scores = packed(embedding if self.table is None else self.table, self.bias, kind).forward
+        self.scores = prepack_linear(embedding if self.weight is None else self.weight, self.bias, kind).forward
 
 
-class HeadTransform(nn.Module):
+class LMHeadTransform(nn.Module):
     """Dense, activation, norm before the scores (Devlin et al. 2019, the masked-language-model head)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.dense, self.activation = nn.Linear(config.width, config.width), ACTIVATIONS[config.feed_forward]
-        self.norm = build_norm(config.norm, config.width, config.norm_eps)
+        self.dense, self.activation = nn.Linear(config.hidden_size, config.hidden_size), ACTIVATIONS[config.activation]
+        self.norm = build_norm(config.norm, config.hidden_size, config.norm_eps)
 
     def forward(self, states: Tensor) -> Tensor:
         """[..., E] -> [..., E]."""
         return self.norm(self.activation(self.dense(states)))
 
 
-class TextDecoder(LookingStack):
+class TextDecoder(Transformer):
     """A stack that looks, and a head that speaks."""
 
     def __init__(self, config: DecoderConfig, vocabulary: int) -> None:
         super().__init__(config, vocabulary)
-        self.head = Head(config, self.vocabulary)
-        initialise(self, config.layers)
+        self.lm_head = LMHead(config, self.vocab_size)
+        init_weights(self, config.num_layers)
 
     def forward(
         self,
         tokens: Tensor,
         memory: Memory,
         mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KVCache | None = None,
         recorder: Recorder | None = None,
         visibility: Tensor | None = None,
     ) -> Tensor:
         """Return the logits [B, K, T, V] of what follows each token; the arguments as in `states`."""
-        return self.logits(self.states(tokens, memory, mask, cache, recorder, visibility))
+        return self.logits(self.hidden_states(tokens, memory, mask, cache, recorder, visibility))
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., E] -> [..., V]."""
-        return self.head(states, self.embedding.table)
+        return self.lm_head(states, self.embedding.weight)
 
     @property
-    def is_packed(self) -> bool:
+    def is_prepacked(self) -> bool:
         """Whether `pack` was called: its weights then stay as they are."""
-        return self.head.scores is not None or any(isinstance(part, PackedLinear) for part in self.modules())
+        return self.lm_head.scores is not None or any(isinstance(part, PrepackedLinear) for part in self.modules())
 
-    def pack(self, kind: Packing) -> None:
+    def prepack(self, kind: PrepackKind) -> None:
         """For inference on a CPU: every large map in the layout that is fastest to read, see `mmx.nn.prepack`."""
-        pack(self, kind)
-        if self.embedding.table.numel() >= LEAST:
-            self.head.pack(self.embedding.table, kind)
+        prepack(self, kind)
+        if self.embedding.weight.numel() >= MIN_NUMEL:
+            self.lm_head.pack(self.embedding.weight, kind)
 
-    def new_cache(self, streams: int, capacity: int) -> KeyValueCache:
+    def new_cache(self, streams: int, capacity: int) -> KVCache:
         """An empty cache for N `streams` of up to `capacity` tokens."""
-        config, like = self.config, self.embedding.table
-        return KeyValueCache.allocate(config.layers, streams, config.key_heads, capacity, config.head_size, like)
+        config, like = self.config, self.embedding.weight
+        return KVCache.allocate(config.num_layers, streams, config.num_kv_heads, capacity, config.head_dim, like)

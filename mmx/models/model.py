@@ -15,12 +15,12 @@ from mmx.config.schema import ModelConfig, Precision, SourceConfig
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate, prepare
 from mmx.errors import ConfigError, EncoderError, MmxError, suggest
-from mmx.memory import Memory, join
+from mmx.memory import Memory, cat
 from mmx.models.decoder import TextDecoder
-from mmx.models.question_encoder import READER, Reader
+from mmx.models.question_encoder import QUESTION_ENCODER, QuestionEncoder
 from mmx.models.source import Source, SourceBatch
-from mmx.models.weight_tying import share_attention
-from mmx.nn.prepack import can_pack
+from mmx.models.weight_tying import tie_key_value
+from mmx.nn.prepack import can_prepack
 from mmx.text.prompts import Prompt, answer_prompt, caption_prompt, question_prompt
 from mmx.text.tokenizer import Tokenizer
 
@@ -34,10 +34,10 @@ class Model(nn.Module):
         self.sources = nn.ModuleDict(
             {name: Source(name, source, config, tokenizer) for name, source in config.sources.items()}
         )
-        self.reader = Reader(config.reader, config.decoder, tokenizer) if config.reader else None
+        self.question_encoder = QuestionEncoder(config.question_encoder, config.decoder, tokenizer) if config.question_encoder else None
         self.decoder = TextDecoder(config.decoder, len(tokenizer))
-        if config.share_attention:
-            share_attention(self.sources, self.decoder)  # type: ignore[arg-type]
+        if config.tie_key_value == "all":
+            tie_key_value(self.sources, self.decoder)  # type: ignore[arg-type]
         resolved = {
             name: source.model_copy(update={"options": self.encoder(name).options.model_dump(mode="json")})
             for name, source in config.sources.items()
@@ -55,63 +55,63 @@ class Model(nn.Module):
             raise MmxError(f"the model has no source {source!r}; {suggest(source, list(self.sources))}")
         return self.encoders[source]
 
-    def speak_in(self, dtype: Precision) -> None:
+    def prepare_for_inference(self, dtype: Precision) -> None:
         """For inference: the decoder's weights in this type and, on a CPU, laid out for speaking. Raises MmxError."""
         if dtype not in (known := get_args(Precision)):
             raise MmxError(f"dtype was given {dtype!r}; expected one of {', '.join(known)}.")
-        if self.decoder.is_packed:
+        if self.decoder.is_prepacked:
             raise MmxError("the decoder is laid out for speaking already; load the model again with another dtype.")
         on_cpu = self.device.type == "cpu"
         if dtype == "int8" and not on_cpu:
             raise MmxError(f"dtype int8 is for the CPU, the model is on {self.device}; give bfloat16, or device cpu.")
         if dtype == "bfloat16":
             self.decoder.to(torch.bfloat16)
-        if on_cpu and can_pack(self.decoder.embedding.table.dtype):
-            self.decoder.pack("int8" if dtype == "int8" else "blocks")
+        if on_cpu and can_prepack(self.decoder.embedding.weight.dtype):
+            self.decoder.prepack("int8" if dtype == "int8" else "blocks")
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.decoder.embedding.table.device
+        return self.decoder.embedding.weight.device
 
     def encode(self, sources: Mapping[str, SourceBatch], batch: int) -> Memory:
         """The memory of `batch` rows: each source encoded once, an absent one not joined. Where there is a reader, it
         is what the reader looks at."""
-        memories = [self._remember(name, given, batch) for name, given in sources.items() if len(given.rows)]
-        return join(*memories) if memories else (self.reader or self.decoder).empty_memory(batch)
+        memories = [self._encode_source(name, given, batch) for name, given in sources.items() if len(given.rows)]
+        return cat(*memories) if memories else (self.question_encoder or self.decoder).empty_memory(batch)
 
-    def read(self, memory: Memory, questions: SourceBatch | None) -> Memory:
+    def with_questions(self, memory: Memory, questions: SourceBatch | None) -> Memory:
         """What the decoder looks at, once questions are asked over the memory of the sources: both, side by side, or
         what the reader makes of them. Without a question a reader leaves nothing to see."""
-        if self.reader is not None:
+        if self.question_encoder is not None:
             if questions is None or not len(questions.rows):
-                return self.decoder.empty_memory(memory.batch)  # the sources' keys are for the reader's queries
-            return self.reader(questions.inputs, questions.rows, memory, questions.streams)
+                return self.decoder.empty_memory(memory.batch_size)  # the sources' keys are for the reader's queries
+            return self.question_encoder(questions.inputs, questions.rows, memory, questions.streams)
         if questions is None:
             return memory
-        return join(memory, self.encode({self.config.question_to: questions}, memory.batch))
+        return cat(memory, self.encode({self.config.question_input: questions}, memory.batch_size))
 
     @property
-    def questioned(self) -> Encoder | Reader | None:
+    def question_reader(self) -> Encoder | QuestionEncoder | None:
         """What reads the questions, by `prepare` and `collate`; None where they are a part of the prompt."""
-        name = self.config.question_to
-        return None if name == "prompt" else self.reader or self.encoder(name)
+        name = self.config.question_input
+        return None if name == "prompt" else self.question_encoder or self.encoder(name)
 
     def forward(
         self,
         sources: Mapping[str, SourceBatch],
         tokens: Tensor,
         mask: Tensor | None = None,
-        wanted: Tensor | None = None,
+        label_positions: Tensor | None = None,
         boxes: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, K, T, V] of tokens [B, K, T]; with `wanted` (int [n], places among B*K*T) only those, [n, V].
         `boxes` [B, K, 4]: where each text points, see Memory.focus."""
-        asked = sources.get(self.config.question_to)
+        asked = sources.get(self.config.question_input)
         memory = self.encode({n: s for n, s in sources.items() if s is not asked}, len(tokens))
         memory = memory if boxes is None else memory.focus(boxes)
-        states = self.decoder.states(tokens, self.read(memory, asked), mask)
-        logits = self.decoder.logits(states if wanted is None else states.flatten(0, 2)[wanted])
+        states = self.decoder.hidden_states(tokens, self.with_questions(memory, asked), mask)
+        logits = self.decoder.logits(states if label_positions is None else states.flatten(0, 2)[label_positions])
         if torch.is_grad_enabled() and not logits.requires_grad:
             # All that is trained is a source that no row has: a gradient of zero, and here, where every rank sees it.
             for parameter in self.parameters():
@@ -123,21 +123,21 @@ class Model(nn.Module):
         """What the decoder is told: to caption, or to answer the question."""
         if question is None:
             return caption_prompt()
-        return question_prompt(question) if self.config.question_to == "prompt" else answer_prompt()
+        return question_prompt(question) if self.config.question_input == "prompt" else answer_prompt()
 
     def collate(self, source: str, raw: Sequence[Any], rows: Sequence[int] | None = None) -> SourceBatch:
         """Prepare and collate raw inputs of one source (or questions for the reader), on the model's device; rows
         default to 0, 1, 2, ..."""
-        encoder = self.reader if self.reader is not None and source == READER else self.encoder(source)
+        encoder = self.question_encoder if self.question_encoder is not None and source == QUESTION_ENCODER else self.encoder(source)
         inputs = collate(encoder, source, [prepare(encoder, source, item) for item in raw])
         return SourceBatch(inputs, torch.tensor(range(len(raw)) if rows is None else rows)).to(self.device)
 
-    def _remember(self, name: str, given: SourceBatch, batch: int) -> Memory:
+    def _encode_source(self, name: str, given: SourceBatch, batch: int) -> Memory:
         memory = self.sources[name](given.inputs)
         if memory.batch != len(given.rows):  # one row would be shown to all of them in silence
             raise EncoderError(f"source {name!r} gave {memory.batch} rows of features for {len(given.rows)} inputs.")
-        if given.withheld is not None:
-            memory = memory.hide(given.withheld[:, None])
+        if given.dropped is not None:
+            memory = memory.hide(given.dropped[:, None])
         if given.streams:
             return memory.spread(given.rows, batch * given.streams).by_stream(given.streams)
         in_order = len(given.rows) == batch and torch.equal(given.rows.cpu(), torch.arange(batch))
@@ -155,7 +155,7 @@ def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
     grown = Model(config, model.tokenizer)
     for name, source in model.sources.items():
         grown.sources[name] = source
-    grown.reader, grown.decoder = model.reader, model.decoder
-    if config.share_attention:
-        share_attention(grown.sources, grown.decoder)  # type: ignore[arg-type]
+    grown.question_encoder, grown.decoder = model.question_encoder, model.decoder
+    if config.tie_key_value == "all":
+        tie_key_value(grown.sources, grown.decoder)  # type: ignore[arg-type]
     return grown

@@ -12,22 +12,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import LookingConfig, ProjectionConfig
+from mmx.config.schema import TransformerConfig, ProjectionConfig
 from mmx.errors import EncoderError
 from mmx.memory import Memory, Segment
 from mmx.nn.features import Features
-from mmx.nn.layers import Dropout, LearnedPositions, NoPositions, SinusoidalPositions, build_norm
+from mmx.nn.layers import Dropout, LearnedPositionEmbedding, NoPositionEmbedding, SinusoidalPositionEmbedding, build_norm
 
 
-class KeyPositions(nn.Module):
+class KeyPositionEmbedding(nn.Module):
     """Where a slot stands: along the sequence, or along the rows and columns of its grid."""
 
     def __init__(self, kind: str, dimensions: int, count: int, width: int) -> None:
         super().__init__()
         schemes: dict[str, Callable[[], nn.Module]] = {
-            "none": NoPositions,
-            "learned": lambda: LearnedPositions(count, width),
-            "sinusoidal": lambda: SinusoidalPositions(width),
+            "none": NoPositionEmbedding,
+            "learned": lambda: LearnedPositionEmbedding(count, width),
+            "sinusoidal": lambda: SinusoidalPositionEmbedding(width),
         }
         self.count = count if kind == "learned" else None
         self.along = nn.ModuleList(schemes[kind]() for _ in range(dimensions))
@@ -50,24 +50,25 @@ class KeyPositions(nn.Module):
         if self.count is not None and needed > self.count:
             raise EncoderError(
                 f"source {source!r} gave {needed} positions, its projection has {self.count} learned ones; "
-                f"set model.sources.{source}.projection.max_positions={needed} or position=sinusoidal."
+                f"set model.sources.{source}.projection.max_position_embeddings={needed} or positions=sinusoidal."
             )
 
 
 class KeyValueProjection(nn.Module):
-    """Features [B, S, F] to keys and values [L, B, H, S, D] (one shared layer with `share_layers`)."""
+    """Features [B, S, F] to keys and values [L, B, H, S, D] (L = 1 with `tie_layers`)."""
 
     def __init__(
-        self, config: ProjectionConfig, looker: LookingConfig, width: int, dimensions: int, source: str
+        self, config: ProjectionConfig, looker: TransformerConfig, width: int, dimensions: int, source: str,
+        tie_layers: bool = False
     ) -> None:
         super().__init__()
-        self.source, self.heads = source, looker.heads
-        self.layers = 1 if config.share_layers else len(looker.looking)
-        inner = self.layers * looker.heads * looker.head_size
+        self.source, self.heads = source, looker.num_heads
+        self.layers = 1 if tie_layers else len(looker.cross_attention_layers)
+        inner = self.layers * looker.num_heads * looker.head_dim
         self.norm, self.dropout = build_norm(config.norm, width), Dropout(config.dropout)
-        self.bridge = nn.Linear(width, config.width) if config.width else nn.Identity()
-        width = config.width or width
-        self.positions = KeyPositions(config.position, dimensions, config.max_positions, width)
+        self.bridge = nn.Linear(width, config.hidden_size) if config.hidden_size else nn.Identity()
+        width = config.hidden_size or width
+        self.positions = KeyPositionEmbedding(config.positions, dimensions, config.max_position_embeddings, width)
         self.key, self.value = (nn.Linear(width, inner, bias=config.bias) for _ in range(2))
         if config.bias:
             nn.init.normal_(self.key.bias, std=0.02)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import DecoderConfig, ReaderConfig
+from mmx.config.schema import DecoderConfig, QuestionEncoderConfig
 from mmx.errors import MmxError
 from mmx.memory import Memory
 from mmx.models.projection import KeyValueProjection
 from mmx.nn.features import Features
-from mmx.nn.layers import TokenEmbedding, initialise
-from mmx.nn.transformer import LookingStack
+from mmx.nn.layers import TokenEmbedding, init_weights
+from mmx.nn.transformer import Transformer
 from mmx.text.tokenizer import Tokenizer
 
-READER = "reader"  # its name among the sources of a batch, and that of its slots in a memory
+QUESTION_ENCODER = "reader"  # its name among the sources of a batch, and that of its slots in a memory
 
 
-class EmbeddingByPlace(TokenEmbedding):
+class AbsolutePositionTokenEmbedding(TokenEmbedding):
     """Padding after a text has positions of its own, which those who show it expect; elsewhere it counts nothing."""
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -31,23 +31,23 @@ class EmbeddingByPlace(TokenEmbedding):
         return super().forward(tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(positions))
 
 
-class Reader(LookingStack):
+class QuestionEncoder(Transformer):
     """Reads questions as text encoders do, with `prepare` and `collate`; and over a memory."""
 
-    def __init__(self, config: ReaderConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: QuestionEncoderConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, len(tokenizer))
-        self.tokenizer, self.opening, self.closing = tokenizer, list(config.opening), list(config.closing)
-        self.shows_padding = config.shows_padding
-        if config.shows_padding:
-            self.embedding = EmbeddingByPlace(config, self.vocabulary)
-        initialise(self, config.layers)
-        self.projection = KeyValueProjection(config.projection, decoder, config.width, 1, READER)
+        self.tokenizer, self.prefix_token_ids, self.suffix_token_ids = tokenizer, list(config.prefix_token_ids), list(config.suffix_token_ids)
+        self.attend_padding = config.attend_padding
+        if config.attend_padding:
+            self.embedding = AbsolutePositionTokenEmbedding(config, self.vocab_size)
+        init_weights(self, config.num_layers)
+        self.projection = KeyValueProjection(config.projection, decoder, config.hidden_size, 1, QUESTION_ENCODER)
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         """A question -> {"tokens": int [T], "mask": bool [T]}. Raises MmxError for one that is too long."""
-        ids = [*self.opening, *self.tokenizer.encode(str(raw)), *self.closing]
-        if len(ids) > self.config.max_positions:
-            most = self.config.max_positions
+        ids = [*self.prefix_token_ids, *self.tokenizer.encode(str(raw)), *self.suffix_token_ids]
+        if len(ids) > self.config.max_position_embeddings:
+            most = self.config.max_position_embeddings
             raise MmxError(f"the question has {len(ids)} tokens; this model reads up to {most}, ask more shortly.")
         tokens = torch.tensor(ids)
         return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
@@ -67,10 +67,10 @@ class Reader(LookingStack):
     def forward(self, questions: Mapping[str, Tensor], rows: Tensor, memory: Memory, streams: int) -> Memory:
         """What n questions {"tokens": [n, T], "mask": [n, T]} have become over the memory of B: B rows, of which each
         of K `streams` sees its own question alone. rows: int [n], the place of each among B*K."""
-        shape = (memory.batch * streams, questions["tokens"].shape[1])
+        shape = (memory.batch_size * streams, questions["tokens"].shape[1])
         tokens = questions["tokens"].new_full(shape, self.tokenizer.pad).index_copy(0, rows, questions["tokens"])
         mask = questions["mask"].new_zeros(shape).index_copy(0, rows, questions["mask"])
         by_stream = (tokens.unflatten(0, (-1, streams)), mask.unflatten(0, (-1, streams)))
-        states = self.states(by_stream[0], memory, by_stream[1], causal=False).flatten(0, 1)
-        shown = mask.any(-1, keepdim=True).expand_as(mask) if self.shows_padding else mask
+        states = self.hidden_states(by_stream[0], memory, by_stream[1], causal=False).flatten(0, 1)
+        shown = mask.any(-1, keepdim=True).expand_as(mask) if self.attend_padding else mask
         return self.projection(Features(states, shown, None)).by_stream(streams)

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import ModelConfig, SourceConfig
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import Prepared, accepts, collate, encode, prepare, told_with_name
+from mmx.encoders.contract import PreparedInput, accepts, collate, encode, prepare, encoder_errors
 from mmx.encoders.registry import resolve
 from mmx.errors import EncoderError, MmxError
 from mmx.memory import Memory
@@ -34,13 +34,13 @@ class SourceBatch(NamedTuple):
 
     inputs: Mapping[str, Tensor]
     rows: Tensor
-    withheld: Tensor | None = None
+    dropped: Tensor | None = None
     streams: int = 0
 
     def to(self, device: torch.device) -> SourceBatch:
         """The same on another device."""
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        withheld = None if self.withheld is None else self.withheld.to(device)
+        withheld = None if self.dropped is None else self.dropped.to(device)
         return SourceBatch(inputs, self.rows.to(device), withheld, self.streams)
 
 
@@ -51,8 +51,8 @@ class Source(nn.Module):
         super().__init__()
         self.name = name
         self.encoder = build_encoder(config, tokenizer, f"model.sources.{name}")
-        dimensions, width = self.encoder.dimensions, self.encoder.width
-        self.projection = KeyValueProjection(config.projection, model.reader or model.decoder, width, dimensions, name)
+        dimensions, width = self.encoder.dimensions, self.encoder.feature_size
+        self.projection = KeyValueProjection(config.projection, model.question_encoder or model.decoder, width, dimensions, name)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Memory:
         """A batch of inputs to its memory."""
@@ -66,12 +66,12 @@ class Source(nn.Module):
 def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Encoder:
     """The encoder that a source names, with its own options checked. Raises EncoderError or ConfigError."""
     kind = resolve(config.encoder)
-    return construct(kind, parse_settings(config.options, kind.Options, where=f"{where}.options"), tokenizer, where)
+    return construct_encoder(kind, parse_config(config.options, kind.Options, where=f"{where}.options"), tokenizer, where)
 
 
-def construct(kind: type[Encoder], options: Any, tokenizer: Tokenizer, where: str) -> Encoder:
+def construct_encoder(kind: type[Encoder], options: Any, tokenizer: Tokenizer, where: str) -> Encoder:
     """An encoder of a class with its options. Whatever a stranger's constructor raises is told with its name."""
-    with told_with_name(f"encoder {kind.__name__} of {where} cannot be built with its options:"):
+    with encoder_errors(f"encoder {kind.__name__} of {where} cannot be built with its options:"):
         encoder = kind(options, tokenizer) if kind.shares_tokenizer else kind(options)  # type: ignore[call-arg]
         options, width = getattr(encoder, "options", None), getattr(encoder, "width", None)
     if not isinstance(options, kind.Options):
@@ -90,7 +90,7 @@ def construct(kind: type[Encoder], options: Any, tokenizer: Tokenizer, where: st
     return encoder
 
 
-def prepare_inputs(encoders: Encoders, raw: Mapping[str, Any]) -> dict[str, Prepared]:
+def prepare_inputs(encoders: Encoders, raw: Mapping[str, Any]) -> dict[str, PreparedInput]:
     """The inputs of one row, by source name, as tensors; None is an absent one, and sources that are not mounted are
     passed over. Raises MmxError for what cannot be read."""
     return {
@@ -100,7 +100,7 @@ def prepare_inputs(encoders: Encoders, raw: Mapping[str, Any]) -> dict[str, Prep
     }
 
 
-def batch_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, SourceBatch]:
+def collate_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, SourceBatch]:
     """Prepared rows to one batch of each source that any of them has."""
     batch = {}
     for name, encoder in encoders.items():
@@ -111,7 +111,7 @@ def batch_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str
     return batch
 
 
-def source_of(encoders: Encoders, raw: Any) -> str:
+def find_source(encoders: Encoders, raw: Any) -> str:
     """Which source a raw input without a name is meant for: a path goes to the encoder that accepts it; anything else,
     and a path that none accepts, to the picture encoder or to the only one there is. Raises MmxError."""
     accepting = [n for n, e in encoders.items() if isinstance(raw, str) and accepts(e, n, raw)]

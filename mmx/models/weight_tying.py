@@ -14,10 +14,10 @@ from mmx.errors import ConfigError
 from mmx.models.decoder import TextDecoder
 from mmx.models.projection import KeyValueProjection
 from mmx.models.source import Source
-from mmx.nn.layers import Borrowed, BorrowingProjection, SelfAttention
+from mmx.nn.layers import TiedLinear, TiedQKVProjection, SelfAttention
 
 
-def share_attention(sources: Mapping[str, Source], decoder: TextDecoder) -> None:
+def tie_key_value(sources: Mapping[str, Source], decoder: TextDecoder) -> None:
     """Let all attention read by the first source's keys and values. Raises ConfigError where shapes differ.
 
     May be called again when sources have come in.
@@ -25,7 +25,7 @@ def share_attention(sources: Mapping[str, Source], decoder: TextDecoder) -> None
     (first, owner), *others = [(name, source.projection) for name, source in sources.items()]
     for name, projection in others:
         _check(f"source {name}", projection.key.weight.shape, first, owner.key.weight.shape)
-        projection.key, projection.value = Borrowed(owner.key), Borrowed(owner.value)  # type: ignore[assignment]
+        projection.key, projection.value = TiedLinear(owner.key), TiedLinear(owner.value)  # type: ignore[assignment]
     readers: dict[str, nn.Module] = {name: source.encoder for name, source in sources.items()}
     for name, module in {**readers, "the decoder": decoder}.items():
         for part in module.modules():
@@ -35,10 +35,10 @@ def share_attention(sources: Mapping[str, Source], decoder: TextDecoder) -> None
 
 def _borrow(part: SelfAttention, name: str, first: str, owner: KeyValueProjection) -> None:
     given = part.qkv
-    query = given.query if isinstance(given, BorrowingProjection) else _query(given, part.heads, part.key_heads)
+    query = given.query if isinstance(given, TiedQKVProjection) else _query(given, part.num_heads, part.num_kv_heads)
     _check(name, query.weight.shape, first, owner.key.weight.shape)
-    _check_heads(name, (part.heads, part.key_heads), first, owner.heads)
-    part.qkv = BorrowingProjection(query, Borrowed(owner.key), Borrowed(owner.value))
+    _check_heads(name, (part.num_heads, part.num_kv_heads), first, owner.heads)
+    part.qkv = TiedQKVProjection(query, TiedLinear(owner.key), TiedLinear(owner.value))
 
 
 def _query(qkv: nn.Module, heads: int, key_heads: int) -> nn.Linear:
@@ -55,7 +55,7 @@ def _query(qkv: nn.Module, heads: int, key_heads: int) -> nn.Linear:
 def _check(name: str, shape: tuple[int, ...], first: str, owned: tuple[int, ...]) -> None:
     if tuple(shape) != tuple(owned):
         raise ConfigError(
-            f"share_attention: {name} maps {shape[1]} to {shape[0]}, source {first} {owned[1]} to {owned[0]}; give "
+            f"tie_key_value: all: {name} maps {shape[1]} to {shape[0]}, source {first} {owned[1]} to {owned[0]}; give "
             "them the same width, heads and head_width."
         )
 
@@ -64,6 +64,6 @@ def _check_heads(name: str, heads: tuple[int, int], first: str, owned: int) -> N
     """Equal shapes may still be cut into other heads, or into fewer of keys than of queries."""
     if heads != (owned, owned):
         raise ConfigError(
-            f"share_attention: {name} has {heads[0]} heads of queries and {heads[1]} of keys, source {first} {owned} "
+            f"tie_key_value: all: {name} has {heads[0]} heads of queries and {heads[1]} of keys, source {first} {owned} "
             "of both; give them the same heads, and no kv_heads."
         )

@@ -28,7 +28,7 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None,
     return weights.masked_fill(~mask, 0.0)
 
 
-def attend(
+def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
     """Return what the queries read, [B, H, Q, D]; equals `attention_weights(...) @ values`, by a fused kernel.
@@ -61,7 +61,7 @@ def _attend_grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor 
     length, group = queries.shape[2], queries.shape[1] // keys.shape[1]
     together = queries.unflatten(1, (-1, group)).flatten(2, 3)
     mask, bias = (t if t is None or t.shape[-2] == 1 else t.repeat(*[1] * (t.ndim - 2), group, 1) for t in (mask, bias))
-    return attend(together, keys, values, mask, bias).unflatten(2, (group, length)).flatten(1, 2)
+    return attention(together, keys, values, mask, bias).unflatten(2, (group, length)).flatten(1, 2)
 
 
 def fold_streams(queries: Tensor, memories: int) -> Tensor:

@@ -16,7 +16,7 @@ from mmx.errors import MmxError
 
 
 @dataclass
-class KeyValueCache:
+class KVCache:
     """Preallocated keys and values [L, N, H, capacity, D], the mask [N, capacity] of real tokens; `length` are held."""
 
     keys: Tensor
@@ -25,14 +25,14 @@ class KeyValueCache:
     length: int = 0
 
     @staticmethod
-    def allocate(layers: int, streams: int, heads: int, capacity: int, width: int, like: Tensor) -> KeyValueCache:
+    def allocate(layers: int, streams: int, heads: int, capacity: int, width: int, like: Tensor) -> KVCache:
         """An empty cache for `capacity` positions, of the device and type of `like`."""
         keys, values = (like.new_empty(layers, streams, heads, capacity, width) for _ in range(2))
-        return KeyValueCache(keys, values, torch.zeros(streams, capacity, dtype=torch.bool, device=like.device))
+        return KVCache(keys, values, torch.zeros(streams, capacity, dtype=torch.bool, device=like.device))
 
-    def layer(self, index: int) -> LayerCache:
+    def layer(self, index: int) -> LayerKVCache:
         """The view of one decoder layer."""
-        return LayerCache(self, index)
+        return LayerKVCache(self, index)
 
     def extend_mask(self, mask: Tensor) -> Tensor:
         """Note which of the coming tokens [N, T] exist; return the mask [N, length + T] of all that exist then.
@@ -74,10 +74,10 @@ class KeyValueCache:
 
 
 @dataclass(frozen=True)
-class LayerCache:
+class LayerKVCache:
     """One layer's view of a KeyValueCache, handed to that layer's self-attention."""
 
-    cache: KeyValueCache
+    cache: KVCache
     index: int
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmx.config.schema import RopeScaling, TransformerConfig
-from mmx.nn.attention import attend
+from mmx.config.schema import RopeScaling, BaseTransformerConfig
+from mmx.nn.attention import attention
 
 
-class Past(Protocol):
+class PastKeyValues(Protocol):
     """What self-attention has already seen: takes the new keys and values [N, H, T, D], returns all of them."""
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -36,7 +36,7 @@ def build_norm(kind: str, width: int, eps: float = 1e-5) -> nn.Module:
 # ---- positions -------------------------------------------------------------------------------------------------
 
 
-class NoPositions(nn.Module):
+class NoPositionEmbedding(nn.Module):
     """Adds nothing: order is told elsewhere (rope), or not at all."""
 
     def forward(self, positions: Tensor) -> float:
@@ -44,19 +44,19 @@ class NoPositions(nn.Module):
         return 0.0
 
 
-class LearnedPositions(nn.Module):
+class LearnedPositionEmbedding(nn.Module):
     """One trained vector a position."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.randn(count, width) * 0.02)
+        self.weight = nn.Parameter(torch.randn(count, width) * 0.02)
 
     def forward(self, positions: Tensor) -> Tensor:
         """positions: int [N, T] below `count` -> [N, T, E]."""
-        return F.embedding(positions, self.table)
+        return F.embedding(positions, self.weight)
 
 
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositionEmbedding(nn.Module):
     """Fixed waves of growing length (Vaswani et al. 2017, section 3.5): sine half, then cosine half."""
 
     def __init__(self, width: int) -> None:
@@ -71,7 +71,7 @@ class SinusoidalPositions(nn.Module):
         return F.pad(torch.cat([angles.sin(), angles.cos()], -1), (0, self.width - 2 * half))
 
 
-class Rotary(nn.Module):
+class RotaryEmbedding(nn.Module):
     """Rotate queries and keys by their position, so that scores see only distances (Su et al. 2021, section 3.4)."""
 
     def __init__(self, head_width: int, theta: float = 10000.0, scaling: RopeScaling | None = None) -> None:
@@ -90,19 +90,19 @@ class Rotary(nn.Module):
         rates = 1.0 / self.theta ** (torch.arange(0, self.head_width, 2, device=device) / self.head_width)
         if self.scaling is None:
             return rates
-        low, high = self.scaling.low, self.scaling.high
-        turns = self.scaling.original_positions * rates / (2 * math.pi)  # within the positions that were trained
+        low, high = self.scaling.low_freq_factor, self.scaling.high_freq_factor
+        turns = self.scaling.original_max_position_embeddings * rates / (2 * math.pi)  # within the positions that were trained
         kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
         return kept * rates + (1 - kept) * rates / self.scaling.factor
 
 
-def build_positions(config: TransformerConfig) -> nn.Module:
+def build_position_embedding(config: BaseTransformerConfig) -> nn.Module:
     """The vectors added to the token embeddings."""
     schemes: dict[str, Callable[[], nn.Module]] = {
-        "learned": lambda: LearnedPositions(config.max_positions, config.width),
-        "sinusoidal": lambda: SinusoidalPositions(config.width),
-        "rope": NoPositions,
-        "none": NoPositions,
+        "learned": lambda: LearnedPositionEmbedding(config.max_position_embeddings, config.hidden_size),
+        "sinusoidal": lambda: SinusoidalPositionEmbedding(config.hidden_size),
+        "rope": NoPositionEmbedding,
+        "none": NoPositionEmbedding,
     }
     return schemes[config.positions]()
 
@@ -113,27 +113,27 @@ def build_positions(config: TransformerConfig) -> nn.Module:
 class SelfAttention(nn.Module):
     """Positions of one text attend to each other. Queries, keys and values come from one fused projection."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: BaseTransformerConfig) -> None:
         super().__init__()
-        self.heads, self.key_heads = config.heads, config.key_heads
-        together = (self.heads + 2 * self.key_heads) * config.head_size
-        self.qkv: nn.Module = nn.Linear(config.width, together, bias=config.biases)
-        self.out = nn.Linear(config.heads * config.head_size, config.width, bias=config.biases)
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        together = (self.num_heads + 2 * self.num_kv_heads) * config.head_dim
+        self.qkv: nn.Module = nn.Linear(config.hidden_size, together, bias=config.bias)
+        self.out = nn.Linear(config.num_heads * config.head_dim, config.hidden_size, bias=config.bias)
         rope = config.positions == "rope"
-        self.rotary = Rotary(config.head_size, config.rope_theta, config.rope_scaling) if rope else None
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling) if rope else None
 
-    def forward(self, x: Tensor, mask: Tensor | None, positions: Tensor, past: Past | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, positions: Tensor, past: PastKeyValues | None = None) -> Tensor:
         """x: [N, T, E], mask: bool [N, 1, T, all positions] (None: all), positions: [N, T] -> [N, T, E]."""
-        together = split_heads(self.qkv(x), self.heads + 2 * self.key_heads)
-        queries, keys, values = together.split([self.heads, self.key_heads, self.key_heads], 1)
+        together = split_heads(self.qkv(x), self.num_heads + 2 * self.num_kv_heads)
+        queries, keys, values = together.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], 1)
         if self.rotary is not None:
             queries, keys = self.rotary(queries, positions), self.rotary(keys, positions)
         if past is not None:
             keys, values = past.append(keys, values)
-        return self.out(merge_heads(attend(queries, keys, values, mask)))
+        return self.out(merge_heads(attention(queries, keys, values, mask)))
 
 
-class Borrowed(nn.Module):
+class TiedLinear(nn.Module):
     """A linear map that belongs to somebody else, who alone trains and saves it. It answers in the type it is asked
     in: a decoder may speak in bfloat16 while the source that owns the map reads in float32."""
 
@@ -152,10 +152,10 @@ class Borrowed(nn.Module):
         return F.linear(x, owned.weight.to(x.dtype), None if owned.bias is None else owned.bias.to(x.dtype))
 
 
-class BorrowingProjection(nn.Module):
+class TiedQKVProjection(nn.Module):
     """Queries, keys and values of a self-attention, of which only the queries are its own."""
 
-    def __init__(self, query: nn.Linear, key: Borrowed, value: Borrowed) -> None:
+    def __init__(self, query: nn.Linear, key: TiedLinear, value: TiedLinear) -> None:
         super().__init__()
         self.query, self.key, self.value = query, key, value
 
@@ -167,23 +167,23 @@ class BorrowingProjection(nn.Module):
 class FeedForward(nn.Module):
     """Two linear maps with an activation between (Vaswani et al. 2017, section 3.3)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: BaseTransformerConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.feed_forward]
-        self.up = nn.Linear(config.width, config.hidden_size, bias=config.biases)
-        self.out = nn.Linear(config.hidden_size, config.width, bias=config.biases)
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
+        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
         return self.out(self.activation(self.up(x)))
 
 
-class GatedFeedForward(FeedForward):
+class GLUFeedForward(FeedForward):
     """One map opens and closes the other (Shazeer 2020, "GLU Variants Improve Transformer", equation 6)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: BaseTransformerConfig) -> None:
         super().__init__(config)
-        self.gate = nn.Linear(config.width, config.hidden_size, bias=config.biases)
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
@@ -198,9 +198,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def build_feed_forward(config: TransformerConfig) -> FeedForward:
+def build_feed_forward(config: BaseTransformerConfig) -> FeedForward:
     """The feed-forward of one block."""
-    return GatedFeedForward(config) if config.gated else FeedForward(config)
+    return GLUFeedForward(config) if config.glu else FeedForward(config)
 
 
 class TanhGate(nn.Module):
@@ -208,11 +208,11 @@ class TanhGate(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.opening = nn.Parameter(torch.zeros(1))
+        self.alpha = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x by the opening, in -1..1."""
-        return self.opening.tanh() * x
+        return self.alpha.tanh() * x
 
 
 class Dropout(nn.Module):
@@ -240,9 +240,9 @@ class Dropout(nn.Module):
 class PreNorm(nn.Module):
     """x + sublayer(norm(x)): the residual path stays free (Xiong et al. 2020, figure 1b)."""
 
-    def __init__(self, config: TransformerConfig, gate: nn.Module | None = None) -> None:
+    def __init__(self, config: BaseTransformerConfig, gate: nn.Module | None = None) -> None:
         super().__init__()
-        self.norm = build_norm(config.norm, config.width, config.norm_eps)
+        self.norm = build_norm(config.norm, config.hidden_size, config.norm_eps)
         self.dropout, self.gate = Dropout(config.dropout), gate or nn.Identity()
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -258,7 +258,7 @@ class PostNorm(PreNorm):
         return self.norm(x + self.gate(self.dropout(sublayer(x))))
 
 
-def build_residual(config: TransformerConfig, gate: nn.Module | None = None) -> PreNorm:
+def build_residual(config: BaseTransformerConfig, gate: nn.Module | None = None) -> PreNorm:
     """The residual path round one sublayer."""
     return {"pre": PreNorm, "post": PostNorm}[config.norm_placement](config, gate)
 
@@ -266,17 +266,17 @@ def build_residual(config: TransformerConfig, gate: nn.Module | None = None) -> 
 class TokenEmbedding(nn.Module):
     """Tokens and their positions to vectors: table, scale, positions, then norm and dropout where there are any."""
 
-    def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
+    def __init__(self, config: BaseTransformerConfig, vocabulary: int) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.randn(vocabulary, config.width) * 0.02)
-        self.scale, self.positions = config.embedding_scale, build_positions(config)
-        self.norm = build_norm(config.norm if config.embedding_norm else "none", config.width, config.norm_eps)
+        self.weight = nn.Parameter(torch.randn(vocabulary, config.hidden_size) * 0.02)
+        self.scale, self.positions = config.embedding_scale, build_position_embedding(config)
+        self.norm = build_norm(config.norm if config.embedding_norm else "none", config.hidden_size, config.norm_eps)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """tokens, positions: int [N, T] -> [N, T, E]."""
-        embedded = F.embedding(tokens, self.table) * self.scale + self.positions(positions)
-        return self.dropout(self.norm(embedded.to(self.table.dtype)))  # the waves of sinusoidal positions are float32
+        embedded = F.embedding(tokens, self.weight) * self.scale + self.positions(positions)
+        return self.dropout(self.norm(embedded.to(self.weight.dtype)))  # the waves of sinusoidal positions are float32
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------
@@ -292,12 +292,12 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def real_positions(mask: Tensor) -> Tensor:
+def position_ids_from_mask(mask: Tensor) -> Tensor:
     """bool [N, T] of tokens that exist -> the position of each among them; padding, left or right, counts nothing."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def initialise(module: nn.Module, layers: int) -> None:
+def init_weights(module: nn.Module, layers: int) -> None:
     """Normal 0.02 for linear maps; maps back into the residual path shrink with depth (Radford et al. 2019, 2.3)."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):

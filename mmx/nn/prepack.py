@@ -19,25 +19,25 @@ from torch.autograd.function import once_differentiable
 
 from mmx.errors import MmxError
 
-Packing = Literal["blocks", "int8"]
-LEAST = 2**16  # weights of a map below which the call costs more than the packing saves
-ROWS = 64  # rows for which oneDNN chooses its blocks: of these, one row as well as a batch of beams are read fast
+PrepackKind = Literal["blocks", "int8"]
+MIN_NUMEL = 2**16  # weights of a map below which the call costs more than the packing saves
+MAX_ROWS = 64  # rows for which oneDNN chooses its blocks: of these, one row as well as a batch of beams are read fast
 
 
-class PackedLinear(nn.Module):
+class PrepackedLinear(nn.Module):
     """x W^T + b with W in oneDNN's blocks; the same numbers as nn.Linear up to the order of a sum."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
+        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), MAX_ROWS)
         self.bias = None if bias is None else bias.detach()
         self._apply_blocks = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the type of x; differentiable in x."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Through.apply(x, self)
+            return _PrepackedFunction.apply(x, self)
         return self.read(x)
 
     def read(self, x: Tensor) -> Tensor:
@@ -57,11 +57,11 @@ class PackedLinear(nn.Module):
         return type(self), (self.weights(), self.bias)
 
 
-class _Through(torch.autograd.Function):
+class _PrepackedFunction(torch.autograd.Function):
     """The fast kernel forward; backward the dense weights, laid out anew, which is rare enough to be paid each time."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: PrepackedLinear) -> Tensor:
         ctx.layer = layer
         return layer.read(x)
 
@@ -71,7 +71,7 @@ class _Through(torch.autograd.Function):
         return gradient @ ctx.layer.weights().to(gradient.dtype), None
 
 
-class Int8Linear(PackedLinear):
+class Int8Linear(PrepackedLinear):
     """W as whole numbers of -127..127, each row with its own scale (symmetric, round to nearest); x in bfloat16.
 
     Weight-only quantisation, as in Dettmers et al. 2022, "LLM.int8()", section 2.1, by rows and without outliers.
@@ -96,21 +96,21 @@ class Int8Linear(PackedLinear):
         return self.blocks.float() * self.scales.float()[:, None]
 
 
-def pack(module: nn.Module, kind: Packing) -> None:
+def prepack(module: nn.Module, kind: PrepackKind) -> None:
     """Replace the large linear maps within a module on the CPU. Raises MmxError for a module that is elsewhere."""
     for name, part in list(module.named_modules()):
-        if type(part) is nn.Linear and part.weight.numel() >= LEAST:
-            module.set_submodule(name, packed(part.weight, part.bias, kind))
+        if type(part) is nn.Linear and part.weight.numel() >= MIN_NUMEL:
+            module.set_submodule(name, prepack_linear(part.weight, part.bias, kind))
 
 
-def packed(weight: Tensor, bias: Tensor | None, kind: Packing) -> PackedLinear:
+def prepack_linear(weight: Tensor, bias: Tensor | None, kind: PrepackKind) -> PrepackedLinear:
     """One linear map, packed."""
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
         raise MmxError(f"weights of {weight.dtype} on {weight.device} cannot be packed; expected floats on the CPU.")
-    return Int8Linear(weight, bias) if kind == "int8" else PackedLinear(weight, bias)
+    return Int8Linear(weight, bias) if kind == "int8" else PrepackedLinear(weight, bias)
 
 
-def can_pack(dtype: torch.dtype = torch.float32) -> bool:
+def can_prepack(dtype: torch.dtype = torch.float32) -> bool:
     """Whether this build of torch has oneDNN, and this processor its blocks of the type."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmx.memory import Memory
 
 
-class Distances(NamedTuple):
+class RelativeDistances(NamedTuple):
     """offset: int [B, K*T, S], the slot's place in its source less the text position; ordered: bool [S], where that
     means something."""
 
@@ -28,10 +28,10 @@ class Recorder(Protocol):
     """Anything that wants to know what was asked: it is handed every looking layer's queries [B, H, K*T, D], and the
     sight they were asked in."""
 
-    def note(self, layer: int, queries: Tensor, sight: Sight) -> None: ...
+    def record(self, layer: int, queries: Tensor, sight: CrossAttentionInputs) -> None: ...
 
 
-class Sight(NamedTuple):
+class CrossAttentionInputs(NamedTuple):
     """What a text looks at: the memory, the slots it may see (bool, broadcastable to [B, 1, K*T, S]; None: all), what
     is added to its scores ([B, H, K*T, S] or None), and who takes notes."""
 
@@ -41,7 +41,7 @@ class Sight(NamedTuple):
     recorder: Recorder | None = None
 
 
-def distances(positions: Tensor, memory: Memory) -> Distances:
+def relative_distances(positions: Tensor, memory: Memory) -> RelativeDistances:
     """positions: int [N, T] of the texts, streams of the memory's B rows -> the distance of every slot."""
     places, ordered = [], []
     for segment in memory.layout:
@@ -50,31 +50,31 @@ def distances(positions: Tensor, memory: Memory) -> Distances:
         ordered.append(torch.full((count,), segment.grid is None))
     empty = torch.zeros(0)
     place = torch.cat([empty.long(), *places]).to(positions.device)
-    position = positions.reshape(memory.batch, -1, 1)
-    return Distances(place - position, torch.cat([empty.bool(), *ordered]).to(positions.device))
+    position = positions.reshape(memory.batch_size, -1, 1)
+    return RelativeDistances(place - position, torch.cat([empty.bool(), *ordered]).to(positions.device))
 
 
-class RelativeBias(nn.Module):
+class RelativePositionBias(nn.Module):
     """One trained number a head for every distance, the same in all layers (Raffel et al. 2020, "T5", section 2.1;
     here between a text and a source, and without buckets): distances beyond `reach` count as `reach`."""
 
     def __init__(self, heads: int, reach: int) -> None:
         super().__init__()
-        self.reach = reach
-        self.table = nn.Parameter(torch.zeros(heads, 2 * reach + 1))
+        self.max_distance = reach
+        self.weight = nn.Parameter(torch.zeros(heads, 2 * reach + 1))
 
-    def forward(self, given: Distances) -> Tensor:
+    def forward(self, given: RelativeDistances) -> Tensor:
         """What is added to the scores, [B, H, K*T, S]."""
-        index = given.offset.clamp(-self.reach, self.reach) + self.reach
-        return (self.table[:, index] * given.ordered).transpose(0, 1)
+        index = given.offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
+        return (self.weight[:, index] * given.ordered).transpose(0, 1)
 
 
-def opened(given: Distances, k: int) -> Tensor:
+def wait_k_mask(given: RelativeDistances, k: int) -> Tensor:
     """bool [B, 1, K*T, S]: of an ordered source, text position t sees the first t + k slots, and no more."""
     return ((given.offset < k) | ~given.ordered)[:, None]
 
 
-def wait_k(length: int, slots: int, k: int) -> Tensor:
+def wait_k_visibility(length: int, slots: int, k: int) -> Tensor:
     """bool [T, S], a `visibility`: step t sees the first t + k slots (Ma et al. 2019, "STACL", section 3.2).
 
     With k = 1 it is the monotonic view: at each step one slot more.

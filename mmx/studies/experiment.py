@@ -12,14 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmx.config.loader import parse_settings
-from mmx.config.schema import Config, DataConfig
+from mmx.config.loader import parse_config
+from mmx.config.schema import RunConfig, DataConfig
 from mmx.data.formats import read_examples
-from mmx.evaluation.evaluate import Judged, evaluate
+from mmx.evaluation.evaluate import EvaluatedText, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.models.checkpoint import load_model
 from mmx.models.model import Model
-from mmx.studies.synthetic_text import Pair
+from mmx.studies.synthetic_text import TextExample
 from mmx.training.loop import train
 
 SOURCE = "text"
@@ -27,22 +27,22 @@ NEVER = 1_000_000_000  # more steps than any study takes: nothing is saved or re
 
 
 @dataclass(frozen=True)
-class Trial:
+class Experiment:
     """What came out. loss: nats a token of the held-out targets; said: (text said, target) of each held-out pair."""
 
     loss: float
-    said: tuple[tuple[str, str], ...]
+    predictions: tuple[tuple[str, str], ...]
     model: Model
 
     @property
     def exact(self) -> float:
         """The share of texts that are right from end to end."""
-        return sum(said == target for said, target in self.said) / len(self.said)
+        return sum(said == target for said, target in self.predictions) / len(self.predictions)
 
     @property
     def words(self) -> float:
         """The share of the targets' words that stand in their place."""
-        return share_in_place(self.said, lambda word: True)[0]
+        return share_in_place(self.predictions, lambda word: True)[0]
 
 
 def share_in_place(said: Sequence[tuple[str, str]], counts: Callable[[str], bool]) -> tuple[float, int]:
@@ -59,9 +59,9 @@ def words_of(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def run_trial(
-    model: Mapping[str, Any], learned: Sequence[Pair], held: Sequence[Pair], steps: int, seed: int, **training: Any
-) -> Trial:
+def run_experiment(
+    model: Mapping[str, Any], learned: Sequence[TextExample], held: Sequence[TextExample], steps: int, seed: int, **training: Any
+) -> Experiment:
     """Train a model of this configuration, with one source `text`, and measure it on the held-out pairs.
 
     `training` changes fields of TrainingConfig. Raises MmxError, as training and evaluation do.
@@ -79,19 +79,19 @@ def run_trial(
             "generation": {"max_new_tokens": longest - 2},
             "out": str(folder / "run"),
         }
-        config = parse_settings(document, Config, where="study")
+        config = parse_config(document, RunConfig, where="study")
         trained = load_model(train(config, quiet=True))
         report = evaluate(
             Pipeline(trained, config.generation), read_examples(DataConfig(path=paths[1])), batch_size=100
         )
-    return Trial(report.metrics["loss"], tuple(map(_said, report.texts)), trained)
+    return Experiment(report.metrics["loss"], tuple(map(_said, report.predictions)), trained)
 
 
-def _said(judged: Judged) -> tuple[str, str]:
-    return judged.said, judged.targets[0]
+def _said(judged: EvaluatedText) -> tuple[str, str]:
+    return judged.prediction, judged.targets[0]
 
 
-def _write(path: Path, pairs: Sequence[Pair]) -> str:
+def _write(path: Path, pairs: Sequence[TextExample]) -> str:
     """A manifest of texts and what should be said of them."""
     rows = ({SOURCE: pair.source, "captions": [pair.target]} for pair in pairs)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

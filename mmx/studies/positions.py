@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from mmx.studies.experiment import run_trial
-from mmx.studies.synthetic_text import LONGEST, Pair, arrangements, ordering, parted
+from mmx.studies.experiment import run_experiment
+from mmx.studies.synthetic_text import LONGEST, TextExample, arrangements, ordering, split_held_out
 
 SCHEMES = ("none", "learned", "sinusoidal", "relative")
 STEPS, SEED, TEXTS, HELD = 300, 0, 4000, 200
@@ -54,21 +54,21 @@ def positions(
 
     Raises MmxError, as training does.
     """
-    learned, held = parted(ordering(TEXTS, seed), HELD)
+    learned, held = split_held_out(ordering(TEXTS, seed), HELD)
     rows = []
     for scheme in SCHEMES:
         progress(scheme)
-        trial = run_trial(model_facts(scheme), learned, held, steps, seed, lr=3e-3)
+        trial = run_experiment(model_config(scheme), learned, held, steps, seed, lr=3e-3)
         rows.append(PositionRow(scheme, trial.exact, trial.words, trial.loss))
     return PositionReport(tuple(rows), chance(held), steps, seed)
 
 
-def chance(pairs: Sequence[Pair]) -> float:
+def chance(pairs: Sequence[TextExample]) -> float:
     """The expected share of exact texts of one who knows every text's words, and draws their order."""
     return fmean(1 / arrangements(pair.target) for pair in pairs)
 
 
-def model_facts(scheme: str) -> dict[str, Any]:
+def model_config(scheme: str) -> dict[str, Any]:
     """The model's configuration: a bag of words as source, and one of SCHEMES on the key side."""
     size = {"width": 64, "heads": 4, "dropout": 0.0, "max_positions": POSITIONS}
     relative = scheme == "relative"

@@ -21,20 +21,20 @@ NAMES, PLACES = 20_000, 5_000  # how many invented names and places there are; m
 ATTEMPTS = 100
 
 
-class Pair(NamedTuple):
+class TextExample(NamedTuple):
     """A text to be read, and the one that should be said."""
 
     source: str
     target: str
 
 
-def ordering(count: int, seed: int) -> list[Pair]:
+def ordering(count: int, seed: int) -> list[TextExample]:
     """Lists of 5 to 8 colours that are to be told in their order; most hold some colour several times, so that only
     its place says where it comes again."""
     return _distinct(count, Random(f"{seed}-ordering"), _colours)
 
 
-def copying(count: int, seed: int) -> list[Pair]:
+def copying(count: int, seed: int) -> list[TextExample]:
     """Meetings with two names, a date and a place, to be written down in one form.
 
     Names and places are invented, and drawn with the frequencies of words (Zipf 1949): few come often, many once.
@@ -58,16 +58,16 @@ def invented(rank: int, kind: str) -> str:
     return "".join(syllables) + draw.choice(CODAS)
 
 
-def parted(pairs: Sequence[Pair], held: int) -> tuple[list[Pair], list[Pair]]:
+def split_held_out(pairs: Sequence[TextExample], held: int) -> tuple[list[TextExample], list[TextExample]]:
     """All pairs but the last `held`, and those. Raises MmxError where nothing would be left to train on."""
     if not 0 < held < len(pairs):
         raise MmxError(f"{held} of {len(pairs)} texts are held out; expected at least one, and fewer than all.")
     return list(pairs[:-held]), list(pairs[-held:])
 
 
-def _distinct(count: int, draw: Random, make: Callable[[Random], Pair]) -> list[Pair]:
+def _distinct(count: int, draw: Random, make: Callable[[Random], TextExample]) -> list[TextExample]:
     """`count` pairs, no source twice. Raises MmxError where there are not so many."""
-    found: dict[str, Pair] = {}
+    found: dict[str, TextExample] = {}
     for _ in range(count * ATTEMPTS + 1):
         if len(found) >= count:
             return list(found.values())
@@ -76,17 +76,17 @@ def _distinct(count: int, draw: Random, make: Callable[[Random], Pair]) -> list[
     raise MmxError(f"{count} different texts were asked for, and {len(found)} were found; ask for fewer.")
 
 
-def _colours(draw: Random) -> Pair:
+def _colours(draw: Random) -> TextExample:
     text = " ".join(draw.choice(COLOURS) for _ in range(draw.randint(SHORTEST, LONGEST)))
-    return Pair(text, text)
+    return TextExample(text, text)
 
 
-def _meeting(draw: Random) -> Pair:
+def _meeting(draw: Random) -> TextExample:
     first, last = (invented(_rank(draw, NAMES), "name") for _ in range(2))
     place = invented(_rank(draw, PLACES), "place")
     date = f"{draw.randint(1, 28)} {draw.choice(MONTHS)} {draw.randint(1800, 1899)}"
     forms = (f"meet {first} {last} on {date} in {place}", f"in {place} on {date} you meet {first} {last}")
-    return Pair(draw.choice(forms), f"{first} {last}, {date}, {place}")
+    return TextExample(draw.choice(forms), f"{first} {last}, {date}, {place}")
 
 
 def _rank(draw: Random, count: int) -> int:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from mmx.models.model import Model
-from mmx.studies.experiment import SOURCE, Trial, run_trial, share_in_place, words_of
-from mmx.studies.synthetic_text import Pair, copying, parted
+from mmx.studies.experiment import SOURCE, Experiment, run_experiment, share_in_place, words_of
+from mmx.studies.synthetic_text import TextExample, copying, split_held_out
 
-KINDS = ("none", "layers", "all")
+TIE_OPTIONS = ("none", "layers", "all")
 STEPS, SEED, TEXTS, HELD = 400, 0, 6000, 200
 POSITIONS, SLOTS = 48, 32  # the longest text that is read or said, and that whose memory is measured, in tokens
-SELDOM = 2  # a word that training saw so often at most
+RARE = 2  # a word that training saw so often at most
 NOTE = (
     f"bytes: of the memory of a text of {SLOTS} tokens; words, unseen, seldom: the share of all words copied in their "
     f"place, of those never trained on, and of those seen once or twice."
@@ -40,7 +40,7 @@ class TyingRow:
     exact: float
     words: float
     unseen: float
-    seldom: float
+    rare: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TyingReport:
 
     rows: tuple[TyingRow, ...]
     unseen: int
-    seldom: int
+    rare: int
     steps: int
     seed: int
 
@@ -58,12 +58,12 @@ class TyingReport:
         names = ("parameters", "bytes", "loss", "exact", "words", "unseen", "seldom")
         lines = [f"{'tied across':<12}" + "".join(f"{name:>11}" for name in names)]
         lines += [_line(row) for row in self.rows]
-        counts = f"{self.unseen} words were never trained on, {self.seldom} were seen once or twice."
+        counts = f"{self.unseen} words were never trained on, {self.rare} were seen once or twice."
         return "\n".join([*lines, NOTE, counts])
 
 
 def _line(row: TyingRow) -> str:
-    shares = (row.loss, row.exact, row.words, row.unseen, row.seldom)
+    shares = (row.loss, row.exact, row.words, row.unseen, row.rare)
     return f"{row.kind:<12}{row.parameters:>11,}{row.nbytes:>11,}" + "".join(f"{share:>11.3f}" for share in shares)
 
 
@@ -72,24 +72,24 @@ def tying(steps: int = STEPS, seed: int = SEED, progress: Callable[[str], object
 
     Raises MmxError, as training does.
     """
-    learned, held = parted(copying(TEXTS, seed), HELD)
+    learned, held = split_held_out(copying(TEXTS, seed), HELD)
     seen = times_seen(learned)
     rows = []
-    for kind in KINDS:
+    for kind in TIE_OPTIONS:
         progress(kind)
-        rows.append(_row(kind, run_trial(model_facts(kind), learned, held, steps, seed, lr=4e-3), seen))
+        rows.append(_row(kind, run_experiment(model_config(kind), learned, held, steps, seed, lr=4e-3), seen))
     wanted = [seen[word] for pair in held for word in words_of(pair.target)]
-    return TyingReport(tuple(rows), wanted.count(0), sum(0 < n <= SELDOM for n in wanted), steps, seed)
+    return TyingReport(tuple(rows), wanted.count(0), sum(0 < n <= RARE for n in wanted), steps, seed)
 
 
-def times_seen(pairs: Sequence[Pair]) -> Counter[str]:
+def times_seen(pairs: Sequence[TextExample]) -> Counter[str]:
     """How often each word stands in the sources."""
     return Counter(word for pair in pairs for word in words_of(pair.source))
 
 
-def _row(kind: str, trial: Trial, seen: Mapping[str, int]) -> TyingRow:
-    unseen, _ = share_in_place(trial.said, lambda word: word not in seen)
-    seldom, _ = share_in_place(trial.said, lambda word: 0 < seen.get(word, 0) <= SELDOM)
+def _row(kind: str, trial: Experiment, seen: Mapping[str, int]) -> TyingRow:
+    unseen, _ = share_in_place(trial.predictions, lambda word: word not in seen)
+    seldom, _ = share_in_place(trial.predictions, lambda word: 0 < seen.get(word, 0) <= RARE)
     parameters = sum(parameter.numel() for parameter in trial.model.parameters())
     nbytes = memory_bytes(trial.model, SLOTS)
     return TyingRow(kind, parameters, nbytes, trial.loss, trial.exact, trial.words, unseen, seldom)
@@ -102,7 +102,7 @@ def memory_bytes(model: Model, slots: int) -> int:
     return model.sources[SOURCE]({"tokens": one, "mask": torch.ones_like(one, dtype=torch.bool)}).nbytes
 
 
-def model_facts(kind: str) -> dict[str, Any]:
+def model_config(kind: str) -> dict[str, Any]:
     """The model's configuration, tied in one of KINDS."""
     size = {"width": 64, "heads": 4, "dropout": 0.0, "max_positions": POSITIONS}
     projection = {"max_positions": POSITIONS, "share_layers": kind != "none"}

@@ -6,7 +6,7 @@
 `toy_tokenizer` spells text by bytes, `ToyEncoder` reads numbers, `tiny_model` mounts any encoder on a small decoder.
 """
 
-from mmx.testing.conformance import Result, check_encoder, encoder_checks
+from mmx.testing.conformance import CheckResult, check_encoder, encoder_checks
 from mmx.testing.toys import ToyEncoder, tiny_model, toy_tokenizer
 
-__all__ = ["Result", "ToyEncoder", "check_encoder", "encoder_checks", "tiny_model", "toy_tokenizer"]
+__all__ = ["CheckResult", "ToyEncoder", "check_encoder", "encoder_checks", "tiny_model", "toy_tokenizer"]

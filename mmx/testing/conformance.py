@@ -15,42 +15,42 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import SkipTest
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import in_a_line
+from mmx.encoders.contract import one_line_error
 from mmx.encoders.registry import check_class, resolve
 from mmx.errors import EncoderError, MmxError, suggest
-from mmx.testing.checks import CHECKS, Broken, Check, Skipped
-from mmx.testing.encoder_under_test import Subject, samples_of
-from mmx.testing.process_state import surroundings_kept
+from mmx.testing.checks import CHECKS, CheckFailed, Check, CheckSkipped
+from mmx.testing.encoder_under_test import EncoderUnderTest, samples_of
+from mmx.testing.process_state import unchanged_process_state
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """How one check ended. status: passed, failed, expected (to fail, and did), or skipped; said: what was seen, or
     why it was skipped; reason: why anybody cares; remedy: what to do about it."""
 
     name: str
     status: str
-    said: str = ""
+    message: str = ""
     reason: str = ""
     remedy: str = ""
 
     def __str__(self) -> str:
         if self.status != "failed":
-            return f"{self.status:<8} {self.name}{f': {self.said}' if self.said else ''}"
+            return f"{self.status:<8} {self.name}{f': {self.message}' if self.message else ''}"
         return (
-            f"FAILED   {self.name}: {self.said}\n         why it matters: {self.reason}\n         remedy: {self.remedy}"
+            f"FAILED   {self.name}: {self.message}\n         why it matters: {self.reason}\n         remedy: {self.remedy}"
         )
 
 
 @dataclass(frozen=True)
-class Call:
+class CheckRun:
     """One check of one encoder, to be called; raises EncoderError where the promise is broken, and unittest.SkipTest
     (which pytest shows as skipped) where it does not apply."""
 
     check: Check
-    subject: Subject
+    subject: EncoderUnderTest
     expected: str | None = None
 
     @property
@@ -58,34 +58,34 @@ class Call:
         """The name of the check, which is also pytest's id of it."""
         return self.check.name
 
-    def __call__(self) -> Result:
+    def __call__(self) -> CheckResult:
         result = self.result()
         if result.status == "failed":
             raise EncoderError(f"{self.subject.name} breaks its contract:\n{result}")
         if result.status in ("skipped", "expected"):
-            raise SkipTest(result.said)
+            raise SkipTest(result.message)
         return result
 
-    def result(self) -> Result:
+    def result(self) -> CheckResult:
         """How it ended, without raising."""
         status, said = self._outcome()
         if self.expected is not None:
             if status == "failed":
-                return Result(self.check.name, "expected", self.expected)
+                return CheckResult(self.check.name, "expected", self.expected)
             if status == "passed":
                 status, said = "failed", f"it was expected to fail ({self.expected}), and passed"
-        return Result(self.check.name, status, said, self.check.reason, self.check.remedy)
+        return CheckResult(self.check.name, status, said, self.check.reason, self.check.remedy)
 
     def _outcome(self) -> tuple[str, str]:
         try:
-            with surroundings_kept():
+            with unchanged_process_state():
                 self.check.run(self.subject)
-        except Skipped as skipped:
+        except CheckSkipped as skipped:
             return "skipped", str(skipped)
-        except (Broken, MmxError) as broken:
+        except (CheckFailed, MmxError) as broken:
             return "failed", " ".join(str(broken).split())
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
-            return "failed", in_a_line(error)
+            return "failed", one_line_error(error)
         return "passed", ""
 
 
@@ -95,7 +95,7 @@ def encoder_checks(
     options: Mapping[str, Any] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
-) -> Iterator[Call]:
+) -> Iterator[CheckRun]:
     """The checks of an encoder, each a call without arguments. `samples`: three or more raw inputs (default: those of
     its `samples()`, else some of its modality); `only`: names of the checks wanted. Raises EncoderError for an encoder
     that cannot be found or built, ConfigError for its options."""
@@ -104,12 +104,12 @@ def encoder_checks(
     for name in (*expected, *only):
         if name not in known:
             raise EncoderError(f"there is no check {name!r}; {suggest(name, known)}")
-    settings = parse_settings(dict(options or {}), kind.Options, where=f"options of {kind.__name__}")
-    subject = Subject(kind, settings)
+    settings = parse_config(dict(options or {}), kind.Options, where=f"options of {kind.__name__}")
+    subject = EncoderUnderTest(kind, settings)
     subject.samples = samples_of(subject.build(), samples)
     for check in CHECKS:
         if not only or check.name in only:
-            yield Call(check, subject, expected.get(check.name))
+            yield CheckRun(check, subject, expected.get(check.name))
 
 
 def check_encoder(
@@ -119,7 +119,7 @@ def check_encoder(
     expected_failures: Mapping[str, str] | None = None,
     only: Sequence[str] = (),
     on_fail: str = "raise",
-) -> list[Result]:
+) -> list[CheckResult]:
     """Run every check (arguments as in `encoder_checks`) and return how each ended.
 
     With on_fail="raise", raises one EncoderError that tells of all broken promises; with "return", only returns.

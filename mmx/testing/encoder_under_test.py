@@ -14,12 +14,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from mmx.config.loader import dump_settings, parse_settings
-from mmx.data.scenes import draw_scene, picture
+from mmx.config.loader import dump_config, parse_config
+from mmx.data.scenes import generate_scene, render_scene
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import Prepared, check_features, collate, prepare, told_with_name
+from mmx.encoders.contract import PreparedInput, check_features, collate, prepare, encoder_errors
 from mmx.errors import EncoderError
-from mmx.models.source import construct
+from mmx.models.source import construct_encoder
 from mmx.nn.features import Features
 from mmx.testing.toys import toy_tokenizer
 
@@ -27,7 +27,7 @@ RATE = 16_000  # samples a second of the sounds made here
 
 
 @dataclass
-class Subject:
+class EncoderUnderTest:
     """An encoder class, its options, and raw inputs for it."""
 
     kind: type[Encoder]
@@ -43,15 +43,15 @@ class Subject:
         """A new encoder in eval mode; every one has the same random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return construct(self.kind, self.options if options is None else options, toy_tokenizer(), "kit").eval()
+            return construct_encoder(self.kind, self.options if options is None else options, toy_tokenizer(), "kit").eval()
 
-    def prepared(self, encoder: Encoder) -> list[Prepared]:
+    def prepared(self, encoder: Encoder) -> list[PreparedInput]:
         """All samples as tensors."""
         return [prepare(encoder, "kit", raw) for raw in self.samples]
 
-    def encode(self, encoder: Encoder, rows: Sequence[Prepared]) -> Features:
+    def encode(self, encoder: Encoder, rows: Sequence[PreparedInput]) -> Features:
         """Prepared rows in one batch, without gradients, through the contract's door."""
-        with torch.no_grad(), told_with_name(f"{self.name} failed in forward with"):
+        with torch.no_grad(), encoder_errors(f"{self.name} failed in forward with"):
             features = encoder(collate(encoder, "kit", rows))
         return self.check(encoder, features)
 
@@ -63,7 +63,7 @@ class Subject:
 
 def samples_of(encoder: Encoder, given: Sequence[Any] | None) -> list[Any]:
     """The given samples, those the encoder brings, or some of its modality. Raises EncoderError where few."""
-    with told_with_name(f"encoder {type(encoder).__name__} has samples that cannot be listed:"):
+    with encoder_errors(f"encoder {type(encoder).__name__} has samples that cannot be listed:"):
         samples = list(encoder.samples() if given is None else given)
     if not samples and encoder.modality in MADE:
         samples = MADE[encoder.modality]()
@@ -80,7 +80,7 @@ def visible(features: Features, row: int) -> Tensor:
     return features.states[row][features.mask[row]].float()
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def max_relative_difference(a: Tensor, b: Tensor) -> float:
     """The largest difference of two tensors, in units of the first one's root mean square; inf where shapes differ.
     NaN and infinity are like themselves: whether they may be there is another question."""
     if a.shape != b.shape:
@@ -92,8 +92,8 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 def rebuilt_options(encoder: Encoder) -> Any:
     """The options of an encoder after a stay in a checkpoint's config.yaml."""
-    text = dump_settings(encoder.options)
-    return parse_settings(yaml.safe_load(text) or {}, type(encoder.options), where="kit")
+    text = dump_config(encoder.options)
+    return parse_config(yaml.safe_load(text) or {}, type(encoder.options), where="kit")
 
 
 def unlike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
@@ -109,7 +109,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 def _pictures() -> list[Any]:
     return [
-        picture(draw_scene(0, number), 96).resize(size) for number, size in enumerate([(96, 64), (64, 96), (80, 80)])
+        render_scene(generate_scene(0, number), 96).resize(size) for number, size in enumerate([(96, 64), (64, 96), (80, 80)])
     ]
 
 

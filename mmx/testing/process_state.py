@@ -55,7 +55,7 @@ def process_state() -> dict[str, Any]:
 
 
 @contextmanager
-def surroundings_kept() -> Iterator[None]:
+def unchanged_process_state() -> Iterator[None]:
     """Whatever is done to the process inside is undone: dice, switches, the working directory."""
     python, numbers, place = random.getstate(), numpy.random.get_state(), Path.cwd()  # noqa: NPY002
     dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
@@ -73,7 +73,7 @@ def surroundings_kept() -> Iterator[None]:
             torch.set_grad_enabled(gradients)
 
 
-def roll_all_dice() -> None:
+def reseed_all() -> None:
     """Draw from every global source, so that a seed set afterwards is seen even where it had been set before."""
     random.random()
     numpy.random.random()  # noqa: NPY002

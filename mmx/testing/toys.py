@@ -9,7 +9,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from mmx.config.schema import DecoderConfig, Frozen, ModelConfig, ProjectionConfig, SourceConfig
+from mmx.config.schema import DecoderConfig, FrozenModel, ModelConfig, ProjectionConfig, SourceConfig
 from mmx.encoders.base import Encoder, Features
 from mmx.models.model import Model
 from mmx.text.tokenizer import Tokenizer
@@ -20,14 +20,14 @@ class ToyEncoder(Encoder):
 
     modality = "numbers"
 
-    class Options(Frozen):
+    class Options(FrozenModel):
         """`features` is F."""
 
         features: PositiveInt = 8
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.width = options.features
+        self.feature_size = options.features
         self.linear = nn.Linear(1, options.features)
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def tiny_model(
         for name, source in mounted.items()
     }
     facts = {"width": 32, "layers": 2, "heads": 4, "max_positions": 128, **decoder}
-    config = ModelConfig(sources=configs, decoder=DecoderConfig(**facts), question_to=question_to)
+    config = ModelConfig(sources=configs, decoder=DecoderConfig(**facts), question_input=question_to)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Model(config, tokenizer or toy_tokenizer()).eval()

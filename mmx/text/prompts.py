@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Mark:
+class SpecialToken:
     """A token with a meaning of its own."""
 
     text: str
 
 
-PAD, BOS, EOS = Mark("<pad>"), Mark("<bos>"), Mark("<eos>")
-CAPTION, QUESTION, ANSWER = Mark("<caption>"), Mark("<question>"), Mark("<answer>")
-MARKS = (PAD, BOS, EOS, CAPTION, QUESTION, ANSWER)
+PAD, BOS, EOS = SpecialToken("<pad>"), SpecialToken("<bos>"), SpecialToken("<eos>")
+CAPTION, QUESTION, ANSWER = SpecialToken("<caption>"), SpecialToken("<question>"), SpecialToken("<answer>")
+SPECIAL_TOKENS = (PAD, BOS, EOS, CAPTION, QUESTION, ANSWER)
 
-Prompt = tuple[Mark | str, ...]
+Prompt = tuple[SpecialToken | str, ...]
 
 
 def caption_prompt() -> Prompt:
@@ -28,7 +28,7 @@ def caption_prompt() -> Prompt:
 
 def question_prompt(question: str) -> Prompt:
     """Answer this, the question being said by the decoder's own prompt."""
-    return (BOS, QUESTION, tidy_question(question), ANSWER)
+    return (BOS, QUESTION, normalize_question(question), ANSWER)
 
 
 def answer_prompt() -> Prompt:
@@ -36,12 +36,12 @@ def answer_prompt() -> Prompt:
     return (BOS, ANSWER)
 
 
-def tidy_question(question: str) -> str:
+def normalize_question(question: str) -> str:
     """One space between words, one question mark at the end: how questions are spelt is no part of what they ask."""
     return " ".join(question.split()).rstrip(" ?.") + "?"
 
 
-def tidy_text(text: str) -> str:
+def normalize_whitespace(text: str) -> str:
     """Decoded text as people write it: single spaces, none before punctuation."""
     words = " ".join(text.split())
     for sign in (".", ",", "?", "!", ";", ":", "'s", "n't"):
@@ -49,6 +49,6 @@ def tidy_text(text: str) -> str:
     return words
 
 
-def tidy_caption(caption: str) -> str:
+def normalize_caption(caption: str) -> str:
     """A human caption as training target: lower case, no space before its signs, no full stop at the end."""
-    return tidy_text(caption.lower()).rstrip(" .")
+    return normalize_whitespace(caption.lower()).rstrip(" .")

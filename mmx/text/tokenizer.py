@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmx.errors import CheckpointError, MmxError
-from mmx.text.prompts import BOS, CAPTION, EOS, MARKS, PAD, Mark, Prompt, tidy_text
+from mmx.text.prompts import BOS, CAPTION, EOS, SPECIAL_TOKENS, PAD, SpecialToken, Prompt, normalize_whitespace
 
 
 class Tokenizer:
@@ -29,7 +29,7 @@ class Tokenizer:
         # With this switch a person who types "<eos>" gets its letters, not the mark.
         engine.encode_special_tokens = True
         self.engine = engine
-        self.marks = {mark: ids for mark in MARKS if (ids := _tokens_of(engine, mark, marks or {})) is not None}
+        self.marks = {mark: ids for mark in SPECIAL_TOKENS if (ids := _tokens_of(engine, mark, marks or {})) is not None}
         self.pad, self.eos = (self.marks[mark][0] for mark in (PAD, EOS))
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens to text; marks are left out."""
-        return tidy_text(self.engine.decode(list(tokens), skip_special_tokens=True))
+        return normalize_whitespace(self.engine.decode(list(tokens), skip_special_tokens=True))
 
     def words(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
         """The words of a text, each with the places of its tokens, in order; a mark belongs to no word.
@@ -68,10 +68,10 @@ class Tokenizer:
 
     def prompt(self, prompt: Prompt) -> list[int]:
         """A prompt to tokens: marks by their ids, strings as plain text. Raises MmxError for a task that is lacking."""
-        if lacking := next((p for p in prompt if p in MARKS and p not in self.marks), None):
+        if lacking := next((p for p in prompt if p in SPECIAL_TOKENS and p not in self.marks), None):
             made, asked = ("answer questions", "caption") if lacking is CAPTION else ("caption", "answer questions")
             raise MmxError(f"this model was made to {made}, not to {asked}; give another model with --model.")
-        parts = (self.marks[p] if isinstance(p, Mark) else self.encode(p) for p in prompt)
+        parts = (self.marks[p] if isinstance(p, SpecialToken) else self.encode(p) for p in prompt)
         return [token for part in parts for token in part]
 
     def save(self, path: Path) -> None:
@@ -103,7 +103,7 @@ class Tokenizer:
         engine.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[mark.text for mark in MARKS],
+            special_tokens=[mark.text for mark in SPECIAL_TOKENS],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             min_frequency=2,
             show_progress=False,
@@ -112,7 +112,7 @@ class Tokenizer:
         return Tokenizer(engine)
 
 
-def _tokens_of(engine: Engine, mark: Mark, marks: Mapping[str, Sequence[int]]) -> list[int] | None:
+def _tokens_of(engine: Engine, mark: SpecialToken, marks: Mapping[str, Sequence[int]]) -> list[int] | None:
     """The tokens of a mark; None for a task that the marks do not name."""
     name = mark.text.strip("<>")
     if name in marks:

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import Config, LoraConfig, PartConfig, TrainingConfig
+from mmx.config.schema import RunConfig, LoraConfig, ParamGroupConfig, TrainingConfig
 from mmx.errors import ConfigError
 from mmx.hub.language_model import is_new
 from mmx.models.model import Model
-from mmx.training.optim import MovingAverage
+from mmx.training.optim import ExponentialMovingAverage
 
 BLOCKS, ADAPTER = "decoder.blocks", "default"
 
 
-def prepare_parts(model: Model, config: Config) -> TrainingConfig:
+def prepare_param_groups(model: Model, config: RunConfig) -> TrainingConfig:
     """The training configuration with the parts as they are trained where the decoder is a language model or gets
     adapters, which are put into the model here.
 
@@ -30,15 +30,15 @@ def prepare_parts(model: Model, config: Config) -> TrainingConfig:
     with its norms and gates, and the adapters. What an adapter adds to is always frozen.
     """
     options = config.training
-    taken = config.model is not None and config.model.decoder.init_from is not None
+    taken = config.model is not None and config.model.decoder.pretrained is not None
     if not taken and options.lora is None:
         return options
-    parts = {} if "decoder" in options.parts else _new_alone(model)
+    parts = {} if "decoder" in options.param_groups else _new_alone(model)
     if options.lora is not None:
         for name in add_adapters(model, options.lora):
-            parts[f"{name}.base_layer"] = PartConfig(freeze=True)
-            parts |= {f"{name}.{part}": PartConfig() for part in ("lora_A", "lora_B", "lora_dropout")}
-    return options.model_copy(update={"parts": {**parts, **options.parts}})
+            parts[f"{name}.base_layer"] = ParamGroupConfig(freeze=True)
+            parts |= {f"{name}.{part}": ParamGroupConfig() for part in ("lora_A", "lora_B", "lora_dropout")}
+    return options.model_copy(update={"parts": {**parts, **options.param_groups}})
 
 
 def add_adapters(model: Model, config: LoraConfig) -> list[str]:
@@ -51,15 +51,15 @@ def add_adapters(model: Model, config: LoraConfig) -> list[str]:
         from peft import inject_adapter_in_model
     except ImportError as error:
         raise ConfigError("training.lora needs peft, which is not installed; pip install 'mmx[lora]'.") from error
-    blocks = model.decoder.blocks
+    blocks = model.decoder.layers
     maps = [name for name, part in blocks.named_modules() if isinstance(part, nn.Linear) and not is_new(f".{name}")]
     known = {name.rpartition(".")[2] for name in maps}
-    if unknown := sorted(set(config.targets) - known):
+    if unknown := sorted(set(config.target_modules) - known):
         raise ConfigError(f"training.lora.targets names {unknown[0]!r}; expected some of {', '.join(sorted(known))}.")
-    chosen = [name for name in maps if name.rpartition(".")[2] in config.targets]
+    chosen = [name for name in maps if name.rpartition(".")[2] in config.target_modules]
     trained = [(parameter, parameter.requires_grad) for parameter in blocks.parameters()]
     theirs = Theirs(
-        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=chosen, bias="none"
+        r=config.r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=chosen, bias="none"
     )
     inject_adapter_in_model(theirs, blocks, ADAPTER)
     for parameter, before in trained:  # peft freezes all else; what is trained is for `training.parts` to say
@@ -68,7 +68,7 @@ def add_adapters(model: Model, config: LoraConfig) -> list[str]:
 
 
 @contextmanager
-def plain(model: Model, average: MovingAverage) -> Iterator[Mapping[str, Tensor]]:
+def merged_weights(model: Model, average: ExponentialMovingAverage) -> Iterator[Mapping[str, Tensor]]:
     """For as long as it lasts, the model with averaged adapters added to their maps; yields the other averages.
 
     No weight is touched: maps are exchanged for sums of their own, and put back, for adding and subtracting again
@@ -91,14 +91,14 @@ def plain(model: Model, average: MovingAverage) -> Iterator[Mapping[str, Tensor]
             model.set_submodule(name, part)
 
 
-def averaged_adapters(average: MovingAverage) -> dict[str, Tensor]:
+def averaged_adapters(average: ExponentialMovingAverage) -> dict[str, Tensor]:
     """What of the average a checkpoint does not tell, because it is added up there."""
     return {name: tensor for name, tensor in average.weights.items() if ".lora_" in name}
 
 
-def _new_alone(model: Model) -> dict[str, PartConfig]:
+def _new_alone(model: Model) -> dict[str, ParamGroupConfig]:
     new = [name for name, _ in model.named_modules() if name.endswith((".cross_attention", ".cross_residual"))]
-    return {"decoder": PartConfig(freeze=True), **{name: PartConfig() for name in new if name.startswith(BLOCKS)}}
+    return {"decoder": ParamGroupConfig(freeze=True), **{name: ParamGroupConfig() for name in new if name.startswith(BLOCKS)}}
 
 
 def _sum(part: nn.Module) -> nn.Linear:

@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mmx.config.schema import PartConfig, TrainingConfig
-from mmx.data.batching import IGNORED
+from mmx.config.schema import ParamGroupConfig, TrainingConfig
+from mmx.data.batching import IGNORE_INDEX
 from mmx.errors import ConfigError, suggest
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     """AdamW (Loshchilov and Hutter 2019) with a group per learning rate; vectors and tables get no weight decay."""
-    check_parts(model, config.parts)
+    check_param_groups(model, config.param_groups)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        part = part_of(name, config.parts)
+        part = param_group_for(name, config.param_groups)
         if part.freeze:
             parameter.requires_grad_(False)
         if parameter.requires_grad:  # what an encoder froze itself stays so, such as a table of fixed positions
-            groups.setdefault((part.lr, _decays(name, parameter)), []).append(parameter)
+            groups.setdefault((part.lr_scale, _decays(name, parameter)), []).append(parameter)
     if not groups:
         raise ConfigError("training.parts freezes every part of the model; leave at least one to be trained.")
     return AdamW(
         [
-            {"params": parameters, "lr": config.lr * scale, "weight_decay": config.weight_decay if decays else 0.0}
+            {"params": parameters, "lr": config.learning_rate * scale, "weight_decay": config.weight_decay if decays else 0.0}
             for (scale, decays), parameters in groups.items()
         ],
         betas=config.betas,
@@ -37,13 +37,13 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
     )
 
 
-def part_of(name: str, parts: Mapping[str, PartConfig]) -> PartConfig:
+def param_group_for(name: str, parts: Mapping[str, ParamGroupConfig]) -> ParamGroupConfig:
     """How a parameter is trained: by the longest prefix of its name that `parts` has."""
     matching = [prefix for prefix in parts if name == prefix or name.startswith(prefix + ".")]
-    return parts[max(matching, key=len)] if matching else PartConfig()
+    return parts[max(matching, key=len)] if matching else ParamGroupConfig()
 
 
-def check_parts(model: nn.Module, parts: Mapping[str, PartConfig]) -> None:
+def check_param_groups(model: nn.Module, parts: Mapping[str, ParamGroupConfig]) -> None:
     """Raise ConfigError for a part that the model does not have."""
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for prefix in parts:
@@ -52,20 +52,20 @@ def check_parts(model: nn.Module, parts: Mapping[str, PartConfig]) -> None:
             raise ConfigError(f"training.parts names {prefix!r}, which the model does not have; {near}")
 
 
-def set_mode(model: nn.Module, parts: Mapping[str, PartConfig]) -> None:
+def set_mode(model: nn.Module, parts: Mapping[str, ParamGroupConfig]) -> None:
     """Training mode, frozen parts excepted: their running statistics and dropout must stand still as well."""
     model.train()
     for name, module in model.named_modules():
         # One by one: eval() of a frozen part would also still a part inside it that is trained.
-        module.training = not part_of(name, parts).freeze
+        module.training = not param_group_for(name, parts).freeze
 
 
-def learning_rate(step: int, config: TrainingConfig) -> float:
+def lr_factor(step: int, config: TrainingConfig) -> float:
     """The share of the full rate at a step: linear warm-up, then a cosine down to `final_lr` (Loshchilov 2017)."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def token_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
@@ -73,21 +73,21 @@ def token_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
     logits: [n, V], targets: int [n]. A sum, because the mean over micro-batches is not the mean over tokens.
     """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing, ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-def mixed_loss(
+def scst_loss(
     logits: Tensor, targets: Tensor, smoothing: float, advantages: Tensor, temperature: float = 1.0
 ) -> Tensor:
     """As `token_loss`, where some tokens were said by the model itself: there minus the log-probability times the
     advantage (Williams 1992, REINFORCE), unsmoothed, at the temperature that they were drawn with. advantages: [n], NaN
     for tokens that people wrote."""
     own = ~advantages.isnan()
-    said = F.cross_entropy(logits[own].float() / temperature, targets[own], ignore_index=IGNORED, reduction="none")
+    said = F.cross_entropy(logits[own].float() / temperature, targets[own], ignore_index=IGNORE_INDEX, reduction="none")
     return token_loss(logits[~own], targets[~own], smoothing) + (said * advantages[own]).sum()
 
 
-class MovingAverage:
+class ExponentialMovingAverage:
     """An exponential moving average of the trained parameters (Polyak and Juditsky 1992), or nothing at decay 0.
 
     Early on the decay is (1 + step) / (10 + step), so that the random start is soon forgotten.

@@ -7,13 +7,13 @@ import threading
 from types import FrameType, TracebackType
 
 
-class StopSign:
+class SigtermHandler:
     """While entered, SIGTERM only sets `raised`; afterwards it does again what it did before."""
 
     def __init__(self) -> None:
-        self.raised = False
+        self.received = False
 
-    def __enter__(self) -> StopSign:
+    def __enter__(self) -> SigtermHandler:
         # Python lets only the main thread set handlers; trained from another one, SIGTERM keeps its meaning.
         self._mine = threading.current_thread() is threading.main_thread()
         if self._mine:
@@ -27,4 +27,4 @@ class StopSign:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.raised = True
+        self.received = True

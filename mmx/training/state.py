@@ -24,18 +24,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmx.config.schema import Config
+from mmx.config.schema import RunConfig
 from mmx.errors import CheckpointError
-from mmx.models.checkpoint import WEIGHTS, fill, once, read_tensors, write_folder, write_model
+from mmx.models.checkpoint import WEIGHTS, load_strict, unique_tensors, read_tensors, write_folder, write_model
 from mmx.models.model import Model
-from mmx.training.adapters import averaged_adapters, plain
-from mmx.training.optim import MovingAverage
+from mmx.training.adapters import averaged_adapters, merged_weights
+from mmx.training.optim import ExponentialMovingAverage
 
 ADAPTERS = "adapters.safetensors"  # their average, which a checkpoint has added up with what they stand on
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Steps done, the best value of the monitored metric and its step, samples taken and passed over, seconds spent.
 
     window: the losses since the last report; rewards: since then, of rank 0, the mean of each step;
@@ -46,35 +46,35 @@ class Progress:
     step: int = 0
     best: float | None = None
     best_step: int | None = None
-    seen: int = 0
-    bad: list[str] = field(default_factory=list)
+    samples_seen: int = 0
+    skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
     window: list[float] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    owed: bool = False
+    validation_pending: bool = False
     scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(
     run: Path,
-    config: Config,
+    config: RunConfig,
     model: Model,
     optimizer: torch.optim.Optimizer,
-    average: MovingAverage,
-    progress: Progress,
+    average: ExponentialMovingAverage,
+    progress: TrainingProgress,
     provenance: Mapping[str, Any],
 ) -> Path:
     """Write steps/NNNNNN, point `last` at it and `best` at the best step. Old steps are removed only once the new one
     is complete. Raises CheckpointError when it cannot be written; what stood there is untouched."""
 
     def write(place: Path) -> None:
-        with plain(model, average) as weights:
+        with merged_weights(model, average) as weights:
             write_model(place, model, provenance, config.generation, weights=weights)
         inner = place / "training"
         inner.mkdir()
         if adapters := averaged_adapters(average):
             save_file({name: tensor.contiguous() for name, tensor in adapters.items()}, inner / ADAPTERS)
-        raw = {name: tensor.detach().contiguous() for name, tensor in once(model.state_dict()).items()}
+        raw = {name: tensor.detach().contiguous() for name, tensor in unique_tensors(model.state_dict()).items()}
         save_file(raw, inner / WEIGHTS)
         names = {"parameters": json.dumps(_trained_names(model, optimizer))}
         save_file(_flatten(optimizer), inner / "optimizer.safetensors", names)
@@ -84,19 +84,19 @@ def save_state(
     folder = write_folder(steps / f"{progress.step:06d}", write)
     best = None if progress.best_step is None else steps / f"{progress.best_step:06d}"
     try:
-        point(run / "last", folder)
+        point_symlink(run / "last", folder)
         if best is not None and best.is_dir():  # again each time: a kill may have come between its folder and its link
-            point(run / "best", best)
+            point_symlink(run / "best", best)
     except OSError as error:
         raise CheckpointError(f"{run} takes no links ({error.strerror}); the state itself is in {folder}.") from error
-    _prune(run, config.training.keep)
+    _prune(run, config.training.save_total_limit)
     return folder
 
 
-def load_state(folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: MovingAverage) -> Progress:
+def load_state(folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage) -> TrainingProgress:
     """Restore everything from a step's folder and return its progress. Raises CheckpointError."""
     inner = folder / "training"
-    fill(model, read_tensors(inner / WEIGHTS), str(inner / WEIGHTS))
+    load_strict(model, read_tensors(inner / WEIGHTS), str(inner / WEIGHTS))
     _check_names(inner / "optimizer.safetensors", _trained_names(model, optimizer))
     _unflatten(optimizer, read_tensors(inner / "optimizer.safetensors"), folder)
     averaged = read_tensors(folder / WEIGHTS)
@@ -105,18 +105,18 @@ def load_state(folder: Path, model: Model, optimizer: torch.optim.Optimizer, ave
     for name, tensor in average.weights.items():
         tensor.copy_(averaged[name])
     try:
-        return Progress(**json.loads((inner / "progress.json").read_text(encoding="utf-8")))
+        return TrainingProgress(**json.loads((inner / "progress.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{inner / 'progress.json'} is damaged or of a newer mmx; copy it again.") from error
 
 
-def newest(run: Path) -> Path | None:
+def latest_state(run: Path) -> Path | None:
     """The newest complete step of a run, or None."""
     steps = [path for path in _steps(run) if (path / "training" / "progress.json").is_file()]
     return steps[-1] if steps else None
 
 
-def point(link: Path, folder: Path) -> None:
+def point_symlink(link: Path, folder: Path) -> None:
     """Let `link` name `folder` from one moment to the next."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

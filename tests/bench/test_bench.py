@@ -7,13 +7,13 @@ import sys
 import pytest
 import torch
 
-from mmx.bench import SIZES, WORKLOADS, Figure, machine, run
+from mmx.bench import SIZES, WORKLOADS, BenchResult, machine, run
 from mmx.bench.decoding import _greedy_runs, bandwidth, bytes_read, questions
-from mmx.bench.hf_references import QUESTIONS, SHAPES, Setting, build_pair
+from mmx.bench.hf_references import QUESTIONS, SHAPES, BenchSetting, build_pair
 from mmx.bench.table import HEADER, line, notes
-from mmx.bench.timing import STATM, ResidentMemory, Runs, Spread, alternate, compare
+from mmx.bench.timing import STATM, ResidentMemory, TimedRuns, Spread, alternate, compare
 from mmx.cli import app as cli
-from mmx.encoders.pretrained.hf_models import quietly
+from mmx.encoders.pretrained.hf_models import suppress_hf_output
 from mmx.errors import MmxError
 
 FIGURES = {
@@ -30,8 +30,8 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def pair():
-    with quietly():
-        return build_pair("vit-gpt2", Setting("micro", 1))
+    with suppress_hf_output():
+        return build_pair("vit-gpt2", BenchSetting("micro", 1))
 
 
 def clock_of(*durations):
@@ -70,7 +70,7 @@ def test_other_weights_are_noticed(pair, monkeypatch):
     with torch.no_grad():
         theirs.mul_(-1)
     monkeypatch.setattr("mmx.bench.decoding.build_pair", lambda kind, setting: pair)
-    found = list(WORKLOADS["greedy"](Setting("micro", 1)))
+    found = list(WORKLOADS["greedy"](BenchSetting("micro", 1)))
     with torch.no_grad():
         theirs.copy_(kept)
     assert [figure.same for figure in found] == [False, None, False]
@@ -78,8 +78,8 @@ def test_other_weights_are_noticed(pair, monkeypatch):
 
 def test_the_questions_are_of_several_lengths():
     """Or transformers would have nothing to pad, and both of our ways would be one."""
-    with quietly():
-        pair = build_pair("blip-vqa", Setting("micro", 1))
+    with suppress_hf_output():
+        pair = build_pair("blip-vqa", BenchSetting("micro", 1))
     lengths = pair.tokenizer(QUESTIONS, padding=True, return_tensors="pt")["attention_mask"].sum(1)
     assert len(QUESTIONS) == 16 and len(set(lengths.tolist())) > 1
     assert pair.tokenizer.unk_token_id not in pair.tokenizer(QUESTIONS, padding=True, return_tensors="pt")["input_ids"]
@@ -87,7 +87,7 @@ def test_the_questions_are_of_several_lengths():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_other_types_run_and_say_so(dtype):
-    figures = [*run(["greedy"], "micro", 1, dtype), *questions(Setting("micro", 1, dtype))]
+    figures = [*run(["greedy"], "micro", 1, dtype), *questions(BenchSetting("micro", 1, dtype))]
     assert all(f"our decoder in {dtype}" in figure.note for figure in figures if figure.theirs)
 
 
@@ -103,7 +103,7 @@ def test_what_a_token_reads_is_the_decoder_without_its_positions(pair):
 def test_the_published_sizes():
     """Facts of nlpconnect/vit-gpt2-image-captioning and of Salesforce/blip-image-captioning-base."""
     base = SHAPES["base"]
-    assert (base.width, base.layers, base.heads, base.seeing_layers, base.patch) == (768, 12, 12, 12, 16)
+    assert (base.hidden_size, base.num_layers, base.num_heads, base.encoder_layers, base.patch) == (768, 12, 12, 12, 16)
     assert base.vocabulary == {"gpt2": 50257, "blip": 30524} and base.side == {"gpt2": 224, "blip": 384}
 
 
@@ -128,19 +128,19 @@ def test_contenders_take_turns_after_a_warm_up_and_are_watched_once_more():
 
 
 def test_a_ratio_is_theirs_to_ours_in_pairs():
-    figure = compare("x", "ms", lambda s: 1000 * s, Runs([1.0, 2.0, 4.0]), Runs([3.0, 2.0, 6.0]), same=True)
+    figure = compare("x", "ms", lambda s: 1000 * s, TimedRuns([1.0, 2.0, 4.0]), TimedRuns([3.0, 2.0, 6.0]), same=True)
     assert figure.ours == Spread(2000.0, 1000.0, 4000.0)
     assert figure.theirs == Spread(3000.0, 2000.0, 6000.0)
     assert figure.ratio == Spread(1.5, 1.0, 3.0), "of 3, 1 and 1.5; that of the medians is the same here by chance"
 
 
 def test_a_ratio_is_of_times_also_where_more_is_better():
-    figure = compare("x", "a second", lambda s: 8 / s, Runs([1.0]), Runs([2.0]))
+    figure = compare("x", "a second", lambda s: 8 / s, TimedRuns([1.0]), TimedRuns([2.0]))
     assert (figure.ours.median, figure.theirs.median, figure.ratio.median) == (8.0, 4.0, 2.0)
 
 
 def test_without_a_peer_there_is_no_ratio():
-    figure = compare("x", "s", lambda s: s, Runs([1.0]))
+    figure = compare("x", "s", lambda s: s, TimedRuns([1.0]))
     assert (figure.theirs, figure.ratio, figure.same) == (None, None, None)
 
 
@@ -156,8 +156,8 @@ def test_memory_that_was_held_for_a_while_is_seen():
 
 def test_a_line_has_the_columns_of_the_header():
     spread = Spread(1.0, 0.5, 2.0)
-    whole = Figure("greedy, batch 1", "ms", spread, spread, spread, False, 1.0, 2.0, "a note")
-    alone = Figure("start", "s", spread)
+    whole = BenchResult("greedy, batch 1", "ms", spread, spread, spread, False, 1.0, 2.0, "a note")
+    alone = BenchResult("start", "s", spread)
     assert line(whole).index("NO") == line(alone).index("-     -") == HEADER.index("same")
     assert line(whole).endswith("1.0 / 2.0") and line(alone).endswith("- / -")
     assert notes([whole, whole, alone]) == "greedy, batch 1; greedy, batch 1: a note."
@@ -196,7 +196,7 @@ def test_a_wrong_name_is_one_sentence(mmx, words, sentence):
 
 def test_the_command_prints_a_table_and_writes_json(mmx, monkeypatch, tmp_path):
     spread = Spread(1.0, 0.5, 2.0)
-    figure = Figure("fast", "ms", spread, spread, spread, True, note="a note")
+    figure = BenchResult("fast", "ms", spread, spread, spread, True, note="a note")
     monkeypatch.setitem(WORKLOADS, "greedy", lambda setting: iter([figure] * setting.repeats))
     out = tmp_path / "deep" / "figures.json"
     code, table, errors = mmx("greedy", "--repeats", 2, "--out", out)

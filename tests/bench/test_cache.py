@@ -5,9 +5,9 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from mmx.bench.cache import WAYS, Cost, LookingAnewStep, cache, decoding_costs, features_of
-from mmx.bench.hf_references import Setting, build_pair
-from mmx.encoders.pretrained.hf_models import quietly
+from mmx.bench.cache import METHODS, DecodingCost, RecomputingDecodeStep, cache, decoding_costs, features_of
+from mmx.bench.hf_references import BenchSetting, build_pair
+from mmx.encoders.pretrained.hf_models import suppress_hf_output
 from mmx.errors import MmxError
 from mmx.generation.decode_step import DecoderStep, UncachedStep
 from mmx.testing.toys import tiny_model
@@ -39,10 +39,10 @@ def test_features_are_what_the_projection_is_given(model, features):
 def test_bytes_by_hand(model, features):
     """Two layers of width 32 in float32: a position holds 2 * 2 * 32 * 4 = 512 bytes, of a text as of five slots."""
     position, memory, states = 512, 5 * 512, 5 * 8 * 4
-    costs = {(cost.way, cost.length): cost for cost in decoding_costs(model, "numbers", features, (1, 7), repeats=1)}
-    assert list(costs) == [(way, length) for length in (1, 7) for way in WAYS]
+    costs = {(cost.method, cost.length): cost for cost in decoding_costs(model, "numbers", features, (1, 7), repeats=1)}
+    assert list(costs) == [(way, length) for length in (1, 7) for way in METHODS]
     for length in (1, 7):
-        cached, uncached, anew = (costs[way, length] for way in WAYS)
+        cached, uncached, anew = (costs[way, length] for way in METHODS)
         assert (cached.held, cached.recomputed) == (length * position + memory, position)
         assert (uncached.held, uncached.recomputed) == (memory, sum(range(1, length + 1)) * position // length)
         assert (anew.held, anew.recomputed) == (length * position + states, position + memory)
@@ -65,7 +65,7 @@ def test_what_looks_anew_gives_the_logits_of_a_static_memory(model, features):
         steps = [
             DecoderStep(model.decoder, memory, 4, unrolled=False),
             UncachedStep(model.decoder, memory),
-            LookingAnewStep(model.decoder, project, 1, 4),
+            RecomputingDecodeStep(model.decoder, project, 1, 4),
         ]
         first = [step.prefill(prompt, torch.ones_like(prompt, dtype=torch.bool)) for step in steps]
         later = [[step(torch.tensor([token])) for token in (5, 60, 17)] for step in steps]
@@ -77,22 +77,22 @@ def test_what_looks_anew_gives_the_logits_of_a_static_memory(model, features):
 
 
 def test_what_looks_anew_keeps_all_its_rows(model):
-    step = LookingAnewStep(model.decoder, lambda: model.decoder.empty_memory(1), 1, 2)
+    step = RecomputingDecodeStep(model.decoder, lambda: model.decoder.empty_memory(1), 1, 2)
     with pytest.raises(MmxError, match=r"keep some rows, but projects all; use DecoderStep\.$"):
-        step.keep(torch.tensor([0]))
+        step.select(torch.tensor([0]))
 
 
 def test_another_text_is_noticed(model, features, monkeypatch):
     """The check has teeth: what looks anew sees another thing, and only its rows say so."""
 
-    class Elsewhere(LookingAnewStep):
+    class Elsewhere(RecomputingDecodeStep):
         def _looking(self, ask):
             memory, self.project = self.project(), lambda: memory.hide(torch.tensor([[True] * 4 + [False]]))
             return super()._looking(ask)
 
     monkeypatch.setattr("mmx.bench.cache.LookingAnewStep", Elsewhere)
     costs = decoding_costs(model, "numbers", features, (12,), repeats=1)
-    assert [(cost.way, cost.same) for cost in costs] == [("cached", True), ("uncached", True), ("anew", False)]
+    assert [(cost.method, cost.same) for cost in costs] == [("cached", True), ("uncached", True), ("anew", False)]
 
 
 @pytest.mark.parametrize("lengths", [(), (0,), (4, 129)], ids=str)
@@ -110,16 +110,16 @@ def test_several_inputs_and_unknown_sources_are_refused(model, features):
 
 
 def test_a_model_with_a_reader_is_refused():
-    with quietly():
-        pair = build_pair("blip-vqa", Setting("micro", 1))
+    with suppress_hf_output():
+        pair = build_pair("blip-vqa", BenchSetting("micro", 1))
     features = features_of(pair.model, "image", {"pixels": pair.pixels(1)})
     with pytest.raises(MmxError, match="the model's reader looks at the source"):
         decoding_costs(pair.model, "image", features, (2,))
 
 
 def test_the_figures_of_the_benchmark_tell_bytes():
-    with quietly():
-        first, second, *others = cache(Setting("micro", 1))
+    with suppress_hf_output():
+        first, second, *others = cache(BenchSetting("micro", 1))
     assert (first.name, second.name) == (
         "cache, 4 tokens, beside no cache",
         "cache, 4 tokens, beside looking anew",
@@ -137,7 +137,7 @@ def test_the_figures_of_the_benchmark_tell_bytes():
 
 
 def test_a_cost_is_plain_values():
-    assert vars(Cost("cached", 4, 1.5, 100, 10, True)) == {
+    assert vars(DecodingCost("cached", 4, 1.5, 100, 10, True)) == {
         "way": "cached",
         "length": 4,
         "milliseconds": 1.5,

@@ -11,7 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmx.config.loader import dump_settings, override_settings, parse_settings, read_settings
+from mmx.config.loader import dump_config, override_config, parse_config, load_config
 from mmx.errors import ConfigError
 
 
@@ -102,7 +102,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def read(folder: Path, text: str, *overrides: str) -> Settings:
-    return read_settings(write(folder, text), Settings, overrides)
+    return load_config(write(folder, text), Settings, overrides)
 
 
 def complaint(folder: Path, text: str, *overrides: str) -> str:
@@ -248,22 +248,22 @@ class Several(Strict):
 )
 def test_a_tuple_is_not_called_too_short_for_its_wrong_items(sources: list[Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_settings({"sources": sources}, Several, where="here")
+        parse_config({"sources": sources}, Several, where="here")
     assert str(caught.value) == f"here: {message}"
 
 
 @pytest.mark.parametrize(("override", "message"), COMMAND_LINE)
 def test_settings_in_hand_are_changed_with_the_same_sentences(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        override_settings(read(tmp_path, GOOD), [override])
+        override_config(read(tmp_path, GOOD), [override])
     expected = [f"command line: {override}: {line}" for line in message.splitlines()]
     assert str(caught.value).splitlines() == ["command line: 2 problems"] * (len(expected) > 1) + expected
 
 
 def test_settings_in_hand_keep_what_is_not_overridden(tmp_path: Path) -> None:
     whole = read(tmp_path, GOOD)
-    assert override_settings(whole, []) == whole
-    changed = override_settings(whole, ["training.steps=7", "data.train.1.weight=0.5", "extra.new={a: [1, b]}"])
+    assert override_config(whole, []) == whole
+    changed = override_config(whole, ["training.steps=7", "data.train.1.weight=0.5", "extra.new={a: [1, b]}"])
     assert (changed.training.steps, changed.extra) == (7, {"new": {"a": [1, "b"]}})
     assert changed.data.train == [whole.data.train[0], Source(path=Path("b.jsonl"), weight=0.5)]
     assert whole.training.steps == 10
@@ -272,7 +272,7 @@ def test_settings_in_hand_keep_what_is_not_overridden(tmp_path: Path) -> None:
 
 def test_a_contradiction_with_settings_in_hand_names_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        override_settings(read(tmp_path, GOOD), ["training.warmup=20"])
+        override_config(read(tmp_path, GOOD), ["training.warmup=20"])
     assert str(caught.value) == "command line: training: warmup is longer than steps; lower it"
 
 
@@ -312,7 +312,7 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, content: bytes, message
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        read_settings(path, Settings)
+        load_config(path, Settings)
     assert str(caught.value).startswith(f"{path}{message}")
     assert caught.value.__cause__ is None
     assert "\n" not in str(caught.value)
@@ -327,7 +327,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ("", "this is a folder, expected a YAML file"),
     ]:
         with pytest.raises(ConfigError) as caught:
-            read_settings(tmp_path / name, Settings)
+            load_config(tmp_path / name, Settings)
         assert str(caught.value) == f"{tmp_path / name}: {message}"
 
 
@@ -383,8 +383,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_fine(tmp_path: Path) -> Non
 
 
 def test_a_mapping_in_hand_gets_the_same_sentences() -> None:
-    assert parse_settings({"width": 5}, Decoder, where="decoder") == Decoder(width=5)
-    assert parse_settings({"path": Path("a")}, Source, where="source") == Source(path=Path("a"))
+    assert parse_config({"width": 5}, Decoder, where="decoder") == Decoder(width=5)
+    assert parse_config({"path": Path("a")}, Source, where="source") == Source(path=Path("a"))
     for data, message in [
         ({"widht": 5}, "decoder: widht is not a known key; did you mean 'width'?"),
         ({"width": "x", "depth": 1.5},
@@ -394,12 +394,12 @@ def test_a_mapping_in_hand_gets_the_same_sentences() -> None:
         ([1], "decoder: the configuration is [1], expected keys and values"),
     ]:  # fmt: skip
         with pytest.raises(ConfigError) as caught:
-            parse_settings(data, Decoder, where="decoder")  # type: ignore[arg-type]
+            parse_config(data, Decoder, where="decoder")  # type: ignore[arg-type]
         assert str(caught.value) == message
 
 
 def test_the_text_written_is_made_for_people(tmp_path: Path) -> None:
-    assert dump_settings(read(tmp_path, GOOD, "note=no", "training.rate=1e-5")) == (
+    assert dump_config(read(tmp_path, GOOD, "note=no", "training.rate=1e-5")) == (
         "model:\n  name: small\n  decoder:\n    width: 32\n    depth: 2\n    dropout: 0.1\n  pooling: mean\n"
         "training:\n  steps: 10\n  warmup: 0\n  rate: 1.0e-05\n  half: false\n  seed: random\n"
         "data:\n  train:\n  - path: a.jsonl\n    weight: 1.0\n  - path: b.jsonl\n    weight: 2.0\n"
@@ -440,7 +440,7 @@ WHOLE = st.builds(
 @effort(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(WHOLE)
 def test_what_is_written_reads_back_equal(tmp_path: Path, whole: Settings) -> None:
-    again = read(tmp_path, dump_settings(whole))
+    again = read(tmp_path, dump_config(whole))
     assert again == whole
     assert repr(again) == repr(whole)  # == alone takes 1, 1.0 and true for the same
 
@@ -451,4 +451,4 @@ def test_whatever_a_file_holds_the_answer_is_a_config_error(tmp_path: Path, cont
     path = tmp_path / "run.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=r"run\.yaml"):
-        read_settings(path, Settings)
+        load_config(path, Settings)

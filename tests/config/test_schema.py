@@ -9,20 +9,20 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import mmx.config.schema
 from mmx.config.schema import (
-    Config,
+    RunConfig,
     DataConfig,
     DecoderConfig,
-    Frozen,
+    FrozenModel,
     GenerationConfig,
     ModelConfig,
     SourceConfig,
     TrainingConfig,
-    TransformerConfig,
+    BaseTransformerConfig,
 )
 
 SOURCES = {"image": SourceConfig(encoder="image")}
 CLASSES = [
-    c for c in vars(mmx.config.schema).values() if isinstance(c, type) and issubclass(c, Frozen) and c is not Frozen
+    c for c in vars(mmx.config.schema).values() if isinstance(c, type) and issubclass(c, FrozenModel) and c is not FrozenModel
 ]
 
 
@@ -56,10 +56,10 @@ def test_every_default_obeys_its_own_bounds(kind):
 
 
 def test_derived_numbers():
-    config = TransformerConfig(width=48, heads=4)
-    assert (config.head_size, config.hidden_size) == (12, 192)
-    config = TransformerConfig(width=50, heads=4, head_width=8, feed_forward_width=7)
-    assert (config.head_size, config.hidden_size) == (8, 7)
+    config = BaseTransformerConfig(hidden_size=48, num_heads=4)
+    assert (config.head_dim, config.intermediate_size) == (12, 192)
+    config = BaseTransformerConfig(hidden_size=50, num_heads=4, head_dim=8, intermediate_size=7)
+    assert (config.head_dim, config.intermediate_size) == (8, 7)
 
 
 @settings(max_examples=50, deadline=None)
@@ -69,23 +69,23 @@ def test_the_last_of_every_few_blocks_looks(layers, every):
         with pytest.raises(
             ValidationError, match=f"cross_every {every} is more than layers {layers}: no block would look"
         ):
-            DecoderConfig(layers=layers, cross_every=every)
+            DecoderConfig(num_layers=layers, cross_attention_every_n_layers=every)
         return
     expected = [block for block in range(layers) if (block + 1) % every == 0]
-    assert list(DecoderConfig(layers=layers, cross_every=every).looking) == expected
+    assert list(DecoderConfig(num_layers=layers, cross_attention_every_n_layers=every).cross_attention_layers) == expected
 
 
 REFUSED = [
-    (TransformerConfig, {"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4; or give head_width"),
+    (BaseTransformerConfig, {"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4; or give head_width"),
     (
-        TransformerConfig,
+        BaseTransformerConfig,
         {"width": 12, "heads": 4, "positions": "rope"},
         "the head width 3 is odd; give an even head_width",
     ),
-    (TransformerConfig, {"head_width": 5, "positions": "rope"}, "the head width 5 is odd"),
-    (TransformerConfig, {"dropout": 1.0}, "less than 1"),
-    (TransformerConfig, {"width": 0}, "greater than 0"),
-    (TransformerConfig, {"norm": "batch"}, "'layer' or 'rms'"),
+    (BaseTransformerConfig, {"head_width": 5, "positions": "rope"}, "the head width 5 is odd"),
+    (BaseTransformerConfig, {"dropout": 1.0}, "less than 1"),
+    (BaseTransformerConfig, {"width": 0}, "greater than 0"),
+    (BaseTransformerConfig, {"norm": "batch"}, "'layer' or 'rms'"),
     (ModelConfig, {"sources": {}}, "at least 1 item"),
     (
         ModelConfig,
@@ -106,7 +106,7 @@ REFUSED = [
     (GenerationConfig, {"temperature": 0}, "greater than 0"),
     (TrainingConfig, {"lr": -1}, "greater than 0"),
     (TrainingConfig, {"ema": 1.0}, "less than 1"),
-    (Config, {"model": {"sources": SOURCES}, "train": []}, "at least 1 item"),
+    (RunConfig, {"model": {"sources": SOURCES}, "train": []}, "at least 1 item"),
 ]
 
 
@@ -117,7 +117,7 @@ def test_contradictions_are_refused_with_their_reason(kind, facts, reason):
 
 
 ACCEPTED = [
-    (TransformerConfig, {"width": 10, "heads": 4, "head_width": 4, "positions": "rope"}),
+    (BaseTransformerConfig, {"width": 10, "heads": 4, "head_width": 4, "positions": "rope"}),
     (ModelConfig, {"sources": SOURCES, "question_to": "image"}),
     (GenerationConfig, {"num_return_sequences": 3, "num_beams": 3}),
     (GenerationConfig, {"num_return_sequences": 3, "do_sample": True}),

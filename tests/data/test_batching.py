@@ -12,27 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmx.config.schema import AugmentConfig, DataConfig, SourceConfig
+from mmx.config.schema import AugmentationConfig, DataConfig, SourceConfig
 from mmx.data.batching import (
-    ATTEMPTS,
-    IGNORED,
-    Positions,
-    Schedule,
-    TrainingSet,
-    choose_texts,
+    MAX_SKIPS_PER_SAMPLE,
+    IGNORE_INDEX,
+    PositionSampler,
+    ExampleSchedule,
+    TrainingDataset,
+    sample_texts,
     pad_texts,
-    pick_wanted,
+    select_label_positions,
 )
-from mmx.data.examples import Example, Turn
+from mmx.data.examples import Example, TextTask
 from mmx.errors import DataError
 from mmx.testing import tiny_model
 
 # ---- which sample comes when -------------------------------------------------------------------------------------
 
 
-def stream(schedule: Schedule, batch: int, world: int, first: int, batches: int) -> list[list[tuple[int, int]]]:
+def stream(schedule: ExampleSchedule, batch: int, world: int, first: int, batches: int) -> list[list[tuple[int, int]]]:
     """The (data set, example) pairs that each rank meets."""
-    ranks = [Positions(batch, first, batches, rank, world) for rank in range(world)]
+    ranks = [PositionSampler(batch, first, batches, rank, world) for rank in range(world)]
     return [[schedule[position] for numbers in rank for position in numbers] for rank in ranks]
 
 
@@ -46,11 +46,11 @@ def stream(schedule: Schedule, batch: int, world: int, first: int, batches: int)
 @settings(max_examples=50, deadline=None)
 def test_every_epoch_sees_every_sample_once_with_and_without_resume(sizes, seed, world, batch, stop):
     everything = {(d, e) for d, size in enumerate(sizes) for e in range(size)}
-    schedule, epochs = Schedule(sizes, [1.0] * len(sizes), seed), 3
+    schedule, epochs = ExampleSchedule(sizes, [1.0] * len(sizes), seed), 3
     batches = -(-epochs * len(everything) // (batch * world))
     stop = min(stop, batches)
     before = stream(schedule, batch, world, 0, stop)
-    after = stream(Schedule(sizes, [1.0] * len(sizes), seed), batch, world, stop * batch * world, batches - stop)
+    after = stream(ExampleSchedule(sizes, [1.0] * len(sizes), seed), batch, world, stop * batch * world, batches - stop)
     ranks = [first + second for first, second in zip(before, after, strict=True)]
     seen = [pair for number in range(batches) for rank in ranks for pair in rank[number * batch : (number + 1) * batch]]
     assert ranks == stream(schedule, batch, world, 0, batches)
@@ -63,16 +63,16 @@ def test_every_epoch_sees_every_sample_once_with_and_without_resume(sizes, seed,
 @given(st.integers(1, 5), st.integers(0, 100), st.integers(0, 20), st.integers(1, 4))
 @settings(max_examples=50, deadline=None)
 def test_shards_are_disjoint_and_complete(batch, first, count, world):
-    shards = [[p for numbers in Positions(batch, first, count, r, world) for p in numbers] for r in range(world)]
+    shards = [[p for numbers in PositionSampler(batch, first, count, r, world) for p in numbers] for r in range(world)]
     assert sorted(p for shard in shards for p in shard) == list(range(first, first + batch * count * world))
-    assert [len(Positions(batch, first, count, r, world)) for r in range(world)] == [count] * world
+    assert [len(PositionSampler(batch, first, count, r, world)) for r in range(world)] == [count] * world
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.floats(0.1, 2.5)), min_size=1, max_size=3), st.integers(0, 999))
 @settings(max_examples=50, deadline=None)
 def test_weights_are_honoured_over_the_epochs(sets, seed):
     sizes, weights = [size for size, _ in sets], [weight for _, weight in sets]
-    schedule, epochs = Schedule(sizes, weights, seed), 12
+    schedule, epochs = ExampleSchedule(sizes, weights, seed), 12
     counts = Counter(pair for number in range(epochs) for pair in schedule.epoch(number))
     for dataset, (size, weight) in enumerate(sets):
         taken = [counts[dataset, example] for example in range(size)]
@@ -83,13 +83,13 @@ def test_weights_are_honoured_over_the_epochs(sets, seed):
 @given(st.integers(0, 10**9), st.integers(0, 200))
 @settings(max_examples=50, deadline=None)
 def test_the_schedule_is_a_pure_function_of_the_seed(seed, position):
-    one, other = Schedule([7, 4], [1.0, 0.5], seed), Schedule([7, 4], [1.0, 0.5], seed)
+    one, other = ExampleSchedule([7, 4], [1.0, 0.5], seed), ExampleSchedule([7, 4], [1.0, 0.5], seed)
     other[3 * position]  # what was asked before makes no difference
     assert one[position] == other[position]
 
 
 def test_other_seeds_and_epochs_are_other_orders():
-    orders = {tuple(Schedule([50], [1.0], seed).epoch(number)) for seed in range(5) for number in range(4)}
+    orders = {tuple(ExampleSchedule([50], [1.0], seed).epoch(number)) for seed in range(5) for number in range(4)}
     assert len(orders) == 20
 
 
@@ -101,28 +101,28 @@ def test_pad_texts_by_hand():
     tokens, mask, targets = pad_texts(texts, 2, pad=0)
     assert tokens.tolist() == [[[1, 2, 5, 6], [3, 0, 0, 0]], [[4, 7, 0, 0], [0, 0, 0, 0]]]
     assert mask.long().tolist() == [[[1, 1, 1, 1], [1, 0, 0, 0]], [[1, 1, 0, 0], [0, 0, 0, 0]]]
-    n = IGNORED
+    n = IGNORE_INDEX
     assert targets.tolist() == [[[n, 5, 6, 9], [9, n, n, n]], [[7, 9, n, n], [n, n, n, n]]]
     assert [t.shape for t in pad_texts(texts, 3, 0, multiple=8)] == [(2, 3, 8)] * 3
 
 
 def test_pick_wanted_by_hand():
-    targets = torch.tensor([[[IGNORED, 5], [6, IGNORED]]])
-    wanted, labels = pick_wanted(targets, 1)
+    targets = torch.tensor([[[IGNORE_INDEX, 5], [6, IGNORE_INDEX]]])
+    wanted, labels = select_label_positions(targets, 1)
     assert (wanted.tolist(), labels.tolist()) == ([1, 2], [5, 6])
-    wanted, labels = pick_wanted(targets, 4)
-    assert (wanted.tolist(), labels.tolist()) == ([1, 2, 0, 0], [5, 6, IGNORED, IGNORED])
+    wanted, labels = select_label_positions(targets, 4)
+    assert (wanted.tolist(), labels.tolist()) == ([1, 2, 0, 0], [5, 6, IGNORE_INDEX, IGNORE_INDEX])
 
 
 @given(st.integers(0, 9), st.lists(st.integers(0, 4), max_size=4), st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
 def test_choose_texts_repeats_none_and_takes_what_there_is(streams, targets, seed):
-    turns = [Turn(tuple(f"{i}-{j}" for j in range(count)), f"q{i}") for i, count in enumerate(targets)]
-    chosen = choose_texts(turns, streams, Random(seed))
+    turns = [TextTask(tuple(f"{i}-{j}" for j in range(count)), f"q{i}") for i, count in enumerate(targets)]
+    chosen = sample_texts(turns, streams, Random(seed))
     assert len(chosen) == min(streams, sum(targets))
     assert len(set(chosen)) == len(chosen)
     assert all(target.startswith(question[1:]) for question, target, _ in chosen)
-    assert chosen == choose_texts(turns, streams, Random(seed))
+    assert chosen == sample_texts(turns, streams, Random(seed))
 
 
 # ---- samples -----------------------------------------------------------------------------------------------------
@@ -131,15 +131,15 @@ def test_choose_texts_repeats_none_and_takes_what_there_is(streams, targets, see
 def numbers(count: int, bad: tuple[int, ...] = ()) -> list[Example]:
     """Examples of numbers; those numbered in `bad` have nothing to learn from."""
     return [
-        Example(f"e{i}", {"numbers": [float(i)]}, () if i in bad else (Turn((f"said {i}", f"also {i}")),), f"list:{i}")
+        Example(f"e{i}", {"numbers": [float(i)]}, () if i in bad else (TextTask((f"said {i}", f"also {i}")),), f"list:{i}")
         for i in range(count)
     ]
 
 
-def training_set(sets: Any, model: Any = None, **facts: Any) -> TrainingSet:
+def training_set(sets: Any, model: Any = None, **facts: Any) -> TrainingDataset:
     options = {"seed": 3, "streams": 2, "max_text": 40} | facts
     pairs = [(DataConfig(path="x"), examples) for examples in sets]
-    return TrainingSet(model or tiny_model(), pairs, **options)
+    return TrainingDataset(model or tiny_model(), pairs, **options)
 
 
 def test_a_bad_sample_is_named_and_its_neighbour_taken_every_time_alike():
@@ -149,32 +149,32 @@ def test_a_bad_sample_is_named_and_its_neighbour_taken_every_time_alike():
         _, index = first.schedule[position]
         assert one.id == other.id == {4: "e6", 5: "e6"}.get(index, f"e{index}")
         assert one.texts == other.texts
-        assert len(one.bad) == {4: 2, 5: 1}.get(index, 0)
-        assert all(f"list:{4 + (2 - len(one.bad)) + n} has nothing to learn" in s for n, s in enumerate(one.bad))
+        assert len(one.skipped) == {4: 2, 5: 1}.get(index, 0)
+        assert all(f"list:{4 + (2 - len(one.skipped)) + n} has nothing to learn" in s for n, s in enumerate(one.skipped))
 
 
 def test_corrupt_pictures_are_named(tmp_path):
     for name in "abc":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    examples = [Example(n, {"image": str(tmp_path / f"{n}.png")}, (Turn(("x",)),)) for n in "abc"]
+    examples = [Example(n, {"image": str(tmp_path / f"{n}.png")}, (TextTask(("x",)),)) for n in "abc"]
     data = training_set([examples], resnet())
     taken = [data[position] for position in range(3)]
     assert sorted(sample.id for sample in taken) == ["a", "c", "c"]
-    (sentence,) = [sentence for sample in taken for sentence in sample.bad]
+    (sentence,) = [sentence for sample in taken for sentence in sample.skipped]
     assert "b.png" in sentence
 
 
 def test_too_many_bad_samples_in_a_row_end_it():
     data = training_set([numbers(30, bad=tuple(range(25)))])
     start = next(position for position in range(30) if data.schedule[position][1] == 2)
-    with pytest.raises(DataError, match=f"{ATTEMPTS} examples in a row cannot be read; the last: list:11 "):
+    with pytest.raises(DataError, match=f"{MAX_SKIPS_PER_SAMPLE} examples in a row cannot be read; the last: list:11 "):
         data[start]
     assert data[next(p for p in range(30) if data.schedule[p][1] == 16)].id == "e25"
 
 
 def test_texts_are_tidied_cut_and_ended():
-    turn = Turn(("A  Dog , running .",))
+    turn = TextTask(("A  Dog , running .",))
     data = training_set([[Example("a", {"numbers": [1.0]}, (turn,))]], max_text=8)
     ((prompt, target),) = data[0].texts
     tokenizer = data.tokenizer
@@ -184,11 +184,11 @@ def test_texts_are_tidied_cut_and_ended():
 
 
 def test_a_question_longer_than_the_model_reads_is_a_bad_sample():
-    turns = (Turn(("x",), "why " * 60),)
+    turns = (TextTask(("x",), "why " * 60),)
     data = training_set([[Example("long", {"numbers": [1.0]}, turns), *numbers(1)]])
     found = [data[position] for position in range(2)]
     assert [sample.id for sample in found] == ["e0", "e0"]
-    (sentence,) = [sentence for sample in found for sentence in sample.bad]
+    (sentence,) = [sentence for sample in found for sentence in sample.skipped]
     assert "has 244 tokens; the model reads 128" in sentence or "tokens; the model reads 128" in sentence
 
 
@@ -199,10 +199,10 @@ def resnet(**more: Any) -> Any:
 
 def test_augmentation_is_a_function_of_seed_and_position():
     scene = Image.effect_noise((40, 40), 90).convert("RGB")
-    examples = [Example(f"e{i}", {"image": scene}, (Turn(("x",)),)) for i in range(3)]
-    config = DataConfig(path="x", augment=AugmentConfig(crop=0.5, flip=True, color=0.3))
+    examples = [Example(f"e{i}", {"image": scene}, (TextTask(("x",)),)) for i in range(3)]
+    config = DataConfig(path="x", augmentation=AugmentationConfig(min_crop_scale=0.5, horizontal_flip=True, color_jitter=0.3))
     model = resnet()
-    made = [TrainingSet(model, [(config, examples)], 7, 1, 40) for _ in range(2)]
+    made = [TrainingDataset(model, [(config, examples)], 7, 1, 40) for _ in range(2)]
     pixels = [made[0][p].inputs["image"]["pixels"] for p in range(6)]
     assert all(torch.equal(made[1][p].inputs["image"]["pixels"], pixels[p]) for p in reversed(range(6)))
     assert len({tensor.numpy().tobytes() for tensor in pixels}) == 6
@@ -211,10 +211,10 @@ def test_augmentation_is_a_function_of_seed_and_position():
 def test_collate_mixes_examples_with_different_sources():
     model = tiny_model({"numbers": "mmx.testing:ToyEncoder", "more": "mmx.testing:ToyEncoder"})
     examples = [
-        Example("both", {"numbers": [1.0, 2.0], "more": [3.0]}, (Turn(("one", "two", "three")),)),
-        Example("first", {"numbers": [5.0]}, (Turn(("only",)),)),
-        Example("second", {"more": [6.0, 7.0], "unknown": "x"}, (Turn(("yes",), "really?"),)),
-        Example("none", {}, (Turn(("blind",)),)),
+        Example("both", {"numbers": [1.0, 2.0], "more": [3.0]}, (TextTask(("one", "two", "three")),)),
+        Example("first", {"numbers": [5.0]}, (TextTask(("only",)),)),
+        Example("second", {"more": [6.0, 7.0], "unknown": "x"}, (TextTask(("yes",), "really?"),)),
+        Example("none", {}, (TextTask(("blind",)),)),
     ]
     data = training_set([examples], model)
     order = {data[position].id: data[position] for position in range(4)}
@@ -227,10 +227,10 @@ def test_collate_mixes_examples_with_different_sources():
     assert batch.tokens.shape[:2] == (4, 2)
     assert batch.tokens.shape[2] % 8 == 0
     assert batch.mask.any(-1).tolist() == [[True, True], [True, False], [True, False], [True, False]]
-    kept = batch.labels != IGNORED
-    assert batch.tokens.flatten()[batch.wanted[kept][1:]].shape[0] == int(kept.sum()) - 1
+    kept = batch.labels != IGNORE_INDEX
+    assert batch.tokens.flatten()[batch.label_positions[kept][1:]].shape[0] == int(kept.sum()) - 1
     assert int((batch.labels == data.tokenizer.eos).sum()) == 5
-    logits = model(batch.sources, batch.tokens, batch.mask, batch.wanted)
+    logits = model(batch.sources, batch.tokens, batch.mask, batch.label_positions)
     assert logits.shape == (len(batch.labels), len(data.tokenizer))
     assert bool(torch.isfinite(logits).all())
     alone = data.collate([order["second"]])
@@ -250,8 +250,8 @@ def test_questions_go_to_a_text_source_one_a_stream():
     facts = {"width": 16, "layers": 1, "heads": 2}
     sources = {"numbers": "mmx.testing:ToyEncoder", "asked": SourceConfig(encoder="text", options=facts)}
     model = tiny_model(sources, question_to="asked")
-    turns = (Turn(("yes",), "is it so?"), Turn(("no",), "or not?"))
-    examples = [Example("two", {"numbers": [1.0]}, turns), Example("one", {"numbers": [2.0]}, (Turn(("three",)),))]
+    turns = (TextTask(("yes",), "is it so?"), TextTask(("no",), "or not?"))
+    examples = [Example("two", {"numbers": [1.0]}, turns), Example("one", {"numbers": [2.0]}, (TextTask(("three",)),))]
     data = training_set([examples], model, streams=3)
     order = {data[position].id: data[position] for position in range(2)}
     batch = data.collate([order["two"], order["one"]])
@@ -261,16 +261,16 @@ def test_questions_go_to_a_text_source_one_a_stream():
     spoken = [data.tokenizer.decode(row[m].tolist()) for row, m in zip(asked.inputs["tokens"], asked.inputs["mask"])]
     assert sorted(spoken) == ["is it so?", "or not?"]
     assert all(prompt == data.tokenizer.prompt(model.prompt("x")) for prompt, _ in order["two"].texts)
-    assert bool(torch.isfinite(model(batch.sources, batch.tokens, batch.mask, batch.wanted)).all())
+    assert bool(torch.isfinite(model(batch.sources, batch.tokens, batch.mask, batch.label_positions)).all())
 
 
 def test_source_dropout_withholds_its_share():
     data = training_set([numbers(50)], source_dropout=0.3)
-    withheld = [data[position].withheld for position in range(400)]
+    withheld = [data[position].modality_dropped for position in range(400)]
     assert 0.2 < sum(withheld) / 400 < 0.4
     batch = data.collate([data[0], data[1]])
-    assert batch.sources["numbers"].withheld.tolist() == withheld[:2]
-    assert not any(training_set([numbers(5)])[position].withheld for position in range(20))
+    assert batch.sources["numbers"].dropped.tolist() == withheld[:2]
+    assert not any(training_set([numbers(5)])[position].modality_dropped for position in range(20))
 
 
 def test_batches_move_whole(tmp_path: Path):

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import DataConfig
-from mmx.data.derived_questions import DERIVED_KINDS, derive_questions
-from mmx.data.examples import Example, Turn
+from mmx.data.derived_questions import DERIVED_QUESTION_TYPES, derive_questions
+from mmx.data.examples import Example, TextTask
 from mmx.data.formats import read_examples
 from mmx.data.lexicon import COLORS, THINGS
 from mmx.errors import ConfigError, DataError
@@ -19,8 +19,8 @@ from mmx.errors import ConfigError, DataError
 
 def asked(*captions: str) -> dict[str, str]:
     """The questions that these captions of one picture answer, but for those of existence."""
-    example = derive_questions([Example("a", {}, (Turn(captions),))])[0]
-    return {turn.question: turn.targets[0] for turn in example.turns if turn.question and turn.kind != "exists"}
+    example = derive_questions([Example("a", {}, (TextTask(captions),))])[0]
+    return {turn.question: turn.targets[0] for turn in example.tasks if turn.question and turn.question_type != "exists"}
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ def test_nothing_is_asked_of_what_says_nothing_known():
 
 
 def test_what_was_there_stays_in_front():
-    turns = (Turn(("a dog", "the dog runs", "a dog running")), Turn(("yes",), "is it?", "own"))
+    turns = (TextTask(("a dog", "the dog runs", "a dog running")), TextTask(("yes",), "is it?", "own"))
     found = derive_questions([Example("a", {"image": "a.jpg"}, turns, "here")])[0]
     assert (found.id, found.sources, found.origin) == ("a", {"image": "a.jpg"}, "here")
-    assert found.turns[:2] == turns
-    assert [turn.kind for turn in found.turns[2:]] == ["count", "action"]
+    assert found.tasks[:2] == turns
+    assert [turn.question_type for turn in found.tasks[2:]] == ["count", "action"]
 
 
 NOUNS = sorted({*THINGS, "person", "people", "player", "snowy", "pool", "tree"})
@@ -87,15 +87,15 @@ PICTURES = st.lists(st.lists(SENTENCES, min_size=1, max_size=3), min_size=1, max
 @given(PICTURES, st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_of_each_thing_yes_is_said_as_often_as_no(pictures, seed):
-    examples = [Example(str(n), {}, (Turn(tuple(said)),)) for n, said in enumerate(pictures)]
+    examples = [Example(str(n), {}, (TextTask(tuple(said)),)) for n, said in enumerate(pictures)]
     found = derive_questions(examples, seed)
-    turns = [(turn.question, turn.targets[0], e) for e in found for turn in e.turns if turn.kind == "exists"]
+    turns = [(turn.question, turn.targets[0], e) for e in found for turn in e.tasks if turn.question_type == "exists"]
     counts = Counter((question, answer) for question, answer, _ in turns)
     for question, _ in counts:
         assert counts[question, "yes"] == counts[question, "no"]
     for question, answer, example in turns:
         thing = question.removeprefix("is there ").removeprefix("a ").rstrip("?")
-        named = [{THINGS.get(word) for word in said.split()} for said in example.turns[0].targets]
+        named = [{THINGS.get(word) for word in said.split()} for said in example.tasks[0].targets]
         assert sum(thing in names for names in named) >= (2 if answer == "yes" else 0)
         assert answer == "yes" or not any(thing in names for names in named)
     assert derive_questions(examples, seed) == found
@@ -104,8 +104,8 @@ def test_of_each_thing_yes_is_said_as_often_as_no(pictures, seed):
 def test_no_is_not_said_where_a_thing_may_hide():
     """A player may be a man: of the second picture it is not asked. Of a dog nobody knows that it is none."""
     pictures = [["a man", "the man"], ["a player", "a player runs"], ["a dog", "the dog runs"]]
-    found = derive_questions([Example(str(n), {}, (Turn(tuple(said)),)) for n, said in enumerate(pictures)])
-    answers = {(turn.question, e.id): turn.targets[0] for e in found for turn in e.turns if turn.kind == "exists"}
+    found = derive_questions([Example(str(n), {}, (TextTask(tuple(said)),)) for n, said in enumerate(pictures)])
+    answers = {(turn.question, e.id): turn.targets[0] for e in found for turn in e.tasks if turn.question_type == "exists"}
     assert answers[("is there a man?", "0")] == "yes"
     assert answers[("is there a man?", "2")] == "no"
     assert ("is there a man?", "1") not in answers
@@ -120,14 +120,14 @@ def test_a_data_set_derives_them_when_told(tmp_path):
     path = tmp_path / "some.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = read_examples(DataConfig(path=str(path)))
-    assert [len(example.turns) for example in plain] == [1, 1, 1, 1]
-    only = DataConfig(path=str(path), derive_questions=True, tasks=("ask",), kinds=("color", "action"), part=(0, 0.5))
+    assert [len(example.tasks) for example in plain] == [1, 1, 1, 1]
+    only = DataConfig(path=str(path), derive_questions=True, tasks=("ask",), question_types=("color", "action"), fraction=(0, 0.5))
     found = read_examples(only)
-    assert [[(t.question, t.targets) for t in example.turns] for example in found] == [
+    assert [[(t.question, t.targets) for t in example.tasks] for example in found] == [
         [("what color is the dog?", ("red",)), ("what is the dog doing?", ("running",))]
     ] * 2
-    kinds = {t.kind for e in read_examples(DataConfig(path=str(path), derive_questions=True)) for t in e.turns}
-    assert kinds - {None} <= set(DERIVED_KINDS)
+    kinds = {t.question_type for e in read_examples(DataConfig(path=str(path), derive_questions=True)) for t in e.tasks}
+    assert kinds - {None} <= set(DERIVED_QUESTION_TYPES)
 
 
 def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
@@ -135,8 +135,8 @@ def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
     captions = [["a bird", "the bird"], *[["a horse", "the horse"]] * 8]
     rows = [{"image": f"{n}.jpg", "captions": said} for n, said in enumerate(captions)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_examples(DataConfig(path=str(path), derive_questions=True, limit=3, tasks=("ask",), kinds=("exists",)))
-    said = Counter((turn.question, turn.targets[0]) for example in found for turn in example.turns)
+    found = read_examples(DataConfig(path=str(path), derive_questions=True, max_examples=3, tasks=("ask",), question_types=("exists",)))
+    said = Counter((turn.question, turn.targets[0]) for example in found for turn in example.tasks)
     assert said == {(f"is there a {thing}?", word): 1 for thing in ("horse", "bird") for word in ("yes", "no")}
 
 
@@ -149,7 +149,7 @@ def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
 )
 def test_what_contradicts_it_is_refused(facts, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        parse_settings({"path": "a.jsonl", "derive_questions": True, **facts}, DataConfig, where="data")
+        parse_config({"path": "a.jsonl", "derive_questions": True, **facts}, DataConfig, where="data")
 
 
 def test_scenes_derive_nothing():
@@ -163,11 +163,11 @@ def test_of_rewarded_data_only_the_captions_are_read(tmp_path):
     rows += [{"image": "b.jpg", "question": "why?", "answer": "so"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (only,) = read_examples(DataConfig(path=str(path), reward="cider"))
-    assert only.turns == (Turn(("a dog",)),)
+    assert only.tasks == (TextTask(("a dog",)),)
 
 
 def test_the_seed_chooses_the_pictures_of_no():
     rng = Random(0)
     said = [rng.choice(["a dog runs", "a horse", "a bird sits"]) for _ in range(40)]
-    examples = [Example(str(n), {}, (Turn((text, text)),)) for n, text in enumerate(said)]
+    examples = [Example(str(n), {}, (TextTask((text, text)),)) for n, text in enumerate(said)]
     assert derive_questions(examples, 1) != derive_questions(examples, 2)

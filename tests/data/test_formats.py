@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.config.schema import DataConfig
-from mmx.data.examples import Turn
-from mmx.data.formats import read_examples, sniff
-from mmx.data.json_fields import located, read_lines
+from mmx.data.examples import TextTask
+from mmx.data.formats import read_examples, detect_format
+from mmx.data.json_fields import resolve_path, read_lines
 from mmx.data.scene_texts import captions, pointed_questions, questions
-from mmx.data.scenes import draw_scene
+from mmx.data.scenes import generate_scene
 from mmx.errors import DataError
 
 
@@ -56,12 +56,12 @@ def test_manifest_joins_the_lines_of_one_input_in_order(tmp_path):
     first, second = read(path)
     assert first.sources == {"image": str(tmp_path / "x/a.jpg")}
     assert first.turns == (
-        Turn(("one", "two")),
-        Turn(("this", "that"), "what?", "other"),
-        Turn(("here",), "where?", None, (0.0, 0.1, 0.5, 1.0)),
+        TextTask(("one", "two")),
+        TextTask(("this", "that"), "what?", "other"),
+        TextTask(("here",), "where?", None, (0.0, 0.1, 0.5, 1.0)),
     )
     assert (first.id, first.origin, second.origin) == ("x/a.jpg", f"{path}:1", f"{path}:3")
-    assert second.turns == (Turn(("alone",)),)
+    assert second.turns == (TextTask(("alone",)),)
 
 
 def test_manifest_takes_any_source_and_texts_are_themselves(tmp_path):
@@ -75,7 +75,7 @@ def test_manifest_takes_any_source_and_texts_are_themselves(tmp_path):
 
 def test_manifest_keeps_a_question_whose_answer_nobody_knows(tmp_path):
     (example,) = read(write_lines(tmp_path / "a.jsonl", [{"image": "a", "question": "q?"}]))
-    assert example.turns == (Turn((), "q?"),)
+    assert example.turns == (TextTask((), "q?"),)
 
 
 BAD_LINES = {
@@ -191,13 +191,13 @@ def test_a_document_may_begin_with_a_byte_order_mark(tmp_path):
     images, annotations = [{"id": 1, "file_name": "a.jpg"}], [{"image_id": 1, "caption": "a dog"}]
     path = tmp_path / "coco.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}), encoding="utf-8-sig")
-    assert [example.turns for example in read(str(path))] == [(Turn(("a dog",)),)]
+    assert [example.turns for example in read(str(path))] == [(TextTask(("a dog",)),)]
 
 
 def test_vqa_joins_answers_and_groups_by_image(tmp_path):
     first, second = read(vqa(tmp_path), annotations="notes.json")
-    assert first.turns == (Turn(("two", "2"), "how many?", "number"), Turn((), "what?"))
-    assert second.turns == (Turn(("here",), "where?"),)
+    assert first.turns == (TextTask(("two", "2"), "how many?", "number"), TextTask((), "what?"))
+    assert second.turns == (TextTask(("here",), "where?"),)
     assert first.sources["image"] == str(tmp_path / "images" / "val2014" / "COCO_val2014_000000000042.jpg")
 
 
@@ -215,7 +215,7 @@ def test_folder_as_image_folder_writes_it(tmp_path):
     write_lines(tmp_path / "set" / "metadata.jsonl", [{"file_name": "a.png", "text": "first"}])
     (example,) = read(str(tmp_path / "set"))
     assert example.sources == {"image": str(tmp_path / "set" / "a.png")}
-    assert example.turns == (Turn(("first",)),)
+    assert example.turns == (TextTask(("first",)),)
 
 
 def test_folder_mistakes_are_named(tmp_path):
@@ -272,11 +272,11 @@ def test_vqa_answers_of_wrong_types_are_named(tmp_path):
 
 def test_formats_are_told_apart(tmp_path):
     (tmp_path / "f").mkdir()
-    assert sniff(Path(karpathy(tmp_path))) == "karpathy"
-    assert sniff(Path(vqa(tmp_path))) == "vqa"
-    assert sniff(Path(write_json(tmp_path / "c.json", {"images": [], "annotations": []}))) == "coco"
-    assert sniff(Path(write_lines(tmp_path / "m.jsonl", []))) == "manifest"
-    assert sniff(tmp_path / "f") == "folder"
+    assert detect_format(Path(karpathy(tmp_path))) == "karpathy"
+    assert detect_format(Path(vqa(tmp_path))) == "vqa"
+    assert detect_format(Path(write_json(tmp_path / "c.json", {"images": [], "annotations": []}))) == "coco"
+    assert detect_format(Path(write_lines(tmp_path / "m.jsonl", []))) == "manifest"
+    assert detect_format(tmp_path / "f") == "folder"
 
 
 # ---- parts, limits, tasks ----------------------------------------------------------------------------------------
@@ -302,14 +302,14 @@ def test_parts_share_out_everything_and_limits_come_after(ten):
 @settings(max_examples=50, deadline=None)
 def test_any_cut_of_scenes_into_parts_is_disjoint_and_complete(cuts):
     edges = [0.0, *sorted(cuts), 1.0]
-    parts = [read_examples(DataConfig(path="scenes", count=57, part=p)) for p in zip(edges, edges[1:])]
+    parts = [read_examples(DataConfig(path="scenes", num_examples=57, fraction=p)) for p in zip(edges, edges[1:])]
     assert [i for part in parts for i in part.indices] == list(range(57))
 
 
 def test_tasks_keep_their_turns(ten):
     assert [len(example.turns) for example in read(ten)] == [1, 1, 1, 2, 1, 1, 1, 1, 1, 1]
     assert ids(read(ten, tasks=["ask"])) == "3"
-    assert all(example.turns == (Turn(("c",)),) for example in read(ten, tasks=["caption"]))
+    assert all(example.turns == (TextTask(("c",)),) for example in read(ten, tasks=["caption"]))
     assert "holds no examples for the tasks ask" in refusal(ten, tasks=["ask"], part=(0.5, 1))
 
 
@@ -329,11 +329,11 @@ def test_numbers_that_json_has_not_are_refused_by_line(tmp_path, number):
 
 
 def test_an_address_keeps_its_spelling_unless_a_file_bears_its_name(tmp_path):
-    assert located("http://a.b/c.jpg", tmp_path) == "http://a.b/c.jpg"
-    assert located("data:image/png;base64,a//b", tmp_path) == "data:image/png;base64,a//b"
-    assert located("a//b.jpg", tmp_path) == str(tmp_path / "a" / "b.jpg")
+    assert resolve_path("http://a.b/c.jpg", tmp_path) == "http://a.b/c.jpg"
+    assert resolve_path("data:image/png;base64,a//b", tmp_path) == "data:image/png;base64,a//b"
+    assert resolve_path("a//b.jpg", tmp_path) == str(tmp_path / "a" / "b.jpg")
     (tmp_path / "data:1.jpg").touch()
-    assert located("data:1.jpg", tmp_path) == str(tmp_path / "data:1.jpg")
+    assert resolve_path("data:1.jpg", tmp_path) == str(tmp_path / "data:1.jpg")
 
 
 def test_missing_data_is_named(tmp_path):
@@ -344,12 +344,12 @@ def test_missing_data_is_named(tmp_path):
 
 
 def test_scenes_are_the_generated_ones_and_drawn_anew_each_time():
-    examples = read_examples(DataConfig(path="scenes", count=20, seed=5, part=(0.5, 1), limit=4))
+    examples = read_examples(DataConfig(path="scenes", num_examples=20, seed=5, fraction=(0.5, 1), max_examples=4))
     assert (len(examples), len(examples[1:3])) == (4, 2)
-    scene, example = draw_scene(5, 11), examples[1]
+    scene, example = generate_scene(5, 11), examples[1]
     assert example.id == "scene-5-11"
-    assert example.turns[0].targets == captions(scene)
-    assert [turn.question for turn in example.turns[1:]] == [
+    assert example.tasks[0].targets == captions(scene)
+    assert [turn.question for turn in example.tasks[1:]] == [
         asked.question for asked in (*questions(scene), *pointed_questions(scene))
     ]
     assert example.sources["image"].size == (128, 128)
@@ -359,13 +359,13 @@ def test_scenes_are_the_generated_ones_and_drawn_anew_each_time():
 
 
 def test_scenes_of_some_kinds_and_objects_are_all_different_and_offer_nothing_else():
-    config = DataConfig(path="scenes", count=40, seed=5, tasks=["ask"], kinds=["color", "position"], objects=2)
+    config = DataConfig(path="scenes", num_examples=40, seed=5, tasks=["ask"], question_types=["color", "position"], max_objects=2)
     examples = list(read_examples(config))
     assert len({example.id for example in examples}) == 40
-    assert {turn.kind for example in examples for turn in example.turns} == {"color", "position"}
-    assert all(example.turns for example in examples)
+    assert {turn.question_type for example in examples for turn in example.tasks} == {"color", "position"}
+    assert all(example.tasks for example in examples)
     for example in examples:
-        assert len(draw_scene(5, int(example.id.split("-")[2])).objects) <= 2
+        assert len(generate_scene(5, int(example.id.split("-")[2])).objects) <= 2
 
 
 def test_an_unknown_kind_of_scene_question_is_refused():

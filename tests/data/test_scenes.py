@@ -19,19 +19,19 @@ from PIL import Image, ImageChops
 
 from mmx.data import scene_texts
 from mmx.data.scene_texts import SceneQuestion, captions, full_caption, pointed_questions, questions, write_scenes
-from mmx.data.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, clearly, draw_scene, picture, region
+from mmx.data.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, relation_holds, generate_scene, render_scene, corner_name
 from mmx.errors import DataError
 
 NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 # The most a reader may score without looking, by always giving one answer.
 BLIND = {"exists": 0.52, "count": 0.35, "color": 0.18, "shape": 0.24, "size": 0.55, "relation": 0.34, "position": 0.27}
 
-any_scene = st.builds(draw_scene, st.integers(), st.integers(min_value=0))
+any_scene = st.builds(generate_scene, st.integers(), st.integers(min_value=0))
 
 
 @pytest.fixture(scope="module")
 def many() -> list[Scene]:
-    return [draw_scene(1, index) for index in range(1000)]
+    return [generate_scene(1, index) for index in range(1000)]
 
 
 # The slow reader: knows nothing of how texts are made, only what the words mean. --------------------------------------
@@ -147,41 +147,41 @@ def test_any_scene_is_sound(scene: Scene) -> None:
 def test_same_seed_and_index_give_the_same_bytes() -> None:
     state = random.getstate()
     for index in range(30):
-        first, second = draw_scene(5, index), draw_scene(5, index)
-        assert first == second and picture(first).tobytes() == picture(second).tobytes()
+        first, second = generate_scene(5, index), generate_scene(5, index)
+        assert first == second and render_scene(first).tobytes() == render_scene(second).tobytes()
         assert captions(first) == captions(second) and questions(first) == questions(second)
     assert random.getstate() == state, "the global generator was used"
 
 
 def test_the_series_is_the_same_on_every_machine() -> None:
     """A change of this digest changes every data set made so far: do it on purpose or not at all."""
-    scenes = [draw_scene(0, index) for index in range(50)]
-    asked = [[(q.question, q.answer, q.kind, q.evidence) for q in questions(scene)] for scene in scenes]
+    scenes = [generate_scene(0, index) for index in range(50)]
+    asked = [[(q.question, q.answer, q.question_type, q.evidence) for q in questions(scene)] for scene in scenes]
     text = repr([(scene, captions(scene)) for scene in scenes]) + repr(asked)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f3775a68e282ba0c"
 
 
 def test_other_seeds_and_indices_give_other_scenes(many: list[Scene]) -> None:
-    scenes = [draw_scene(seed, index) for seed in range(20) for index in range(20)]
+    scenes = [generate_scene(seed, index) for seed in range(20) for index in range(20)]
     assert len(set(scenes)) == 400
     assert len({captions(many[7], seed) for seed in range(20)}) > 3
     assert len({questions(many[7], seed) for seed in range(20)}) == 20
 
 
 def test_size_changes_the_picture_only() -> None:
-    small, large = draw_scene(3, 4, size=64), draw_scene(3, 4, size=200)
+    small, large = generate_scene(3, 4, size=64), generate_scene(3, 4, size=200)
     assert small.objects == large.objects and questions(small) == questions(large)
-    assert picture(small).size == (64, 64) and picture(large).size == (200, 200)
-    assert picture(large, 64).tobytes() == picture(small).tobytes()
+    assert render_scene(small).size == (64, 64) and render_scene(large).size == (200, 200)
+    assert render_scene(large, 64).tobytes() == render_scene(small).tobytes()
 
 
 @pytest.mark.parametrize("size", [96, 128, 224])
 def test_boxes_are_true(size: int, many: list[Scene]) -> None:
     for scene in many[:60]:
-        painted = picture(scene, size)
+        painted = render_scene(scene, size)
         rest = painted.copy()
         for thing in scene.objects:
-            alone = picture(replace(scene, objects=(thing,)), size)
+            alone = render_scene(replace(scene, objects=(thing,)), size)
             around = outward(thing, size)
             assert_fills_its_box(alone, scene, thing)
             assert painted.crop(around).tobytes() == alone.crop(around).tobytes()
@@ -212,7 +212,7 @@ def test_shapes_and_colours_can_be_told_apart() -> None:
         assert dist(a, b) > 75
     assert all(dist(a, b) > 110 for a in COLORS.values() for b in BACKGROUNDS.values())
     lone = [Scene((SceneObject(shape, "black", "small", (0.4, 0.4, 0.56, 0.56)),), "white") for shape in SHAPES]
-    pictures = [picture(scene).convert("L").crop((51, 51, 72, 72)) for scene in lone]
+    pictures = [render_scene(scene).convert("L").crop((51, 51, 72, 72)) for scene in lone]
     for one, other in combinations(pictures, 2):
         different = sum(ImageChops.difference(one, other).point(lambda v: v > 128).histogram()[1:])
         assert different >= 40  # of 21 x 21 pixels
@@ -222,11 +222,11 @@ def test_what_is_doubtful_is_not_said() -> None:
     def at(x: float, y: float) -> SceneObject:
         return SceneObject("star", "red", "small", (x - 0.1, y - 0.1, x + 0.1, y + 0.1))
 
-    assert clearly(at(0.3, 0.5), at(0.5, 0.4), "left of")
-    assert not clearly(at(0.3, 0.5), at(0.5, 0.4), "below")  # further apart from left to right
-    assert not clearly(at(0.36, 0.5), at(0.5, 0.5), "left of")  # hardly apart at all
-    assert [region(at(x, 0.9)) for x in (0.3, 0.36, 0.5, 0.7)] == ["bottom left", None, None, "bottom right"]
-    assert [region(at(x, 0.5)) for x in (0.43, 0.41, 0.1)] == ["center", None, None]
+    assert relation_holds(at(0.3, 0.5), at(0.5, 0.4), "left of")
+    assert not relation_holds(at(0.3, 0.5), at(0.5, 0.4), "below")  # further apart from left to right
+    assert not relation_holds(at(0.36, 0.5), at(0.5, 0.5), "left of")  # hardly apart at all
+    assert [corner_name(at(x, 0.9)) for x in (0.3, 0.36, 0.5, 0.7)] == ["bottom left", None, None, "bottom right"]
+    assert [corner_name(at(x, 0.5)) for x in (0.43, 0.41, 0.1)] == ["center", None, None]
 
 
 # Texts. --------------------------------------------------------------------------------------------------------------
@@ -239,11 +239,11 @@ def test_every_question_is_answered_right(many: list[Scene]) -> None:
         for each in asked:
             assert read_answer(scene, each.question) == each.answer, (scene, each)
             assert_box_is_of_the_object_asked_about(scene, each)
-            assert each.kind not in ("color", "shape", "size") or each.answer not in each.question
+            assert each.question_type not in ("color", "shape", "size") or each.answer not in each.question
 
 
 def assert_box_is_of_the_object_asked_about(scene: Scene, asked: SceneQuestion) -> None:
-    if asked.kind in ("exists", "count"):
+    if asked.question_type in ("exists", "count"):
         assert asked.evidence is None
         return
     (about,) = (thing for thing in scene.objects if thing.box == asked.evidence)
@@ -289,7 +289,7 @@ def test_no_answer_is_a_safe_guess(many: list[Scene]) -> None:
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for scene in many:
         for each in questions(scene):
-            answers[each.kind][each.answer] += 1
+            answers[each.question_type][each.answer] += 1
     assert set(answers) == set(BLIND)
     for kind, counter in answers.items():
         assert max(counter.values()) / counter.total() <= BLIND[kind], (kind, counter)
@@ -304,7 +304,7 @@ def test_the_wording_does_not_give_existence_away(many: list[Scene]) -> None:
     shares: dict[tuple[bool, ...], Counter[str]] = defaultdict(Counter)
     for scene in many:
         for each in questions(scene):
-            if each.kind == "exists":
+            if each.question_type == "exists":
                 spoken = each.question.strip("?").split()
                 wording = tuple(any(w in spoken for w in words) for words in (("small", "large"), COLORS, SHAPES))
                 shares[wording][each.answer] += 1
@@ -318,7 +318,7 @@ def test_pointing_names_each_object(many: list[Scene]) -> None:
     assert [each.box for each in asked] == [each.evidence for each in asked] == [thing.box for thing in scene.objects]
     assert not pointed_questions(next(scene for scene in many if len(scene.objects) == 1)), "nothing to point out"
     assert [each.answer for each in asked] == [f"{thing.color} {thing.shape}" for thing in scene.objects]
-    assert {(each.question, each.kind) for each in asked} == {("what is this?", "pointed")}
+    assert {(each.question, each.question_type) for each in asked} == {("what is this?", "pointed")}
 
 
 def test_a_full_caption_tells_where_it_names_each_object(many: list[Scene]) -> None:
@@ -347,14 +347,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_folder_holds_all_of_it(tmp_path: Path) -> None:
     folder = write_scenes(tmp_path / "deep" / "set", 5, seed=9, size=64)
-    scenes = [draw_scene(9, index, size=64) for index in range(5)]
+    scenes = [generate_scene(9, index, size=64) for index in range(5)]
     assert [path.name for path in folder.parent.iterdir()] == ["set"], "a temporary folder was left behind"
     names = [row["image"] for row in lines(folder / "scenes.jsonl")]
     assert names == [f"images/{index:06d}.png" for index in range(5)]
     for name, scene, said in zip(names, scenes, lines(folder / "captions.jsonl"), strict=True):
         assert said == {"image": name, "captions": list(captions(scene))}
         with Image.open(folder / str(name)) as stored:
-            assert stored.mode == "RGB" and stored.tobytes() == picture(scene).tobytes()
+            assert stored.mode == "RGB" and stored.tobytes() == render_scene(scene).tobytes()
         rows = [row for row in lines(folder / "questions.jsonl") if row["image"] == name]
         assert [as_question(row) for row in rows] == [*questions(scene), *pointed_questions(scene)]
     assert [as_scene(row) for row in lines(folder / "scenes.jsonl")] == scenes
@@ -398,9 +398,9 @@ def test_numbers_without_a_meaning_are_refused(tmp_path: Path, count: int, size:
 
 def test_nothing_stays_of_a_run_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(scene: Scene) -> Image.Image:
-        if scene == draw_scene(0, 2):
+        if scene == generate_scene(0, 2):
             raise OSError("disk full")
-        return picture(scene)
+        return render_scene(scene)
 
     monkeypatch.setattr(scene_texts, "picture", broken)
     with pytest.raises(OSError, match="disk full"):

@@ -21,7 +21,7 @@ def address(tiny) -> Iterator[str]:
     """Where the demo of the tiny model is served."""
     from demo_cases import free_port
 
-    from mmx.demo.server import served
+    from mmx.demo.server import serve
 
-    with served(tiny, port=free_port()) as address:
+    with serve(tiny, port=free_port()) as address:
         yield address

@@ -14,11 +14,11 @@ from PIL import Image
 from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.demo import actions
 from mmx.demo.region import LONGEST, SHORTEST, box_between, box_of, framed, to_draw_on
-from mmx.encoders.registry import Description, Entry
+from mmx.encoders.registry import EncoderDescription, EncoderEntry
 from mmx.errors import ConfigError, MmxError
 from mmx.inference.pipeline import Pipeline
 from mmx.interpret.attention_stats import relative_entropy
-from mmx.interpret.render import over
+from mmx.interpret.render import overlay_heatmap
 from mmx.memory import check_box
 from mmx.testing import tiny_model
 
@@ -38,7 +38,7 @@ def photo(tmp_path) -> str:
 
 @pytest.fixture
 def session(pipeline, photo) -> actions.Session:
-    return actions.opened(pipeline, None, photo)
+    return actions.open_image(pipeline, None, photo)
 
 
 def last(growing):
@@ -49,10 +49,10 @@ def last(growing):
 
 
 def test_a_picture_is_encoded_once_until_another_comes(pipeline, session, photo, tmp_path) -> None:
-    assert actions.opened(pipeline, session, photo) is session
+    assert actions.open_image(pipeline, session, photo) is session
     assert torch.equal(session.memory.keys, pipeline.encode(image=photo).keys)
-    other = actions.opened(pipeline, session, str(draw(tmp_path / "b.png", 7)))
-    assert other.memory is not session.memory and other.turns == () and other.spoken is None
+    other = actions.open_image(pipeline, session, str(draw(tmp_path / "b.png", 7)))
+    assert other.memory is not session.memory and other.turns == () and other.current is None
     assert session.seconds > 0
 
 
@@ -66,7 +66,7 @@ def test_what_is_drawn_on_is_neither_tiny_nor_huge_and_keeps_its_proportions() -
 @pytest.mark.parametrize("path", [None, "", 7, {"url": "x"}])
 def test_no_picture_is_told(pipeline, path) -> None:
     with pytest.raises(MmxError, match="no picture was given; drop one"):
-        actions.opened(pipeline, None, path)
+        actions.open_image(pipeline, None, path)
 
 
 def test_a_bad_or_missing_file_is_told_without_a_path(pipeline, tmp_path) -> None:
@@ -75,7 +75,7 @@ def test_a_bad_or_missing_file_is_told_without_a_path(pipeline, tmp_path) -> Non
     bad.write_text("no picture at all")
     for path, told in ((bad, "a picture of 17 bytes: no picture"), (bad.with_name("gone.png"), "no longer on the")):
         with pytest.raises(MmxError) as raised:
-            actions.opened(pipeline, None, str(path))
+            actions.open_image(pipeline, None, str(path))
         assert told in str(raised.value) and "secret-place" not in str(raised.value)
 
 
@@ -83,26 +83,26 @@ def test_a_bad_or_missing_file_is_told_without_a_path(pipeline, tmp_path) -> Non
 
 
 def test_a_caption_grows_and_is_remembered(pipeline, session, photo) -> None:
-    steps = list(actions.captioned(pipeline, session))
+    steps = list(actions.caption(pipeline, session))
     texts = [texts[0] for _, texts in steps]
     assert texts == list(pipeline.stream(photo)) and len(texts) >= 3
     assert texts[-1] == pipeline.caption(photo)
-    assert steps[-1][0].spoken == actions.Spoken(texts[-1])
+    assert steps[-1][0].current == actions.DemoText(texts[-1])
     assert session.spoken is None, "a session is a value"
 
 
 def test_beams_and_samples_come_whole_best_first(pipeline, session, photo) -> None:
-    [(after, texts)] = actions.captioned(pipeline, session, beams=3, samples=2)
+    [(after, texts)] = actions.caption(pipeline, session, beams=3, samples=2)
     assert texts == pipeline.caption(photo, num_beams=3, num_return_sequences=2)
-    assert after.spoken == actions.Spoken(texts[0], others=(texts[1],))
-    [(_, drawn)] = actions.captioned(pipeline, session, samples=3, temperature=0.7)
+    assert after.current == actions.DemoText(texts[0], alternatives=(texts[1],))
+    [(_, drawn)] = actions.caption(pipeline, session, samples=3, temperature=0.7)
     assert drawn == pipeline.caption(photo, do_sample=True, temperature=0.7, num_return_sequences=3)
 
 
 def test_guidance_and_length_reach_the_model(pipeline, session, photo) -> None:
-    _, [text] = last(actions.captioned(pipeline, session, guidance=3.0, tokens=4))
+    _, [text] = last(actions.caption(pipeline, session, guidance=3.0, tokens=4))
     assert text == pipeline.caption(photo, guidance_scale=3.0, max_new_tokens=4)
-    assert len(list(actions.captioned(pipeline, session, tokens=4))) <= 4
+    assert len(list(actions.caption(pipeline, session, tokens=4))) <= 4
 
 
 @pytest.mark.parametrize(
@@ -122,38 +122,38 @@ def test_guidance_and_length_reach_the_model(pipeline, session, photo) -> None:
 )
 def test_options_out_of_range_are_told(pipeline, session, chosen, told) -> None:
     with pytest.raises(MmxError) as raised:
-        list(actions.captioned(pipeline, session, **chosen))
+        list(actions.caption(pipeline, session, **chosen))
     assert str(raised.value).startswith(told)
 
 
 def test_what_the_model_refuses_is_an_error_of_ours(pipeline, session) -> None:
     with pytest.raises(ConfigError, match="min_new_tokens 3 is more"):
-        list(actions.captioned(pipeline, session, tokens=1))
+        list(actions.caption(pipeline, session, tokens=1))
 
 
 # ---- questions -------------------------------------------------------------------------------------------------
 
 
 def test_a_conversation_is_about_one_encoding(pipeline, session, photo) -> None:
-    after = actions.asked(pipeline, session, " what is this? ")
-    after = actions.asked(pipeline, after, "and here?", (0.0, 0.0, 0.5, 0.5))
-    assert [turn.spoken.question for turn in after.turns] == ["what is this?", "and here?"]
-    assert after.turns[0].spoken.text == pipeline.ask(photo, "what is this?")
-    assert after.turns[1].spoken.text == pipeline.ask(photo, "and here?", (0.0, 0.0, 0.5, 0.5))
-    assert after.spoken == after.turns[1].spoken and after.memory is session.memory
+    after = actions.ask(pipeline, session, " what is this? ")
+    after = actions.ask(pipeline, after, "and here?", (0.0, 0.0, 0.5, 0.5))
+    assert [turn.answer.question for turn in after.turns] == ["what is this?", "and here?"]
+    assert after.turns[0].answer.text == pipeline.ask(photo, "what is this?")
+    assert after.turns[1].answer.text == pipeline.ask(photo, "and here?", (0.0, 0.0, 0.5, 0.5))
+    assert after.current == after.turns[1].answer and after.memory is session.memory
     assert all(turn.seconds > 0 for turn in after.turns)
-    assert actions.forgotten(after).turns == () and actions.forgotten(after).spoken == after.spoken
+    assert actions.clear_chat(after).turns == () and actions.clear_chat(after).current == after.current
 
 
 def test_a_long_conversation_is_cut(pipeline, session) -> None:
-    turn = actions.Turn(actions.Spoken("yes", "old?"), 0.1)
+    turn = actions.ChatTurn(actions.DemoText("yes", "old?"), 0.1)
     many = actions.replace(session, turns=(turn,) * actions.MOST_TURNS)
-    after = actions.asked(pipeline, many, "new?")
-    assert len(after.turns) == actions.MOST_TURNS and after.turns[-1].spoken.question == "new?"
+    after = actions.ask(pipeline, many, "new?")
+    assert len(after.turns) == actions.MOST_TURNS and after.turns[-1].answer.question == "new?"
 
 
 def test_offered_answers_are_ranked(pipeline, session, photo) -> None:
-    found = actions.ranked(pipeline, session, "is it?", "yes, no,, yes , maybe")
+    found = actions.rank(pipeline, session, "is it?", "yes, no,, yes , maybe")
     assert found == pipeline.rank(photo, "is it?", ["yes", "no", "maybe"])
     assert sum(one.probability for one in found) == pytest.approx(1)
 
@@ -161,41 +161,41 @@ def test_offered_answers_are_ranked(pipeline, session, photo) -> None:
 @pytest.mark.parametrize("text", ["", "   ", None, 3, ["a"]])
 def test_no_question_and_no_answers_are_told(pipeline, session, text) -> None:
     with pytest.raises(MmxError, match="nothing was typed; expected a question"):
-        actions.asked(pipeline, session, text)
+        actions.ask(pipeline, session, text)
     with pytest.raises(MmxError, match="nothing was typed; expected answers"):
-        actions.ranked(pipeline, session, "is it?", text)
+        actions.rank(pipeline, session, "is it?", text)
 
 
 def test_too_many_answers_and_too_long_texts_are_told(pipeline, session) -> None:
     with pytest.raises(MmxError, match="33 answers were offered"):
-        actions.ranked(pipeline, session, "is it?", ",".join(map(str, range(33))))
+        actions.rank(pipeline, session, "is it?", ",".join(map(str, range(33))))
     with pytest.raises(MmxError, match="1,001 characters were typed"):
-        actions.asked(pipeline, session, "x" * 1001)
+        actions.ask(pipeline, session, "x" * 1001)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------
 
 
 def test_the_last_text_is_looked_into_once_for_each_kind(pipeline, session, photo) -> None:
-    said, _ = last(actions.captioned(pipeline, session))
-    after = actions.looked(pipeline, said)
-    assert actions.looked(pipeline, after) is after
-    assert after.look.text == said.spoken.text.lower()  # the tokenizer writes everything small
-    other = actions.looked(pipeline, after, "both")
-    assert other.look.by == "both" and other.look.relevance is not None
-    assert actions.asked(pipeline, other, "what?").look is None, "another text was said"
+    said, _ = last(actions.caption(pipeline, session))
+    after = actions.look(pipeline, said)
+    assert actions.look(pipeline, after) is after
+    assert after.look.text == said.current.text.lower()  # the tokenizer writes everything small
+    other = actions.look(pipeline, after, "both")
+    assert other.look.method == "both" and other.look.relevance is not None
+    assert actions.ask(pipeline, other, "what?").look is None, "another text was said"
 
 
 def test_the_words_of_a_caption_stay_its_own_whatever_is_asked_then(pipeline, session) -> None:
-    said, _ = last(actions.captioned(pipeline, session))
-    then = actions.asked(pipeline, said, "what is this?")
-    assert then.spoken.question == "what is this?"
-    own = actions.looked(pipeline, actions.of_caption(then))
-    assert own.spoken is said.spoken
-    assert [word.text for word in own.look.words] == [word.text for word in actions.looked(pipeline, said).look.words]
-    assert actions.of_caption(said) is said
-    again, _ = last(actions.captioned(pipeline, then))
-    assert actions.of_caption(again).spoken is again.spoken
+    said, _ = last(actions.caption(pipeline, session))
+    then = actions.ask(pipeline, said, "what is this?")
+    assert then.current.question == "what is this?"
+    own = actions.look(pipeline, actions.select_caption(then))
+    assert own.current is said.current
+    assert [word.text for word in own.look.words] == [word.text for word in actions.look(pipeline, said).look.words]
+    assert actions.select_caption(said) is said
+    again, _ = last(actions.caption(pipeline, then))
+    assert actions.select_caption(again).current is again.current
 
 
 def test_the_source_of_pictures_may_bear_any_name() -> None:
@@ -203,41 +203,41 @@ def test_the_source_of_pictures_may_bear_any_name() -> None:
     text = SourceConfig(encoder="text", options={"width": 16, "layers": 1, "heads": 2})
     pipe = Pipeline(tiny_model({"photo": photo, "said": text}, question_to="said"), GenerationConfig(max_new_tokens=4))
     with TemporaryDirectory() as folder:
-        session = actions.opened(pipe, None, str(draw(Path(folder) / "a.png", 1)))
-    told = actions.asked(pipe, session, "what is it?")
-    assert actions.looked(pipe, told).look.words is not None
+        session = actions.open_image(pipe, None, str(draw(Path(folder) / "a.png", 1)))
+    told = actions.ask(pipe, session, "what is it?")
+    assert actions.look(pipe, told).look.words is not None
 
 
 def test_the_heat_is_that_of_the_look_over_the_picture(pipeline, session) -> None:
-    said = actions.replace(session, spoken=actions.Spoken("a dog runs"))
-    after = actions.looked(pipeline, said)
-    shown, sentence = actions.word_heat(after, 1, layer=0, head=2)
+    said = actions.replace(session, current=actions.DemoText("a dog runs"))
+    after = actions.look(pipeline, said)
+    shown, sentence = actions.word_heatmap(after, 1, layer=0, head=2)
     assert shown.size == session.picture.size and sentence.startswith("dog: looking ")
-    assert np.array_equal(np.asarray(shown), np.asarray(actions.word_heat(after, "dog", 0, 2)[0]))
-    assert not np.array_equal(np.asarray(shown), np.asarray(actions.word_heat(after, 1, -1, None)[0]))
-    heat = after.look.heat(1, shown.height, shown.width, 0, 2)
-    assert np.array_equal(np.asarray(shown), np.asarray(over(session.picture, heat)))
+    assert np.array_equal(np.asarray(shown), np.asarray(actions.word_heatmap(after, "dog", 0, 2)[0]))
+    assert not np.array_equal(np.asarray(shown), np.asarray(actions.word_heatmap(after, 1, -1, None)[0]))
+    heat = after.look.heatmap(1, shown.height, shown.width, 0, 2)
+    assert np.array_equal(np.asarray(shown), np.asarray(overlay_heatmap(session.picture, heat)))
 
 
 def test_the_table_says_what_the_look_says(pipeline, session) -> None:
-    after = actions.looked(pipeline, actions.replace(session, spoken=actions.Spoken("a dog", "what is it?")))
+    after = actions.look(pipeline, actions.replace(session, current=actions.DemoText("a dog", "what is it?")))
     headers, rows = actions.word_table(after)
     assert headers == ["word", "probability", "bits saved", "spread 0", "spread 1"]
     assert [row[0] for row in rows] == ["a", "dog"]
     for index, row in enumerate(rows):
-        word, wide = after.look.words[index], relative_entropy(after.look.attention[index], after.look.seen[index])
+        word, wide = after.look.words[index], relative_entropy(after.look.attention[index], after.look.visible[index])
         expected = [np.exp(word.logprob), word.gain, float(wide[0].mean()), float(wide[1].mean())]
         assert row[1:] == pytest.approx(expected, abs=6e-4)
 
 
 def test_nothing_said_and_unknown_words_and_maps_are_told(pipeline, session) -> None:
     with pytest.raises(MmxError, match="nothing was said of this picture yet"):
-        actions.looked(pipeline, session)
+        actions.look(pipeline, session)
     with pytest.raises(MmxError, match="nothing was looked at yet"):
-        actions.word_heat(session, 0)
-    after = actions.looked(pipeline, actions.replace(session, spoken=actions.Spoken("a dog")))
+        actions.word_heatmap(session, 0)
+    after = actions.look(pipeline, actions.replace(session, current=actions.DemoText("a dog")))
     with pytest.raises(MmxError, match="expected one of weighted, attention"):
-        actions.looked(pipeline, after, {"path": "/etc/passwd"})
+        actions.look(pipeline, after, {"path": "/etc/passwd"})
     for word, told in (
         (9, "has no word 9"),
         ("cat", "has no word 'cat'"),
@@ -247,9 +247,9 @@ def test_nothing_said_and_unknown_words_and_maps_are_told(pipeline, session) -> 
         ([], "place"),
     ):
         with pytest.raises(MmxError, match=told):
-            actions.word_heat(after, word)
+            actions.word_heatmap(after, word)
     with pytest.raises(MmxError, match="layer 7 is not there"):
-        actions.word_heat(after, 0, layer=7)
+        actions.word_heatmap(after, 0, layer=7)
 
 
 # ---- parts and encoders ----------------------------------------------------------------------------------------
@@ -289,9 +289,9 @@ def test_a_box_is_drawn_where_it_is() -> None:
 
 
 def test_an_encoder_is_a_row_of_lines() -> None:
-    entry = Entry("toy", "toys:Toy", "toy-box", "1.2")
+    entry = EncoderEntry("toy", "toys:Toy", "toy-box", "1.2")
     [good, bad] = actions.encoder_rows(
-        [Description(entry, "text", {"size": 3, "deep": None}), Description(entry, problem="a\nb")]
+        [EncoderDescription(entry, "text", {"size": 3, "deep": None}), EncoderDescription(entry, problem="a\nb")]
     )
     assert good == {
         "name": "toy", "modality": "text", "package": "toy-box 1.2", "address": "toys:Toy",

@@ -20,8 +20,8 @@ from PIL import Image
 
 import mmx
 from mmx.demo import actions, events
-from mmx.demo.server import served
-from mmx.encoders.registry import Description, Entry
+from mmx.demo.server import serve
+from mmx.encoders.registry import EncoderDescription, EncoderEntry
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
@@ -92,7 +92,7 @@ def test_look_and_word_follow_the_last_text(visitor, tiny, photo) -> None:
 
 
 def test_encoders_are_told_as_plain_rows(visitor, monkeypatch) -> None:
-    found = [Description(Entry("toy", "toys:Toy", "toy-box", "1.2"), "text", {"size": 3})]
+    found = [EncoderDescription(EncoderEntry("toy", "toys:Toy", "toy-box", "1.2"), "text", {"size": 3})]
     monkeypatch.setattr("mmx.encoders.discovery.survey", lambda: found)
     events.encoders.cache_clear()
     [row] = visitor.client.predict(api_name="/encoders")
@@ -201,16 +201,16 @@ def test_a_port_that_is_taken_and_a_model_without_pictures_are_told(tiny, addres
     before = (os.getcwd(), dict(os.environ))
     with (
         pytest.raises(MmxError, match="cannot be had; give another --port"),
-        served(tiny, port=httpx.URL(address).port),
+        serve(tiny, port=httpx.URL(address).port),
     ):
         pass
-    with pytest.raises(MmxError, match="shows pictures, which no source"), served(Pipeline(tiny_model())):
+    with pytest.raises(MmxError, match="shows pictures, which no source"), serve(Pipeline(tiny_model())):
         pass
     assert (os.getcwd(), dict(os.environ)) == before
 
 
 def test_an_address_of_another_machine_is_told_at_once(tiny) -> None:
-    with pytest.raises(MmxError, match="'999.1.1.1' is no address of this machine"), served(tiny, "999.1.1.1"):
+    with pytest.raises(MmxError, match="'999.1.1.1' is no address of this machine"), serve(tiny, "999.1.1.1"):
         pass
 
 
@@ -224,15 +224,15 @@ def test_a_signal_to_end_leaves_nothing_behind_whenever_it_comes(tiny, tmp_path,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("mmx.demo.page.build", launched)
     answered = signal.getsignal(getattr(signal, name))
-    with pytest.raises(SystemExit) as left, served(tiny):
+    with pytest.raises(SystemExit) as left, serve(tiny):
         pass
     assert left.value.code == 0 and list(tmp_path.iterdir()) == []
     assert signal.getsignal(getattr(signal, name)) == answered
 
 
 def test_what_looks_like_html_is_shown_as_it_was_asked() -> None:
-    spoken = actions.Spoken("<b>yes</b>", "is 1 <b or c> 2?")
-    session = actions.Session("", Image.new("RGB", (9, 9)), None, 0.0, turns=(actions.Turn(spoken, 0.1),))
+    spoken = actions.DemoText("<b>yes</b>", "is 1 <b or c> 2?")
+    session = actions.Session("", Image.new("RGB", (9, 9)), None, 0.0, turns=(actions.ChatTurn(spoken, 0.1),))
     asked, answered = (message["content"] for message in events.messages(session))
     assert asked == "is 1 &lt;b or c&gt; 2?" and answered.startswith("&lt;b&gt;yes&lt;/b&gt;")
 

@@ -13,8 +13,8 @@ from cli_cases import draw
 from demo_cases import free_port
 
 import mmx
-from mmx.data.scenes import draw_scene, picture
-from mmx.demo.server import served
+from mmx.data.scenes import generate_scene, render_scene
+from mmx.demo.server import serve
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install playwright")
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no browser here; name o
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with served(mmx.load(), port=free_port()) as address:
+    with serve(mmx.load(), port=free_port()) as address:
         yield address
 
 
@@ -55,7 +55,7 @@ def page(browser, address) -> Iterator["playwright.Page"]:
 @pytest.fixture
 def scene(tmp_path) -> Path:
     path = tmp_path / "scene.png"
-    picture(draw_scene(3, 5), 160).save(path)
+    render_scene(generate_scene(3, 5), 160).save(path)
     return path
 
 

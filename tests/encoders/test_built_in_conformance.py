@@ -59,7 +59,7 @@ def failures(name, only):
     size, arguments, *_ = FAMILIES[name]
     options = {"backbone": name, "size": size, "arguments": arguments}
     results = check_encoder("image", options=options, only=only, on_fail="return")
-    return {result.name: result.said for result in results if result.status == "failed"}
+    return {result.name: result.message for result in results if result.status == "failed"}
 
 
 @pytest.mark.parametrize("name", CHOSEN)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mmx.config.schema import SourceConfig
-from mmx.encoders.discovery import survey
+from mmx.encoders.discovery import discover_encoders
 from mmx.models.checkpoint import save_model
 from mmx.testing import tiny_model
 
@@ -58,7 +58,7 @@ def run(installed: Path, *words: object) -> subprocess.CompletedProcess[str]:
 def test_each_plugin_is_told_of_with_its_package_and_what_is_wrong(installed, monkeypatch):
     monkeypatch.delenv("MMX_PLUGINS", raising=False)
     monkeypatch.syspath_prepend(installed)
-    found = {(d.entry.name, d.entry.package): d for d in survey(patience=5)}
+    found = {(d.entry.name, d.entry.package): d for d in discover_encoders(patience=5)}
     assert found["image", "mmx"].problem is None
     assert found["text", "mmx"].options["width"] == 256
     for name, (_, said) in PLUGINS.items():

@@ -18,13 +18,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmx.config.loader import dump_settings, parse_settings
+from mmx.config.loader import dump_config, parse_config
 from mmx.config.schema import ProjectionConfig, SourceConfig
 from mmx.encoders.contract import check_features
-from mmx.encoders.pretrained import FAMILIES, TOWERS, PretrainedEncoder
-from mmx.errors import ConfigError, EncoderError, ImageError, SoundError
+from mmx.encoders.pretrained import HF_FAMILIES, TOWERS, PretrainedEncoder
+from mmx.errors import ConfigError, EncoderError, ImageError, AudioError
 from mmx.io.images import load_image
-from mmx.models.checkpoint import load_model, once, save_model
+from mmx.models.checkpoint import load_model, unique_tensors, save_model
 from mmx.testing import tiny_model
 from mmx.testing.conformance import check_encoder
 
@@ -247,10 +247,10 @@ def inputs_of(name):
 @pytest.mark.slow
 def test_every_family_is_tested():
     tested = {reference(name).config.model_type for name in ALL}
-    assert tested == set(FAMILIES)
+    assert tested == set(HF_FAMILIES)
     whole = {json.loads((folder(name) / "config.json").read_text())["model_type"] for name in ALL}
     assert set(TOWERS) <= whole
-    assert {FAMILIES[reference(name).config.model_type].modality for name in SOUNDS} == {"audio"}
+    assert {HF_FAMILIES[reference(name).config.model_type].modality for name in SOUNDS} == {"audio"}
 
 
 # ---- pictures
@@ -272,7 +272,7 @@ def test_pictures_are_seen_as_in_transformers(name):
         states = flat(reference(name)(torch.stack(expected)).last_hidden_state)
     torch.testing.assert_close(features.states, states, **CLOSE)
     assert features.grid == grid
-    assert features.states.shape == (5, before + grid[0] * grid[1], encoder.width)
+    assert features.states.shape == (5, before + grid[0] * grid[1], encoder.feature_size)
     assert features.mask.all()
     assert (encoder.modality, encoder.dimensions) == ("image", 2)
 
@@ -339,7 +339,7 @@ def test_texts_are_read_as_in_transformers_and_alone_as_in_a_batch(name):
         assert together.mask[row].tolist() == [True] * len(ids) + [False] * (20 - len(ids))
         torch.testing.assert_close(together.states[row, : len(ids)], states, **CLOSE)
         torch.testing.assert_close(together.states[row, : len(ids)], alone.states[0], **CLOSE)
-    assert (encoder.modality, encoder.dimensions, encoder.width) == ("text", 1, 32)
+    assert (encoder.modality, encoder.dimensions, encoder.feature_size) == ("text", 1, 32)
 
 
 @pytest.mark.parametrize("name", cases(["bert", "roberta", "deberta", "deberta-v2", "t5", "modernbert", "clip-text"]))
@@ -425,7 +425,7 @@ def test_sounds_are_heard_as_in_transformers_and_alone_as_in_a_batch(name):
         assert together.mask[row].tolist() == [True] * slots + [False] * (together.mask.shape[1] - slots)
         torch.testing.assert_close(together.states[row, :slots], states, **CLOSE)
         torch.testing.assert_close(together.states[row, :slots], alone.states[0], **CLOSE)
-    assert (encoder.modality, encoder.dimensions, encoder.width) == ("audio", 1, 32)
+    assert (encoder.modality, encoder.dimensions, encoder.feature_size) == ("audio", 1, 32)
 
 
 def test_whisper_hears_its_whole_window_and_no_more():
@@ -456,7 +456,7 @@ def test_a_sound_of_any_source(tmp_path):
     expected = encoder.prepare((samples, rate))["samples"]
     assert torch.equal(encoder.prepare(tmp_path / "a.wav")["samples"], expected)
     assert torch.equal(encoder.prepare((tmp_path / "a.wav").read_bytes())["samples"], expected)
-    with pytest.raises(SoundError, match="there is no such file"):
+    with pytest.raises(AudioError, match="there is no such file"):
         encoder.prepare(str(tmp_path / "b.wav"))
 
 
@@ -479,8 +479,8 @@ def test_options_and_tensors_rebuild_it_without_any_file(name, tmp_path):
     inputs = inputs_of(name)
     expected = encode(encoder, inputs)
     assert encoder.options.name is None, "a path of this computer goes nowhere"
-    read = yaml.safe_load(dump_settings(encoder.options))
-    options = parse_settings(read, PretrainedEncoder.Options, where="options")
+    read = yaml.safe_load(dump_config(encoder.options))
+    options = parse_config(read, PretrainedEncoder.Options, where="options")
     assert options == encoder.options
     encoder.save_files(tmp_path)
     kept = folder(name).rename(tmp_path / "elsewhere")
@@ -489,7 +489,7 @@ def test_options_and_tensors_rebuild_it_without_any_file(name, tmp_path):
         again = PretrainedEncoder(options).eval()
     finally:
         kept.rename(folder(name))
-    assert once(again.state_dict()).keys() == once(encoder.state_dict()).keys()
+    assert unique_tensors(again.state_dict()).keys() == unique_tensors(encoder.state_dict()).keys()
     again.load_files(tmp_path)
     again.load_state_dict(encoder.state_dict(), strict=True)
     found = encode(again, inputs)
@@ -545,7 +545,7 @@ def test_a_layer_of_a_pyramid_is_a_stage(name):
     states = flat(seen[0][0] if isinstance(seen[0], tuple) else seen[0])
     torch.testing.assert_close(features.states, states, **CLOSE)
     assert features.grid == ((6, 6) if name == "swin" else (12, 12))
-    assert encoder.width == states.shape[-1]
+    assert encoder.feature_size == states.shape[-1]
 
 
 def test_the_last_layer_has_not_passed_the_last_norm():
@@ -626,7 +626,7 @@ def test_loading_is_quiet_and_leaves_the_library_as_it_was(capfd):
 @pytest.mark.parametrize("name", ["clip", "t5", "wav2vec2"])
 def test_a_checkpoint_of_ours_holds_it_whole(name, tmp_path):
     options = {"name": str(folder(name))} | ({"max_tokens": 20} if name == "t5" else {})
-    source = SourceConfig(encoder=ADDRESS, options=options, projection=ProjectionConfig(position="sinusoidal"))
+    source = SourceConfig(encoder=ADDRESS, options=options, projection=ProjectionConfig(positions="sinusoidal"))
     model = tiny_model({"given": source})
     save_model(tmp_path / "ours", model)
     kept = folder(name).rename(tmp_path / "elsewhere")
@@ -807,7 +807,7 @@ def test_options_that_lead_nowhere(options, said):
 
 def test_an_unknown_option_gets_the_nearest_name():
     with pytest.raises(ConfigError, match="nmae.*did you mean 'name'"):
-        parse_settings({"nmae": "x"}, PretrainedEncoder.Options, where="model.sources.image.options")
+        parse_config({"nmae": "x"}, PretrainedEncoder.Options, where="model.sources.image.options")
 
 
 def test_code_in_a_folder_is_never_run(tmp_path):

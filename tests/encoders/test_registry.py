@@ -78,7 +78,7 @@ def test_built_ins_come_through_the_same_door():
 
 def test_an_address_typed_directly():
     assert resolve("mmx.testing:ToyEncoder") is ToyEncoder
-    assert tiny_model({"x": "mmx.testing:ToyEncoder"}).encoder("x").width == 8
+    assert tiny_model({"x": "mmx.testing:ToyEncoder"}).encoder("x").feature_size == 8
 
 
 @pytest.mark.parametrize(

@@ -145,5 +145,5 @@ def test_a_typed_mark_is_letters():
 def test_facts():
     assert TextEncoder.modality == "text"
     assert TextEncoder.dimensions == 1
-    assert build().width == 16
+    assert build().feature_size == 16
     assert encode(build(), ["a"]).grid is None

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig, ReaderConfig, SourceConfig
-from mmx.data.examples import Example, Turn
+from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig, QuestionEncoderConfig, SourceConfig
+from mmx.data.examples import Example, TextTask
 from mmx.errors import DataError
-from mmx.evaluation.evaluate import Report, evaluate
-from mmx.inference.pipeline import Pipeline, Said
+from mmx.evaluation.evaluate import EvaluationReport, evaluate
+from mmx.inference.pipeline import Pipeline, GeneratedText
 from mmx.models.model import Model
 from mmx.nn.features import Features
 from mmx.testing import tiny_model, toy_tokenizer
@@ -24,19 +24,19 @@ class Parrot(Pipeline):
         super().__init__(tiny_model(**model))
         self.table = table
 
-    def say(self, memory: Any, questions: Any, options: Any, boxes: Any = ()) -> list[list[list[Said]]]:
-        return [[[Said(self.table[question], -1.0, ())] for question in row] for row in questions]
+    def say(self, memory: Any, questions: Any, options: Any, boxes: Any = ()) -> list[list[list[GeneratedText]]]:
+        return [[[GeneratedText(self.table[question], -1.0, ())] for question in row] for row in questions]
 
 
-def example(number: int, *turns: Turn, **sources: Any) -> Example:
+def example(number: int, *turns: TextTask, **sources: Any) -> Example:
     return Example(f"e{number}", {"numbers": [float(number), 1.0]} | sources, turns, f"list:{number}")
 
 
 def test_metrics_of_known_texts():
     examples = [
-        example(0, Turn(("a dog runs in the park",)), Turn(("red",), "color?", "color")),
-        example(1, Turn(("two cats", "a dog runs in the park")), Turn(("Blue", "blue"), "sky?", "color")),
-        example(2, Turn(("yes",) * 9 + ("no",), "so?", "yes/no"), Turn((), "open?")),
+        example(0, TextTask(("a dog runs in the park",)), TextTask(("red",), "color?", "color")),
+        example(1, TextTask(("two cats", "a dog runs in the park")), TextTask(("Blue", "blue"), "sky?", "color")),
+        example(2, TextTask(("yes",) * 9 + ("no",), "so?", "yes/no"), TextTask((), "open?")),
     ]
     table = {None: "a dog runs in the park", "color?": "red", "sky?": "green", "so?": "yes", "open?": "x"}
     report = evaluate(Parrot(table), examples)
@@ -48,13 +48,13 @@ def test_metrics_of_known_texts():
     assert metrics["exact match, color"] == 0.5
     assert metrics["exact match, yes/no"] == 1.0
     assert metrics["VQA accuracy"] == pytest.approx(1 / 3)  # one answer a question counts nothing there
-    assert [text.key for text in report.texts] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
-    assert [text.said for text in report.texts][-1] == "x"
+    assert [text.key for text in report.predictions] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [text.prediction for text in report.predictions][-1] == "x"
 
 
 def test_the_loss_is_the_mean_over_all_tokens_of_what_training_teaches():
     pipeline = Pipeline(tiny_model())
-    examples = [example(0, Turn(("A dog .", "bird"))), example(1, Turn(("no",), "is it?"))]
+    examples = [example(0, TextTask(("A dog .", "bird"))), example(1, TextTask(("no",), "is it?"))]
     said = [(0, None, "a dog"), (0, None, "bird"), (1, "is it?", "no")]
     model, total, count = pipeline.model, 0.0, 0
     for number, question, target in said:
@@ -66,7 +66,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_what_training_teaches():
         logprobs = logits[len(prompt) - 1 :].log_softmax(-1)
         total -= sum(float(logprobs[place, token]) for place, token in enumerate(wanted))
         count += len(wanted)
-    found = evaluate(pipeline, examples, pipeline.options({"max_new_tokens": 2})).metrics["loss"]
+    found = evaluate(pipeline, examples, pipeline.generation_config({"max_new_tokens": 2})).metrics["loss"]
     assert found == pytest.approx(total / count, rel=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_what_training_teaches():
 def test_two_ranks_find_what_one_finds_for_every_remainder(count):
     pipeline = Pipeline(tiny_model())
     examples = [
-        example(i, Turn((f"number {i}", "some")), *([Turn((f"{i}",), "which?", "k")] * (i % 3))) for i in range(count)
+        example(i, TextTask((f"number {i}", "some")), *([TextTask((f"{i}",), "which?", "k")] * (i % 3))) for i in range(count)
     ]
     options = GenerationConfig(max_new_tokens=3)
     whole = evaluate(pipeline, examples, options, batch_size=2)
@@ -85,8 +85,8 @@ def test_two_ranks_find_what_one_finds_for_every_remainder(count):
         found = evaluate(pipeline, examples, options, 2, 0, world, gather=lambda items, c=calls: next(c))
         assert found.metrics.keys() == whole.metrics.keys()
         assert all(abs(found.metrics[key] - value) <= 1e-12 for key, value in whole.metrics.items())
-        assert found.texts == whole.texts
-        assert len({text.key for text in found.texts}) == len(found.texts)
+        assert found.predictions == whole.predictions
+        assert len({text.key for text in found.predictions}) == len(found.predictions)
 
 
 def ranked(
@@ -115,11 +115,11 @@ TOLD = "question, picture", "question, another picture", "question, blank pictur
 def model_asked(question_to: str) -> Model:
     """A model whose questions go there, and whose memories matter."""
     sources = {"numbers": TOY, "question": READING} if question_to == "question" else {"numbers": TOY}
-    reader = ReaderConfig(width=16, layers=1, heads=2) if question_to == "reader" else None
-    decoder = DecoderConfig(width=32, layers=2, heads=4, max_positions=64)
+    reader = QuestionEncoderConfig(hidden_size=16, num_layers=1, num_heads=2) if question_to == "reader" else None
+    decoder = DecoderConfig(hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = ModelConfig(sources=sources, decoder=decoder, reader=reader, question_to=question_to)
+        config = ModelConfig(sources=sources, decoder=decoder, question_encoder=reader, question_input=question_to)
         model = Model(config, toy_tokenizer()).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -144,7 +144,7 @@ def test_every_condition_is_measured_as_what_it_says(question_to):
     numbers = [[0.0, 2.0], [1.0], [-3.0, 0.5, 1.0]]
     asked = [("who?", "a red dog"), ("what is it?", "two"), ("why?", "so it is")]
     examples = [
-        Example(f"e{i}", {"numbers": given}, (Turn((answer,), question),))
+        Example(f"e{i}", {"numbers": given}, (TextTask((answer,), question),))
         for i, (given, (question, answer)) in enumerate(zip(numbers, asked, strict=True))
     ]
     metrics = evaluate(pipeline, examples, SHORT, information=True).metrics
@@ -165,7 +165,7 @@ def test_every_condition_is_measured_as_what_it_says(question_to):
 def test_bits_of_captions_are_the_loss_in_other_units():
     pipeline = Pipeline(model_asked("prompt"))
     texts = [("A dog , red .", "bird"), ("two cats",), ("it is so",)]
-    examples = [example(i, Turn(targets)) for i, targets in enumerate(texts)]
+    examples = [example(i, TextTask(targets)) for i, targets in enumerate(texts)]
     metrics = evaluate(pipeline, examples, SHORT, batch_size=2, information=True).metrics
     names = ["no picture", "picture", "another picture", "blank picture"]
     assert [name for name in metrics if name.startswith("bits")] == [f"bits a word of captions: {n}" for n in names]
@@ -179,7 +179,7 @@ def test_bits_of_captions_are_the_loss_in_other_units():
 
 def test_who_is_alone_in_a_batch_has_no_other_picture_and_is_left_out_of_that_figure_alone():
     pipeline, options = Pipeline(model_asked("prompt")), {"batch_size": 2, "information": True}
-    examples = [example(i, Turn((f"number {i}",))) for i in range(3)]
+    examples = [example(i, TextTask((f"number {i}",))) for i in range(3)]
     three, two, one = (evaluate(pipeline, examples[:n], SHORT, **options).metrics for n in (3, 2, 1))
     assert three["bits a word of captions: another picture"] == two["bits a word of captions: another picture"]
     assert three["bits a word of captions: blank picture"] != two["bits a word of captions: blank picture"]
@@ -190,7 +190,7 @@ def test_who_is_alone_in_a_batch_has_no_other_picture_and_is_left_out_of_that_fi
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_two_ranks_find_the_same_bits(count):
     pipeline = Pipeline(model_asked("question"))
-    examples = [example(i, Turn((f"number {i}",)), *([Turn((f"{i}",), "which?")] * (i % 3))) for i in range(count)]
+    examples = [example(i, TextTask((f"number {i}",)), *([TextTask((f"{i}",), "which?")] * (i % 3))) for i in range(count)]
     whole = evaluate(pipeline, examples, SHORT, 2, information=True)
     ranks = [ranked(pipeline, examples, SHORT, rank, 2, information=True) for rank in range(2)]
     calls = iter([[rank[call] for rank in ranks] for call in range(3)])
@@ -200,7 +200,7 @@ def test_two_ranks_find_the_same_bits(count):
 
 def test_without_information_nothing_is_encoded_twice_and_no_number_is_another():
     pipeline = Pipeline(model_asked("prompt"))
-    examples = [example(i, Turn((f"number {i}",)), Turn(("x",), "which?")) for i in range(3)]
+    examples = [example(i, TextTask((f"number {i}",)), TextTask(("x",), "which?")) for i in range(3)]
     calls: list[int] = []
     hook = pipeline.model.encoder("numbers").register_forward_pre_hook(lambda *_: calls.append(1))
     plain = evaluate(pipeline, examples, SHORT).metrics
@@ -215,9 +215,9 @@ def test_without_information_nothing_is_encoded_twice_and_no_number_is_another()
 def test_a_text_is_blank_when_it_is_empty_and_what_has_no_numbers_when_it_is_absent():
     pipeline = Pipeline(tiny_model({"text": READING}))
     metrics = evaluate(
-        pipeline, [Example("a", {"text": "guten tag"}, (Turn(("x y",)),))], SHORT, information=True
+        pipeline, [Example("a", {"text": "guten tag"}, (TextTask(("x y",)),))], SHORT, information=True
     ).metrics
-    empty = evaluate(pipeline, [Example("a", {"text": ""}, (Turn(("x y",)),))], SHORT, information=True).metrics
+    empty = evaluate(pipeline, [Example("a", {"text": ""}, (TextTask(("x y",)),))], SHORT, information=True).metrics
     blank = metrics["bits a word of captions: blank picture"]
     assert blank == pytest.approx(empty["bits a word of captions: picture"], rel=1e-6)
     assert blank != pytest.approx(metrics["bits a word of captions: picture"], rel=1e-6)
@@ -225,33 +225,33 @@ def test_a_text_is_blank_when_it_is_empty_and_what_has_no_numbers_when_it_is_abs
     encoder = counting.model.encoder("numbers")
     encoder.prepare = lambda raw: {"codes": torch.tensor([1, 2]), "mask": torch.tensor([True, True])}
     encoder.forward = lambda batch: Features(batch["codes"][..., None].float().expand(-1, -1, 8), batch["mask"])
-    found = evaluate(counting, [example(0, Turn(("x",)))], SHORT, information=True).metrics
+    found = evaluate(counting, [example(0, TextTask(("x",)))], SHORT, information=True).metrics
     assert found["bits a word of captions: blank picture"] == found["bits a word of captions: no picture"]
 
 
 def test_padding_and_batches_change_nothing_but_the_last_digits():
     pipeline = Pipeline(tiny_model())
-    examples = [example(i, Turn(("x" * (1 + i % 5),)), Turn(("y",), "q" * (1 + i % 4))) for i in range(7)]
+    examples = [example(i, TextTask(("x" * (1 + i % 5),)), TextTask(("y",), "q" * (1 + i % 4))) for i in range(7)]
     options = GenerationConfig(max_new_tokens=3)
     alone, together = (evaluate(pipeline, examples, options, batch_size=size) for size in (1, 7))
-    assert [t.said for t in alone.texts] == [t.said for t in together.texts]
+    assert [t.prediction for t in alone.predictions] == [t.prediction for t in together.predictions]
     assert alone.metrics["loss"] == pytest.approx(together.metrics["loss"], rel=1e-5)
 
 
 def test_bad_examples_are_counted_named_and_passed_over():
-    examples = [example(i, Turn(("a",)), numbers="no list" if i in (1, 6) else [1.0]) for i in range(7)]
+    examples = [example(i, TextTask(("a",)), numbers="no list" if i in (1, 6) else [1.0]) for i in range(7)]
     pipeline = Refusing({None: "a"})
     report = evaluate(pipeline, examples, batch_size=3)
     assert report.metrics["captions"] == 5
-    assert [sentence.split(":")[1] for sentence in report.bad] == ["1", "6"]
-    assert [text.id for text in report.texts] == ["e0", "e2", "e3", "e4", "e5"]
+    assert [sentence.split(":")[1] for sentence in report.skipped] == ["1", "6"]
+    assert [text.id for text in report.predictions] == ["e0", "e2", "e3", "e4", "e5"]
 
 
 def test_too_many_bad_examples_end_it():
-    examples = [example(i, Turn(("a",)), numbers="x") for i in range(11)] + [example(11, Turn(("a",)))]
+    examples = [example(i, TextTask(("a",)), numbers="x") for i in range(11)] + [example(11, TextTask(("a",)))]
     with pytest.raises(DataError, match="11 of 12 examples cannot be read; the first: list:0"):
         evaluate(Refusing({None: "a"}), examples)
-    assert len(evaluate(Refusing({None: "a"}), examples, bad_limit=1.0).bad) == 11
+    assert len(evaluate(Refusing({None: "a"}), examples, max_skip_fraction=1.0).skipped) == 11
 
 
 class Refusing(Parrot):
@@ -271,26 +271,26 @@ class Refusing(Parrot):
 
 
 def test_a_question_too_long_for_the_model_is_one_bad_example():
-    examples = [example(0, Turn(("a",), "why " * 80)), example(1, Turn(("a",), "ok?"))]
+    examples = [example(0, TextTask(("a",), "why " * 80)), example(1, TextTask(("a",), "ok?"))]
     report = evaluate(Parrot({"ok?": "a"}), examples)
     assert report.metrics["exact match"] == 1.0
-    assert "tokens" in report.bad[0]
+    assert "tokens" in report.skipped[0]
 
 
 def test_few_texts_have_the_metrics_they_allow():
-    one = evaluate(Parrot({None: "a"}), [example(0, Turn(("a",)))])
+    one = evaluate(Parrot({None: "a"}), [example(0, TextTask(("a",)))])
     assert "CIDEr" not in one.metrics
     assert one.metrics["captions"] == 1
     assert math.isfinite(one.metrics["loss"])
-    nobody_knows = evaluate(Parrot({"q?": "a"}), [example(0, Turn((), "q?")), example(1, Turn((), "q?"))])
+    nobody_knows = evaluate(Parrot({"q?": "a"}), [example(0, TextTask((), "q?")), example(1, TextTask((), "q?"))])
     assert nobody_knows.metrics == {"captions": 0, "questions": 0}
-    assert [text.said for text in nobody_knows.texts] == ["a", "a"]
+    assert [text.prediction for text in nobody_knows.predictions] == ["a", "a"]
     assert evaluate(Parrot({}), []).metrics == {"captions": 0, "questions": 0}
 
 
 def test_it_stops_between_two_batches_when_asked():
     done: list[int] = []
-    examples = [example(i, Turn(("a",))) for i in range(10)]
+    examples = [example(i, TextTask(("a",))) for i in range(10)]
     report = evaluate(Parrot({None: "a"}), examples, batch_size=2, progress=done.append, stop=lambda: len(done) == 3)
     assert done == [2, 2, 2]
     assert report.metrics["captions"] == 6
@@ -299,17 +299,17 @@ def test_it_stops_between_two_batches_when_asked():
 def test_the_model_is_left_in_eval_mode_and_its_source_may_be_absent():
     pipeline = Pipeline(tiny_model({"numbers": "mmx.testing:ToyEncoder", "more": "mmx.testing:ToyEncoder"}))
     examples = [
-        Example("a", {"more": [1.0]}, (Turn(("x",)),)),
-        Example("b", {"numbers": [1.0], "other": "?"}, (Turn(("x",)),)),
-        Example("c", {}, (Turn(("x",)),)),
+        Example("a", {"more": [1.0]}, (TextTask(("x",)),)),
+        Example("b", {"numbers": [1.0], "other": "?"}, (TextTask(("x",)),)),
+        Example("c", {}, (TextTask(("x",)),)),
     ]
-    report = evaluate(pipeline, examples, pipeline.options({"max_new_tokens": 2}))
-    assert [text.id for text in report.texts] == ["a", "b", "c"]
+    report = evaluate(pipeline, examples, pipeline.generation_config({"max_new_tokens": 2}))
+    assert [text.id for text in report.predictions] == ["a", "b", "c"]
     assert not pipeline.model.training
 
 
 def test_reports_are_written_whole(tmp_path, monkeypatch):
-    report = evaluate(Parrot({None: "é"}), [example(0, Turn(("a", "b"))), example(1, Turn(("c",)))])
+    report = evaluate(Parrot({None: "é"}), [example(0, TextTask(("a", "b"))), example(1, TextTask(("c",)))])
     report.save(tmp_path / "deep" / "er")
     folder = tmp_path / "deep" / "er"
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "texts.jsonl"]
@@ -319,7 +319,7 @@ def test_reports_are_written_whole(tmp_path, monkeypatch):
     before = (folder / "metrics.json").read_bytes()
     monkeypatch.setattr("mmx.io.files.os.replace", full_disk)
     with pytest.raises(DataError, match="cannot be written: No space left"):
-        Report({"x": 1.0}, []).save(folder)
+        EvaluationReport({"x": 1.0}, []).save(folder)
     assert (folder / "metrics.json").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "texts.jsonl"]
 

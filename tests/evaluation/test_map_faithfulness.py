@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmx
-from mmx.data.scenes import draw_scene
+from mmx.data.scenes import generate_scene
 from mmx.errors import MmxError
-from mmx.evaluation.deletion import Hidden, HidingReport, hiding
-from mmx.evaluation.pointing_game import EVERY, NAMES, OF_ITS_KIND, Way, choose, plain_ways, point, pointing, wilson
-from mmx.evaluation.scene_maps import Seen, cases_of, texts_of
+from mmx.evaluation.deletion import DeletionResult, DeletionReport, deletion_test
+from mmx.evaluation.pointing_game import EVERY, NAMES, OF_ITS_KIND, PointingMethod, select_heads, standard_methods, score_pointing, pointing_game, wilson
+from mmx.evaluation.scene_maps import SceneMaps, pointing_cases, case_tensors
 from mmx.inference.pipeline import Pipeline
 from mmx.memory import Memory, Segment
 from mmx.testing import tiny_model
@@ -27,12 +27,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [draw_scene(31, index) for index in range(12)]
+    return [generate_scene(31, index) for index in range(12)]
 
 
 @pytest.fixture(scope="module")
 def report(model, scenes):
-    return pointing(model, scenes, [draw_scene(32, index) for index in range(6)])
+    return pointing_game(model, scenes, [generate_scene(32, index) for index in range(6)])
 
 
 def seen_with(maps, cases):
@@ -41,7 +41,7 @@ def seen_with(maps, cases):
     memory = Memory(blank, blank, torch.ones(1, GRID**2).bool(), (Segment("image", 0, GRID**2, (GRID, GRID)),))
     touched = torch.cat([memory.focus(case.box).mask.unflatten(1, (GRID, GRID)) for case in cases])
     parts = maps[:, None, None].expand(-1, 2, 3, -1, -1)
-    return Seen(tuple(cases), parts, parts, parts, touched, (0.0, 0.0))
+    return SceneMaps(tuple(cases), parts, parts, parts, touched, (0.0, 0.0))
 
 
 def perfect(cases):
@@ -59,67 +59,67 @@ def _middle(case):
 
 
 def test_perfect_maps_point_always_and_flat_ones_as_chance_does(scenes):
-    cases = cases_of(scenes)
+    cases = pointing_cases(scenes)
     good, flat = seen_with(perfect(cases), cases), seen_with(torch.ones(len(cases), GRID, GRID), cases)
     inside = [case for case in cases if all(1 / GRID < x < 1 - 1 / GRID for x in _middle(case))]
     inner = seen_with(perfect(inside), inside)
-    for way in plain_ways(good):
-        row = point(good, [way]).row(way.name)
+    for way in standard_methods(good):
+        row = score_pointing(good, [way]).row(way.name)
         assert (row.by_cells, row.n) == (1.0, len(cases))
-        assert row.strictly > 0.98, "the value of a cell at the border goes on to it, and a box ends before"
-        assert point(inner, [way]).row(way.name).strictly == 1.0
-    for kind in (*{case.kind for case in cases}, EVERY):
-        told = point(flat, plain_ways(flat)[:1])
+        assert row.exact > 0.98, "the value of a cell at the border goes on to it, and a box ends before"
+        assert score_pointing(inner, [way]).row(way.name).exact == 1.0
+    for kind in (*{case.question_type for case in cases}, EVERY):
+        told = score_pointing(flat, standard_methods(flat)[:1])
         row = told.row("weighted and relevance", kind)
-        area = torch.tensor([(c.box[2] - c.box[0]) * (c.box[3] - c.box[1]) for c in cases if kind in (EVERY, c.kind)])
+        area = torch.tensor([(c.box[2] - c.box[0]) * (c.box[3] - c.box[1]) for c in cases if kind in (EVERY, c.question_type)])
         assert told.area[kind] == pytest.approx(area.mean().item(), abs=1e-6)
-        assert row.strictly == pytest.approx(told.area[kind], abs=0.01)
+        assert row.exact == pytest.approx(told.area[kind], abs=0.01)
         assert row.mass == pytest.approx(told.area[kind], abs=0.01)
         assert row.by_cells == pytest.approx(told.cells[kind], abs=1e-5)
 
 
 def test_a_displaced_encoder_is_drawn_where_it_looks():
-    cases = [replace(cases_of([draw_scene(31, 0)])[0], box=(0.5, 0.5, 0.62, 0.62))]
+    cases = [replace(pointing_cases([generate_scene(31, 0)])[0], box=(0.5, 0.5, 0.62, 0.62))]
     maps = torch.zeros(1, GRID, GRID)
     maps[0, 5, 5] = 1  # its middle, 0.6875, lies beside the box; half a cell and more up and left, within it
     seen = seen_with(maps, cases)
-    for way in plain_ways(seen):
-        assert point(seen, [way]).row(way.name).strictly == 0
-        assert point(replace(seen, displacement=(-0.8, -0.8)), [way]).row(way.name).strictly == 1
+    for way in standard_methods(seen):
+        assert score_pointing(seen, [way]).row(way.name).exact == 0
+        assert score_pointing(replace(seen, displacement=(-0.8, -0.8)), [way]).row(way.name).exact == 1
 
 
 def test_the_best_head_layer_and_pair_are_found_elsewhere():
     """Head 1.2 is right but in a third of the cases, where 0.1 is and stronger; all others show noise."""
-    cases = cases_of([draw_scene(31, index) for index in range(20)])
+    cases = pointing_cases([generate_scene(31, index) for index in range(20)])
     truth, seen = perfect(cases), seen_with(torch.zeros(len(cases), GRID, GRID), cases)
     parts = 0.05 * torch.rand(len(cases), 2, 3, GRID, GRID, generator=torch.Generator().manual_seed(0))
     third = torch.arange(len(cases)) % 3 == 0
     parts[~third, 1, 2] += truth[~third]
     parts[third, 0, 1] += truth[third]
-    chosen = choose(replace(seen, attention=parts))
+    chosen = select_heads(replace(seen, attention=parts))
     names = [way.name.removeprefix("attention, best ") for way in chosen]
     assert names == ["layer 1", "head 1.2", "pair 1.2+0.1"]
-    told = point(replace(seen, attention=parts), chosen)
+    told = score_pointing(replace(seen, attention=parts), chosen)
     assert told.row(chosen[2].name).by_cells == 1.0
     assert told.row(chosen[1].name).by_cells == pytest.approx(2 / 3, abs=0.1)
 
 
 def test_relevance_keeps_what_speaks_for_the_word_in_each_layer():
     parts = torch.tensor([[[3.0, -1.0], [-1.0, -2.0]], [[0.5, 1.0], [0.25, 1.0]]])[None, :, :, None]
-    seen = Seen((), parts, 2 * parts, parts, torch.zeros(1, 1, 2).bool(), (0.0, 0.0))
+    seen = SceneMaps((), parts, 2 * parts, parts, torch.zeros(1, 1, 2).bool(), (0.0, 0.0))
     every = tuple((layer, head) for layer in range(2) for head in range(2))
-    assert Way("", "relevance", every).maps(seen).tolist() == [[[2.75, 2.0]]]
-    assert Way("", "attention", every).maps(seen).tolist() == [[[0.6875, -0.25]]]
-    assert Way("", "relevance", ((0, 0),)).maps(seen).tolist() == [[[3.0, 0.0]]]
-    assert Way("", "weighted", every).maps(seen).tolist() == [[[1.375, -0.5]]]
-    both = Way("", "both", ((1, 0), (1, 1))).maps(seen)  # relevance 0.75, 2.0; weighted 0.75, 2.0 (of four, doubled)
+    assert PointingMethod("", "relevance", every).maps(seen).tolist() == [[[2.75, 2.0]]]
+    assert PointingMethod("", "attention", every).maps(seen).tolist() == [[[0.6875, -0.25]]]
+    assert PointingMethod("", "relevance", ((0, 0),)).maps(seen).tolist() == [[[3.0, 0.0]]]
+    assert PointingMethod("", "weighted", every).maps(seen).tolist() == [[[1.375, -0.5]]]
+    both = PointingMethod("", "both", ((1, 0), (1, 1))).maps(seen)  # relevance 0.75, 2.0; weighted 0.75, 2.0 (of four, doubled)
     torch.testing.assert_close(both, torch.tensor([[[0.75, 2.0]]]) / 2.75)
 
 
 def test_cases_have_boxes_and_their_words_are_the_tokens_asked_about(model, scenes):
-    cases = cases_of(scenes)
-    assert {case.kind for case in cases} == {"color", "shape", "size", "position", "neighbour", "caption"}
-    tokens, mask, targets = texts_of(model, cases)
+    cases = pointing_cases(scenes)
+    assert {case.question_type for case in cases} == {"color", "shape", "size", "position", "neighbour", "caption"}
+    tokens, mask, targets = case_tensors(model, cases)
     for row, case in enumerate(cases):
         word = model.model.tokenizer.decode(targets[row][targets[row] >= 0].tolist())
         assert word == case.text[case.start : case.stop]
@@ -144,12 +144,12 @@ def test_the_bundled_model_points(report):
 
 
 def test_hiding_what_relevance_points_at_costs_more_than_hiding_at_random(model, scenes, report):
-    told = hiding(model, scenes, report.chosen[:1], draws=2)
-    relevance = next(row for row in told.rows if row.way == "relevance")
+    told = deletion_test(model, scenes, report.chosen[:1], draws=2)
+    relevance = next(row for row in told.rows if row.method == "relevance")
     assert told.ratio("relevance") > 3 and relevance.bits > 0.5
     assert relevance.changed > 2 * told.by_chance.changed
-    assert [row.way for row in told.rows] == [*NAMES.values(), report.chosen[0].name]
-    assert hiding(model, scenes[:2], draws=1) == hiding(model, scenes[:2], draws=1)
+    assert [row.method for row in told.rows] == [*NAMES.values(), report.chosen[0].name]
+    assert deletion_test(model, scenes[:2], draws=1) == deletion_test(model, scenes[:2], draws=1)
 
 
 def test_the_table_tells_each_kind_and_chance(report):
@@ -161,18 +161,18 @@ def test_the_table_tells_each_kind_and_chance(report):
 
 
 def test_figures_of_hiding_by_hand():
-    told = HidingReport((Hidden("relevance", 50, 1.5, 0.4),), Hidden("at random", 50, 0.25, 0.1), 4)
+    told = DeletionReport((DeletionResult("relevance", 50, 1.5, 0.4),), DeletionResult("at random", 50, 0.25, 0.1), 4)
     assert told.ratio("relevance") == 6.0
     assert told.table().splitlines()[1].split()[:5] == ["relevance", "50", "1.500", "6.00", "0.400"]
 
 
 def test_what_cannot_be_measured_is_refused(model):
     with pytest.raises(MmxError, match="0 scenes offer no case"):
-        pointing(model, [])
+        pointing_game(model, [])
     with pytest.raises(MmxError, match="101 slots of .* questions cannot be hidden"):
-        hiding(model, [draw_scene(1, 1)], slots=101)
+        deletion_test(model, [generate_scene(1, 1)], slots=101)
     with pytest.raises(MmxError):
-        pointing(Pipeline(tiny_model()), [draw_scene(1, 1)])
+        pointing_game(Pipeline(tiny_model()), [generate_scene(1, 1)])
 
 
 def test_wilson_by_hand():

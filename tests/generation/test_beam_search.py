@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation import DecoderStep, generate, rank_texts
+from mmx.generation import DecoderStep, generate, score_texts
 from mmx.generation.beam_search import beam_search
 from mmx.generation.decode_step import UncachedStep
-from mmx.memory import Memory, Segment, join
+from mmx.memory import Memory, Segment, cat
 
 EOS = 0
 ONE = prompts([[[1, 1]]])
@@ -179,7 +179,7 @@ def test_scores_are_the_decoders_own_sums(penalty):
         tokens, target = torch.tensor([[whole[:-1]]]), torch.full((1, 1, len(whole) - 1), -1)
         target[0, 0, -len(said) :] = torch.tensor(said)
         with torch.no_grad():
-            total = rank_texts(model.decoder, memory.select([b]), tokens, torch.ones_like(tokens).bool(), target)
+            total = score_texts(model.decoder, memory.select([b]), tokens, torch.ones_like(tokens).bool(), target)
         assert sum(text.logprobs) == pytest.approx(total.item(), abs=1e-4)
         assert text.score == pytest.approx(total.item() / len(said) ** penalty, abs=1e-4)
 
@@ -202,11 +202,11 @@ def test_beams_of_streams_that_own_slots_look_at_their_own():
     model = loud_model()
     picture = remember(model, numbers(2))
     asked = remember(model, numbers(6, seed=5)).by_stream(3)
-    rows, together = spoken(model, DecoderStep(model.decoder, join(picture, asked), 6), num_beams=4)
+    rows, together = spoken(model, DecoderStep(model.decoder, cat(picture, asked), 6), num_beams=4)
     for b, row in enumerate(together):
         for k, texts in enumerate(row):
             own = remember(model, numbers(6, seed=5)).select([3 * b + k]).by_stream(1)
-            step = DecoderStep(model.decoder, join(picture.select([b]), own), 6)
+            step = DecoderStep(model.decoder, cat(picture.select([b]), own), 6)
             alone = beams(step, prompts([[rows[b][k]]]), eos=model.tokenizer.eos, max_new_tokens=6, num_beams=4)[0][0]
             assert alone[0].tokens == texts[0].tokens
             assert alone[0].score == pytest.approx(texts[0].score, abs=1e-5)

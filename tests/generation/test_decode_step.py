@@ -35,7 +35,7 @@ def test_cached_scores_equal_uncached_ones_through_reordering_and_leaving(kind):
             if turn in (2, 5):  # two memories leave, and the others change places
                 rows = torch.randperm(memories, generator=generator)[: memories - 2]
                 memories -= 2
-                [step.keep(rows) for step in steps]
+                [step.select(rows) for step in steps]
             if turn % 2:  # streams continue from others of their memory; in turn 3 each becomes two
                 index = torch.randint(0, streams, (memories, streams * (2 if turn == 3 else 1)), generator=generator)
                 index = (torch.arange(memories)[:, None] * streams + index).flatten()
@@ -85,9 +85,9 @@ def test_the_memory_given_is_left_as_it_was():
         step.reorder(torch.tensor([1, 0, 2, 2, 4, 5, 7, 6]))
         step(torch.full((8,), 9))
         assert step.memory is memory
-        step.keep(torch.tensor([3, 1]))
+        step.select(torch.tensor([3, 1]))
         step(torch.full((4,), 9))
-    assert step.memory.batch == 2
+    assert step.memory.batch_size == 2
     assert memory.batch == 4
     assert all(torch.equal(a, b) for a, b in zip(before, (memory.keys, memory.values, memory.mask)))
 

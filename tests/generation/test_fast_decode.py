@@ -64,7 +64,7 @@ def test_what_streams_may_see_and_who_has_left_is_heeded():
     assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
     said = torch.randint(VOCABULARY, (6,))
     assert_alike(fast(said), slow(said))
-    [step.keep(torch.tensor([2, 0])) for step in (fast, slow)]
+    [step.select(torch.tensor([2, 0])) for step in (fast, slow)]
     assert_alike(fast(said[:4]), slow(said[:4]))
 
 

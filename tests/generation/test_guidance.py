@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from mmx.config.schema import GenerationConfig
 from mmx.generation import DecoderStep, generate, stream
 from mmx.generation.decode_step import UncachedStep
-from mmx.generation.guidance import GuidedStep, guided
+from mmx.generation.guidance import GuidedStep, apply_guidance
 
 EOS = 80
 WAYS = [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2, "seed": 5}]
@@ -26,7 +26,7 @@ class Twin(UncachedStep):
         self.scale = scale
 
     def _logits(self):
-        seeing, nothing = super()._logits(), UncachedStep(self.decoder, self.decoder.empty_memory(self.memory.batch))
+        seeing, nothing = super()._logits(), UncachedStep(self.decoder, self.decoder.empty_memory(self.memory.batch_size))
         nothing.tokens, nothing.mask = self.tokens, self.mask
         p, q = seeing.double().softmax(-1), nothing._logits().double().softmax(-1)
         return (q * (p / q) ** self.scale).log().float()
@@ -94,7 +94,7 @@ def test_both_steps_are_regrouped_alike():
     for one in (step, twin):
         one.prefill(*batch)
         one.reorder(torch.tensor([1, 1, 2, 3, 5, 4]))
-        one.keep(torch.tensor([2, 0]))
+        one.select(torch.tensor([2, 0]))
     token = torch.tensor([0, 1, 2, 3])
     assert torch.allclose(step(token), twin(token).log_softmax(-1), atol=1e-5)
     for fact in ("memory", "before", "last"):
@@ -108,12 +108,12 @@ SCORES = st.lists(st.floats(-8, 8), min_size=4, max_size=4)
 @given(SCORES, SCORES, st.floats(0, 5), st.floats(-9, 9))
 def test_the_formula_is_a_product_of_powers_and_forgets_what_logits_share(sees, guesses, scale, shift):
     logits = torch.tensor(sees), torch.tensor(guesses)
-    found = guided(*logits, scale).softmax(-1)
+    found = apply_guidance(*logits, scale).softmax(-1)
     p, q = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in (sees, guesses))
     weights = [b * (a / b) ** scale for a, b in zip(p, q, strict=True)]
     assert found.tolist() == pytest.approx([w / sum(weights) for w in weights], abs=1e-4)
-    assert torch.allclose(guided(logits[0] + shift, logits[1] - shift, scale).softmax(-1), found, atol=1e-4)
-    assert torch.equal(guided(*logits, 0.0), logits[1].log_softmax(-1))
+    assert torch.allclose(apply_guidance(logits[0] + shift, logits[1] - shift, scale).softmax(-1), found, atol=1e-4)
+    assert torch.equal(apply_guidance(*logits, 0.0), logits[1].log_softmax(-1))
 
 
 @pytest.mark.parametrize("scale", [-0.1, math.inf, math.nan])

@@ -15,15 +15,15 @@ from transformers import (
 
 from mmx.config.schema import GenerationConfig
 from mmx.generation.logits_processors import (
-    at_least,
-    ban,
-    build_rules,
-    end_at_dead_ends,
-    keep_best,
-    keep_nucleus,
-    no_repeated_ngram,
-    penalise_repetition,
-    temper,
+    min_new_tokens,
+    suppress_tokens,
+    build_logits_processors,
+    eos_when_all_masked,
+    top_k,
+    top_p,
+    no_repeat_ngram,
+    repetition_penalty,
+    temperature_,
 )
 
 EOS, V = 2, 11
@@ -43,7 +43,7 @@ def case(seed, length, rows=4):
 def test_repetition_penalty(seed, length, penalty):
     said, scores = case(seed, length)
     assert torch.equal(
-        penalise_repetition(penalty)(said, scores), RepetitionPenaltyLogitsProcessor(penalty)(said, scores)
+        repetition_penalty(penalty)(said, scores), RepetitionPenaltyLogitsProcessor(penalty)(said, scores)
     )
 
 
@@ -51,7 +51,7 @@ def test_repetition_penalty(seed, length, penalty):
 @given(seed=SEEDS, length=LENGTHS, size=st.integers(1, 5))
 def test_no_repeated_ngram(seed, length, size):
     said, scores = case(seed, length)
-    assert torch.equal(no_repeated_ngram(size)(said, scores), NoRepeatNGramLogitsProcessor(size)(said, scores))
+    assert torch.equal(no_repeat_ngram(size)(said, scores), NoRepeatNGramLogitsProcessor(size)(said, scores))
 
 
 @EFFORT
@@ -59,7 +59,7 @@ def test_no_repeated_ngram(seed, length, size):
 def test_at_least(seed, length, least):
     said, scores = case(seed, length)
     assert torch.equal(
-        at_least(least, EOS)(said, scores), MinNewTokensLengthLogitsProcessor(0, least, EOS)(said, scores)
+        min_new_tokens(least, EOS)(said, scores), MinNewTokensLengthLogitsProcessor(0, least, EOS)(said, scores)
     )
 
 
@@ -67,7 +67,7 @@ def test_at_least(seed, length, least):
 @given(seed=SEEDS, temperature=st.floats(0.05, 20))
 def test_temperature(seed, temperature):
     said, scores = case(seed, 3)
-    assert torch.equal(temper(temperature)(said, scores), TemperatureLogitsWarper(temperature)(said, scores))
+    assert torch.equal(temperature_(temperature)(said, scores), TemperatureLogitsWarper(temperature)(said, scores))
 
 
 @EFFORT
@@ -75,25 +75,25 @@ def test_temperature(seed, temperature):
 def test_top_k(seed, count, tied):
     said, scores = case(seed, 3)
     scores = scores.round() if tied else scores
-    assert torch.equal(keep_best(count)(said, scores), TopKLogitsWarper(count)(said, scores))
+    assert torch.equal(top_k(count)(said, scores), TopKLogitsWarper(count)(said, scores))
 
 
 @EFFORT
 @given(seed=SEEDS, mass=st.floats(0.01, 0.99))
 def test_top_p(seed, mass):
     said, scores = case(seed, 3)
-    assert torch.equal(keep_nucleus(mass)(said, scores), TopPLogitsWarper(mass)(said, scores))
+    assert torch.equal(top_p(mass)(said, scores), TopPLogitsWarper(mass)(said, scores))
 
 
 def test_nothing_is_kept_back_by_rules_that_keep_all():
     said, scores = case(0, 3)
-    for rule in (keep_best(0), keep_best(V), keep_nucleus(1.0), temper(1.0), penalise_repetition(1.0)):
+    for rule in (top_k(0), top_k(V), top_p(1.0), temperature_(1.0), repetition_penalty(1.0)):
         assert torch.equal(rule(said, scores), scores)
 
 
 def test_the_likeliest_token_always_stays():
     said, scores = case(1, 3)
-    kept = keep_nucleus(1e-9)(said, scores)
+    kept = top_p(1e-9)(said, scores)
     assert torch.equal((kept > float("-inf")).sum(-1), torch.ones(4, dtype=torch.long))
     assert torch.equal(kept.argmax(-1), scores.argmax(-1))
 
@@ -101,7 +101,7 @@ def test_the_likeliest_token_always_stays():
 def test_banned_tokens_are_refused_and_the_scores_given_are_left_alone():
     said, scores = case(2, 0)
     before = scores.clone()
-    ruled = ban([1, 4])(said, scores)
+    ruled = suppress_tokens([1, 4])(said, scores)
     assert (ruled[:, [1, 4]] == float("-inf")).all()
     others = [i for i in range(V) if i not in (1, 4)]
     assert torch.equal(ruled[:, others], scores[:, others])
@@ -110,7 +110,7 @@ def test_banned_tokens_are_refused_and_the_scores_given_are_left_alone():
 
 @pytest.mark.parametrize(
     "rule",
-    [at_least(9, EOS), penalise_repetition(2.0), no_repeated_ngram(1), temper(2.0), keep_best(2), keep_nucleus(0.5)],
+    [min_new_tokens(9, EOS), repetition_penalty(2.0), no_repeat_ngram(1), temperature_(2.0), top_k(2), top_p(0.5)],
 )
 def test_no_rule_writes_into_what_it_is_given(rule):
     said, scores = case(3, 4)
@@ -123,20 +123,20 @@ def test_no_rule_writes_into_what_it_is_given(rule):
 def test_at_a_dead_end_only_the_end_is_left():
     scores = torch.full((2, 4), float("-inf"))
     scores[1, 3] = -7.0
-    assert end_at_dead_ends(1)(torch.zeros(2, 0).long(), scores)[0].tolist() == [
+    assert eos_when_all_masked(1)(torch.zeros(2, 0).long(), scores)[0].tolist() == [
         float("-inf"),
         0.0,
         *[float("-inf")] * 2,
     ]
-    assert torch.equal(end_at_dead_ends(1)(torch.zeros(2, 0).long(), scores)[1], scores[1])
+    assert torch.equal(eos_when_all_masked(1)(torch.zeros(2, 0).long(), scores)[1], scores[1])
 
 
 def test_options_switch_on_their_rules_and_no_others():
-    assert build_rules(GenerationConfig(), EOS) == []
-    assert build_rules(GenerationConfig(temperature=0.5, top_k=3, top_p=0.5), EOS) == [], "these are about sampling"
+    assert build_logits_processors(GenerationConfig(), EOS) == []
+    assert build_logits_processors(GenerationConfig(temperature=0.5, top_k=3, top_p=0.5), EOS) == [], "these are about sampling"
     one = {"min_new_tokens": 2}, {"repetition_penalty": 1.1}, {"no_repeat_ngram_size": 3}
-    assert [len(build_rules(GenerationConfig(**options), EOS)) for options in one] == [1, 1, 1]
-    assert len(build_rules(GenerationConfig(do_sample=True, suppress_tokens=(0,)), EOS)) == 4
+    assert [len(build_logits_processors(GenerationConfig(**options), EOS)) for options in one] == [1, 1, 1]
+    assert len(build_logits_processors(GenerationConfig(do_sample=True, suppress_tokens=(0,)), EOS)) == 4
 
 
 @EFFORT
@@ -162,6 +162,6 @@ def test_all_rules_together_equal_those_of_transformers(seed, length):
         TopPLogitsWarper(0.9),
     ):
         expected = processor(said, expected)
-    for rule in build_rules(options, EOS):
+    for rule in build_logits_processors(options, EOS):
         scores = rule(said, scores)
     assert torch.equal(scores, expected)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.data.batching import pad_texts
-from mmx.generation import DecoderStep, rank_texts
+from mmx.generation import DecoderStep, score_texts
 
 MODEL = loud_model()
 EOS = MODEL.tokenizer.eos
@@ -27,7 +27,7 @@ def token_by_token(memory, prompt, candidate):
 def ranked(memory, rows):
     tokens, mask, targets = pad_texts([[(p, [*c, EOS]) for p, c in row] for row in rows], len(rows[0]), 0)
     with torch.no_grad():
-        return rank_texts(MODEL.decoder, memory, tokens, mask, targets)
+        return score_texts(MODEL.decoder, memory, tokens, mask, targets)
 
 
 @settings(max_examples=15, deadline=None)
@@ -57,7 +57,7 @@ def test_only_the_wanted_targets_count():
     tokens, mask = prompts([[[7, 8, 9]]])
     with torch.no_grad():
         logprobs = MODEL.decoder(tokens, memory, mask).log_softmax(-1)[0, 0]
-        found = rank_texts(MODEL.decoder, memory, tokens, mask, torch.tensor([[[-100, 30, -1]]]))
-        nothing = rank_texts(MODEL.decoder, memory, tokens, mask, torch.full((1, 1, 3), -100))
+        found = score_texts(MODEL.decoder, memory, tokens, mask, torch.tensor([[[-100, 30, -1]]]))
+        nothing = score_texts(MODEL.decoder, memory, tokens, mask, torch.full((1, 1, 3), -100))
     assert found.item() == pytest.approx(logprobs[1, 30].item(), abs=1e-6)
     assert nothing.item() == 0.0

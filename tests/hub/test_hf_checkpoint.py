@@ -13,7 +13,7 @@ from parity_cases import publish_vit_gpt2, refused
 from safetensors.torch import load_file, save_file
 
 from mmx.errors import CheckpointError, ConfigError, MmxError
-from mmx.hub import FAMILIES, load_published
+from mmx.hub import FAMILIES, load_hf_model
 from mmx.inference.pipeline import Pipeline, load
 from mmx.models.checkpoint import load_model, save_model
 
@@ -37,7 +37,7 @@ def change(folder, **facts):
 
 def test_a_folder_speaks_at_once_and_as_a_checkpoint_of_ours(published, tmp_path, picture):
     direct = load(published)
-    model, generation, origin = load_published(str(published))
+    model, generation, origin = load_hf_model(str(published))
     folder = save_model(tmp_path / "ours", model, origin, generation)
     again = load(folder)
     assert direct.caption(picture) == again.caption(picture) != ""
@@ -49,10 +49,10 @@ def test_a_folder_speaks_at_once_and_as_a_checkpoint_of_ours(published, tmp_path
 
 @pytest.fixture(scope="module")
 def picture():
-    from mmx.data.scenes import draw_scene
-    from mmx.data.scenes import picture as paint
+    from mmx.data.scenes import generate_scene
+    from mmx.data.scenes import render_scene as paint
 
-    return paint(draw_scene(0, 3))
+    return paint(generate_scene(0, 3))
 
 
 def test_what_it_was_not_made_for_is_one_sentence(published, picture):
@@ -70,7 +70,7 @@ def test_weights_in_parts_are_read(copy, published):
     index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
     (copy / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     (copy / WEIGHTS).unlink()
-    ours, whole = (load_published(str(f))[0].state_dict() for f in (copy, published))
+    ours, whole = (load_hf_model(str(f))[0].state_dict() for f in (copy, published))
     assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
     (copy / "b.safetensors").unlink()
     assert "b.safetensors is missing" in refused(copy)
@@ -78,7 +78,7 @@ def test_weights_in_parts_are_read(copy, published):
 
 def test_weights_of_half_precision_become_float32(copy):
     save_file({name: tensor.half() for name, tensor in load_file(copy / WEIGHTS).items()}, copy / WEIGHTS)
-    assert {tensor.dtype for tensor in load_published(str(copy))[0].state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_hf_model(str(copy))[0].state_dict().values()} == {torch.float32}
 
 
 def test_a_family_nobody_knows_is_refused_with_those_that_are_known(copy):
@@ -173,7 +173,7 @@ def test_a_pickle_is_refused_and_read_when_it_is_allowed(copy, published):
     pickled(copy)
     sentence = refused(copy)
     assert "pickle, which may run code" in sentence and "--allow-pickle" in sentence
-    ours, whole = load_published(str(copy), pickles=True)[0], load_published(str(published))[0]
+    ours, whole = load_hf_model(str(copy), pickles=True)[0], load_hf_model(str(published))[0]
     assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
 
 
@@ -204,7 +204,7 @@ def test_a_pipeline_of_a_published_model_has_its_own_way_of_choosing_words(copy)
     assert (chosen.num_beams, chosen.max_new_tokens, chosen.no_repeat_ngram_size) == (4, 16, 3)
     assert chosen.early_stopping
     with pytest.raises(ConfigError):
-        asked.options({"num_beans": 2})
+        asked.generation_config({"num_beans": 2})
 
 
 # ---- what a folder says of words, and of code ------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_words_that_cannot_be_chosen_so_are_refused_at_once(copy, facts, named):
 
 def test_beams_that_are_drawn_by_lot_become_plain_beams(copy):
     (copy / "generation_config.json").write_text(json.dumps({"num_beams": 3, "do_sample": True}))
-    chosen = load_published(str(copy))[1]
+    chosen = load_hf_model(str(copy))[1]
     assert (chosen.num_beams, chosen.do_sample) == (3, False)
 
 
@@ -253,14 +253,14 @@ def test_code_that_comes_with_a_model_is_never_run(copy, tmp_path, file, capsys)
     facts |= {"image_processor_type": "Evil"} if "image_processor_type" in facts else {"tokenizer_class": "Evil"}
     path.write_text(json.dumps(facts))
     with suppress(MmxError):
-        load_published(str(copy))
+        load_hf_model(str(copy))
     assert not canary.exists()
     assert "custom code" not in capsys.readouterr().out
 
 
 def test_a_published_folder_is_never_written_over(copy):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    model, generation, origin = load_published(str(copy))
+    model, generation, origin = load_hf_model(str(copy))
     with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
         save_model(copy, model, origin, generation)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
@@ -273,4 +273,4 @@ def test_a_model_that_speaks_is_not_laid_out_again(tmp_path):
 
     asked = load(save_model(tmp_path / "wide", tiny_model(width=256)))
     with pytest.raises(MmxError, match="load the model again"):
-        asked.model.speak_in("int8")
+        asked.model.prepare_for_inference("int8")

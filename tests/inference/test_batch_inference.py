@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import EncoderError, ImageError, MmxError
-from mmx.inference.batch_inference import Said, answering
-from mmx.inference.batch_inference.dedup import Twins, content_key
-from mmx.inference.batch_inference.out_of_memory import PATIENCE, Halving, is_out_of_memory
+from mmx.inference.batch_inference import GeneratedText, answering
+from mmx.inference.batch_inference.dedup import ResultCache, content_key
+from mmx.inference.batch_inference.out_of_memory import PATIENCE, AdaptiveBatchSize, is_out_of_memory
 
 OUT_OF_MEMORY = {
     "gpu": lambda: torch.OutOfMemoryError("CUDA out of memory"),
@@ -21,7 +21,7 @@ OUT_OF_MEMORY = {
 
 
 def texts(found):
-    return [said.text if isinstance(said, Said) else type(said) for said in found]
+    return [said.text if isinstance(said, GeneratedText) else type(said) for said in found]
 
 
 # ---- memory that runs out ----------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def failing(*bad):
 
 
 def test_one_bad_row_is_an_error_of_its_own_and_the_others_are_done():
-    halving, work = Halving(), failing(2, 7)
+    halving, work = AdaptiveBatchSize(), failing(2, 7)
     found = [*halving.run([1, 2, 3], work), *halving.run([7], work), *halving.run([8, 9], work)]
     assert [str(one) for one in found] == [
         "done 1", "row 2 is not finite", "done 3", "row 7 is not finite", "done 8", "done 9",
@@ -69,7 +69,7 @@ def test_one_bad_row_is_an_error_of_its_own_and_the_others_are_done():
 @pytest.mark.parametrize("rows", [[1], [1, 2]])
 def test_what_fails_for_every_row_is_the_end(rows):
     with pytest.raises(EncoderError, match="row 1"):
-        Halving().run(rows, failing(1, 2))
+        AdaptiveBatchSize().run(rows, failing(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_every_way_of_saying_it_is_known(told):
 
 def test_other_errors_are_not_taken_for_it():
     with pytest.raises(RuntimeError, match="shapes"):
-        Halving().run([1, 2], lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))
+        AdaptiveBatchSize().run([1, 2], lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))
     assert not is_out_of_memory(None)
 
 
@@ -94,7 +94,7 @@ def test_an_allocator_that_fails_inside_an_encoder_is_known_by_its_cause():
 
 
 def test_after_a_while_larger_batches_are_tried_again():
-    halving, sizes, room = Halving(), [], [2]
+    halving, sizes, room = AdaptiveBatchSize(), [], [2]
 
     def work(rows):
         if len(rows) > room[0]:
@@ -118,7 +118,7 @@ def test_whatever_fits_is_done_once_in_order(weights, room):
         return [number for number, _ in rows]
 
     with patch("gc.collect"):  # 60 ms each in a process that holds torch
-        found = Halving().run(list(enumerate(weights)), work)
+        found = AdaptiveBatchSize().run(list(enumerate(weights)), work)
     assert [n if isinstance(n, int) else None for n in found] == [
         number if weight <= room else None for number, weight in enumerate(weights)
     ]
@@ -144,7 +144,7 @@ def test_the_same_bytes_are_encoded_once_in_order(device, tmp_path, letters, siz
     speaker = FakeSpeaker(device=device)
     found = list(speaker.captions(iter(paths), batch_size=size))
     assert [path for path, _ in found] == paths
-    assert [said.text if isinstance(said, Said) else "!" for _, said in found] == letters
+    assert [said.text if isinstance(said, GeneratedText) else "!" for _, said in found] == letters
     assert sum(speaker.encoded) == len(set(letters) - {"!"})
 
 
@@ -165,13 +165,13 @@ def test_questions_about_the_same_bytes_share_an_encoding(tmp_path):
 
 
 def test_only_the_latest_texts_are_kept(tmp_path):
-    twins = Twins(most=2)
+    twins = ResultCache(most=2)
     assert [twins.meet(key) for key in ("a", "b", "a", "c", "b", None, None)] == [
         True, True, False, True, True, True, True,
     ]  # fmt: skip
-    twins.remember("c", Said("c", 0.0, ()))
+    twins.remember("c", GeneratedText("c", 0.0, ()))
     twins.remember("b", MmxError("no"))
-    assert (twins.said("c").text, twins.said("b"), len(twins.known)) == ("c", None, 2)
+    assert (twins.output("c").text, twins.output("b"), len(twins.known)) == ("c", None, 2)
 
 
 def test_a_text_is_itself_and_not_the_file_of_that_name(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.errors import ConfigError, ImageError, MmxError
 from mmx.generation import DecoderStep
-from mmx.inference.batch_inference import Said
+from mmx.inference.batch_inference import GeneratedText
 from mmx.inference.batch_inference.prefetch import one_ahead
 from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
@@ -28,7 +28,7 @@ def build(sources, **facts):
             if weight.ndim == 2 and not any(part in name for part in ("backbone", "positions", "image.projection")):
                 weight.mul_(50.0 if name == "decoder.embedding.table" else 6.0)
         letters = [model.tokenizer.encode(letter)[-1] for letter in "abcdefghijklmnopqrstuvwxyz"]
-        model.decoder.head.bias.fill_(-99.0)[[*letters, model.tokenizer.eos]] = 0.0
+        model.decoder.lm_head.bias.fill_(-99.0)[[*letters, model.tokenizer.eos]] = 0.0
     return Pipeline(model, GenerationConfig(max_new_tokens=6))
 
 
@@ -231,7 +231,7 @@ def test_bad_pictures_give_their_error_and_the_others_their_caption_in_order(pip
         if place in bad:
             assert isinstance(said, ImageError)
         else:
-            assert isinstance(said, Said)
+            assert isinstance(said, GeneratedText)
             assert said.text == pipeline.caption(image)
     assert encoded[:2] == [2, 3]
 
@@ -267,7 +267,7 @@ def test_a_bad_picture_and_an_endless_question_leave_the_others_alone(pipeline, 
         (b"no picture", "why?"),
     ]
     said = list(pipeline.answers(asked, batch_size=1))
-    assert [type(one) for one in said] == [Said, ImageError, MmxError, Said, ImageError]
+    assert [type(one) for one in said] == [GeneratedText, ImageError, MmxError, GeneratedText, ImageError]
     assert [said[0].text, said[3].text] == [pipeline.ask(pictures[0], "what?"), pipeline.ask(pictures[1], "what?")]
 
 
@@ -298,18 +298,18 @@ def test_a_candidate_too_long_is_one_sentence(pipeline, pictures):
 @pytest.mark.parametrize("beams", [1, 2])
 def test_texts_end_where_the_learned_positions_do(pictures, beams):
     small = build({"image": IMAGE}, max_positions=16)
-    options = small.options({"max_new_tokens": 99, "min_new_tokens": 99, "num_beams": beams})
+    options = small.generation_config({"max_new_tokens": 99, "min_new_tokens": 99, "num_beams": beams})
     memory = small.encode(image=pictures[:2])
-    captions = small.say(memory, [[None], [None]], options)
+    captions = small.generate(memory, [[None], [None]], options)
     assert [len(row[0][0].tokens) for row in captions] == [15, 15]  # the last token is said, not read
-    answers = small.say(memory, [["a?"], ["ab?"]], options)
+    answers = small.generate(memory, [["a?"], ["ab?"]], options)
     assert [len(row[0][0].tokens) for row in answers] == [9, 9], "half is for the question, however short"
 
 
 def test_without_learned_positions_texts_are_as_long_as_asked(pictures):
     rotating = build({"image": IMAGE}, max_positions=16, positions="rope")
-    options = rotating.options({"max_new_tokens": 40, "min_new_tokens": 40})
-    assert len(rotating.say(rotating.encode(image=pictures[0]), [[None]], options)[0][0][0].tokens) == 40
+    options = rotating.generation_config({"max_new_tokens": 40, "min_new_tokens": 40})
+    assert len(rotating.generate(rotating.encode(image=pictures[0]), [[None]], options)[0][0][0].tokens) == 40
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.generation.decode_step import DecoderStep
-from mmx.interpret import Recorder, attention_maps
+from mmx.interpret import QueryRecorder, attention_maps
 from mmx.interpret.attention_stats import entropy
-from mmx.memory import Memory, join
+from mmx.memory import Memory, cat
 from mmx.nn.layers import split_heads
 
 
@@ -31,7 +31,7 @@ def states_that_look(decoder, layer, tokens, memory):
 )
 def test_maps_are_the_weights_inside_the_decoder(layer, facts):
     decoder, memory, tokens = some_decoder(**facts), some_memory(hidden=2), some_tokens(2, 3, 4)
-    recorder = Recorder()
+    recorder = QueryRecorder()
     plain, recorded = decoder(tokens, memory), decoder(tokens, memory, recorder=recorder)
     assert torch.equal(plain, recorded)
     assert recorder.layers == [0, 1]
@@ -51,7 +51,7 @@ def test_maps_are_the_weights_inside_the_decoder(layer, facts):
 
 def test_weights_times_values_are_what_came_back():
     """The map of a layer explains the output of its kernel: [B, K, T, H, S] @ values = what enters `out`."""
-    decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 3, 4), Recorder()
+    decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 3, 4), QueryRecorder()
     read = []
     look = decoder.blocks[1].cross_attention
     handle = look.out.register_forward_hook(lambda _, given, __: read.append(given[0]))
@@ -64,7 +64,7 @@ def test_weights_times_values_are_what_came_back():
 
 def test_steps_through_the_cache_record_what_one_pass_does():
     decoder, memory, tokens = some_decoder(), some_memory(), some_tokens(2, 2, 5)
-    stepwise, whole = Recorder(), Recorder()
+    stepwise, whole = QueryRecorder(), QueryRecorder()
     step = DecoderStep(decoder, memory, 4, stepwise)
     step.prefill(tokens[:, :, :2], torch.ones(2, 2, 2, dtype=torch.bool))
     for place in range(2, 5):
@@ -76,10 +76,10 @@ def test_steps_through_the_cache_record_what_one_pass_does():
 
 
 def test_a_stream_looks_at_no_other_question_and_a_blind_row_at_nothing():
-    decoder, tokens, recorder = some_decoder(), some_tokens(2, 2, 3), Recorder()
+    decoder, tokens, recorder = some_decoder(), some_tokens(2, 2, 3), QueryRecorder()
     questions = some_memory(batch=4, slots=3, source="question").by_stream(2)
     picture = some_memory(slots=5)
-    memory = join(picture, questions).hide(torch.tensor([[False], [True]]))
+    memory = cat(picture, questions).mask_out(torch.tensor([[False], [True]]))
     decoder(tokens, memory, recorder=recorder)
     maps = attention_maps(recorder, memory, 2, 0)
     assert (maps[0, 0, ..., 8:] == 0).all()
@@ -90,14 +90,14 @@ def test_a_stream_looks_at_no_other_question_and_a_blind_row_at_nothing():
 
 
 def test_no_slots_give_maps_without_columns():
-    decoder, recorder = some_decoder(), Recorder()
+    decoder, recorder = some_decoder(), QueryRecorder()
     memory = Memory.empty(2, 2, 2, 8)
     decoder(some_tokens(2, 2, 3), memory, recorder=recorder)
     assert attention_maps(recorder, memory, 2, 1).shape == (2, 2, 3, 2, 0)
 
 
 def test_what_is_noted_holds_no_graph():
-    decoder, memory, recorder = some_decoder().requires_grad_(True), some_memory(), Recorder()
+    decoder, memory, recorder = some_decoder().requires_grad_(True), some_memory(), QueryRecorder()
     decoder(some_tokens(), memory, recorder=recorder)
     assert not recorder.queries(0, 1).requires_grad
 
@@ -120,7 +120,7 @@ def test_entropy_by_hand():
 def test_maps_honour_the_visibility_the_decoder_was_given():
     decoder, memory, tokens = some_decoder(), some_memory(hidden=0), some_tokens(2, 3, 4)
     visibility = torch.ones(4, 5).tril().bool()
-    recorder = Recorder()
+    recorder = QueryRecorder()
     decoder(tokens, memory, recorder=recorder, visibility=visibility)
     maps = attention_maps(recorder, memory, 3, 0)
     assert maps.masked_select(~visibility[:, None]).eq(0).all()

@@ -8,9 +8,9 @@ from decoder_cases import some_decoder, some_memory, some_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmx.interpret.attention_maps import looked
-from mmx.interpret.attention_stats import SINK, UNIFORM, entropy, gates, is_uniform, relative_entropy, sink_mass
-from mmx.nn.attention import attend, attention_weights
+from mmx.interpret.attention_maps import attention_for_tokens
+from mmx.interpret.attention_stats import SINK, UNIFORM, entropy, gate_values, is_uniform, relative_entropy, attention_sink_mass
+from mmx.nn.attention import attention, attention_weights
 
 properties = settings(max_examples=50, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -119,7 +119,7 @@ def test_a_query_that_finds_nothing_reads_the_plain_average(kind, slots, width, 
     assert float((weights[..., :slots] - 1 / slots).abs().max()) <= close
     assert (weights[..., slots:] == 0).all()
     mean = values[:, :, :slots].mean(2, keepdim=True).expand(-1, -1, 3, -1)
-    torch.testing.assert_close(attend(queries, keys, values, mask), mean, atol=2e-6, rtol=0)
+    torch.testing.assert_close(attention(queries, keys, values, mask), mean, atol=2e-6, rtol=0)
     assert is_uniform(weights, seen).all()
     assert entropy(weights).flatten().tolist() == pytest.approx([math.log2(slots)] * 3, abs=1e-5)
 
@@ -142,7 +142,7 @@ def test_a_decoder_whose_queries_are_nought_looks_at_the_plain_average():
     decoder, memory, tokens = some_decoder(), some_memory(hidden=1), some_tokens(2, 2, 3)
     look = decoder.blocks[0].cross_attention
     look.query.weight.zero_(), look.query.bias.zero_()
-    maps = looked(decoder, memory, tokens)  # [B, K, T, L, H, S]
+    maps = attention_for_tokens(decoder, memory, tokens)  # [B, K, T, L, H, S]
     seen = memory.mask[:, None, None, None, None]
     assert is_uniform(maps, seen)[..., 0, :].all()
     assert not is_uniform(maps, seen)[..., 1, :].all()
@@ -155,17 +155,17 @@ def test_a_decoder_whose_queries_are_nought_looks_at_the_plain_average():
 def test_sink_mass_by_hand():
     """Of two heads over two words: the first holds slot 0 throughout, the second wanders."""
     weights = torch.tensor([[[0.8, 0.1, 0.1, 0.0], [0.5, 0.0, 0.5, 0.0]], [[0.6, 0.2, 0.1, 0.1], [0.0, 0.5, 0.0, 0.5]]])
-    assert sink_mass(weights).tolist() == pytest.approx([0.7, 0.0])
+    assert attention_sink_mass(weights).tolist() == pytest.approx([0.7, 0.0])
     two = torch.tensor([[[0.5, 0.45, 0.05]], [[0.4, 0.55, 0.05]]])
-    assert sink_mass(two).tolist() == pytest.approx([0.95])
-    assert sink_mass(torch.zeros(3, 2, 4)).tolist() == [0.0, 0.0]
+    assert attention_sink_mass(two).tolist() == pytest.approx([0.95])
+    assert attention_sink_mass(torch.zeros(3, 2, 4)).tolist() == [0.0, 0.0]
 
 
 @properties
 @given(st.integers(1, 6), st.integers(1, 10), st.floats(0, 10), seeds)
 def test_sink_mass_is_that_of_a_loop(words, slots, sharpness, seed):
     weights = drawn(slots, seed, sharpness, words * 2).unflatten(0, (words, 2))
-    for head, found in enumerate(sink_mass(weights).tolist()):
+    for head, found in enumerate(attention_sink_mass(weights).tolist()):
         average = [sum(float(weights[t, head, s]) for t in range(words)) / words for s in range(slots)]
         if all(abs(held - SINK) > 1e-5 for held in average):
             assert found == pytest.approx(sum(held for held in average if held > SINK), abs=1e-5)
@@ -175,7 +175,7 @@ def test_sink_mass_is_that_of_a_loop(words, slots, sharpness, seed):
 @properties
 @given(st.integers(4, 20), st.integers(1, 6))
 def test_the_plain_average_of_four_slots_or_more_has_no_sink(slots, words):
-    assert sink_mass(torch.full((words, 3, slots), 1 / slots)).tolist() == [0.0] * 3
+    assert attention_sink_mass(torch.full((words, 3, slots), 1 / slots)).tolist() == [0.0] * 3
 
 
 # ---- gates -----------------------------------------------------------------------------------------------------------
@@ -187,11 +187,11 @@ def test_gates_by_hand():
     assert len(looks) == 2
     for block, opening in zip(looks, (0.0, -2.0)):
         block.cross_residual.gate.opening.fill_(opening)
-    assert gates(decoder) == pytest.approx([0.0, math.tanh(-2.0)])
+    assert gate_values(decoder) == pytest.approx([0.0, math.tanh(-2.0)])
 
 
 def test_a_decoder_without_gates_has_none():
-    assert gates(some_decoder()) == [None, None]
+    assert gate_values(some_decoder()) == [None, None]
 
 
 def test_a_shut_gate_lets_nothing_through_and_the_spotlight_shines_all_the_same():
@@ -200,6 +200,6 @@ def test_a_shut_gate_lets_nothing_through_and_the_spotlight_shines_all_the_same(
     one, other = some_memory(), some_memory()
     for block in decoder.blocks:
         block.cross_residual.gate.opening.zero_()
-    assert gates(decoder) == [0.0, 0.0]
+    assert gate_values(decoder) == [0.0, 0.0]
     assert torch.equal(decoder(tokens, one), decoder(tokens, other))
-    assert not torch.equal(looked(decoder, one, tokens), looked(decoder, other, tokens))
+    assert not torch.equal(attention_for_tokens(decoder, one, tokens), attention_for_tokens(decoder, other, tokens))

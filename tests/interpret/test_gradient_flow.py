@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, ReaderConfig, SourceConfig
+from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, QuestionEncoderConfig, SourceConfig
 from mmx.encoders.base import Features
 from mmx.errors import MmxError
-from mmx.interpret.gradient_flow import ByVariant, Flow, FlowRow, gradient_flow, group_of
+from mmx.interpret.gradient_flow import FlowValues, GradientFlow, FlowRow, gradient_flow, group_of
 from mmx.models.model import Model
-from mmx.models.question_encoder import READER
+from mmx.models.question_encoder import QUESTION_ENCODER
 from mmx.models.source import SourceBatch
-from mmx.nn.attention import attend
+from mmx.nn.attention import attention
 from mmx.nn.layers import merge_heads, split_heads
 from mmx.testing.toys import ToyEncoder, tiny_model, toy_tokenizer
 
@@ -175,7 +175,7 @@ def test_one_shared_layer_is_still_looked_at_by_the_last():
 def test_the_last_looking_layer_need_not_be_in_the_last_block():
     model = enliven(tiny_model(layers=5, cross_every=2))
     found = norms(gradient_flow(model, *some_batch(model)), "projection")
-    assert [found[f"numbers.value.{layer}"].last_look > 0 for layer in (0, 1)] == [False, True]
+    assert [found[f"numbers.value.{layer}"].last_cross_attention_only > 0 for layer in (0, 1)] == [False, True]
 
 
 # ---- the highway cut ---------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_the_cut_is_that_of_a_decoder_written_out(placement):
 
     def look(y):
         queries = split_heads(block.cross_attention.query(y), 4)
-        return block.cross_attention.out(merge_heads(attend(queries, *memory.layer(0))))
+        return block.cross_attention.out(merge_heads(attention(queries, *memory.layer(0))))
 
     def path(x, part, sublayer):
         if placement == "pre":
@@ -206,11 +206,11 @@ def test_the_cut_is_that_of_a_decoder_written_out(placement):
     x = path(x, block.feed_residual, block.feed_forward)
     loss = F.cross_entropy(decoder.logits(decoder.norm(x)).flatten(0, 1), targets.flatten())
     loss.backward()
-    assert flow.losses.cut == pytest.approx(loss.item(), abs=1e-5)
+    assert flow.losses.without_residuals == pytest.approx(loss.item(), abs=1e-5)
     want = norm_of(p.grad for p in block.parameters())
-    assert norms(flow, "decoder")["blocks.0"].cut == pytest.approx(want, rel=1e-4)
+    assert norms(flow, "decoder")["blocks.0"].without_residuals == pytest.approx(want, rel=1e-4)
     want = norm_of(p.grad for p in model.encoder("numbers").parameters())
-    assert norms(flow, "encoder")["numbers.linear"].cut == pytest.approx(want, rel=1e-4)
+    assert norms(flow, "encoder")["numbers.linear"].without_residuals == pytest.approx(want, rel=1e-4)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -219,15 +219,15 @@ def test_without_the_highway_gradients_shrink_with_depth(placement):
     norm; 30 with post norm) with it."""
     model = tiny_model(layers=8, norm_placement=placement)
     flow = gradient_flow(model, *some_batch(model))
-    assert flow.losses.cut == flow.losses.as_it_is, "the forward is the same, to the bit"
+    assert flow.losses.without_residuals == flow.losses.baseline, "the forward is the same, to the bit"
     found = [norms(flow, "decoder")[f"blocks.{i}"] for i in range(8)]
-    most, least = (choose(n.as_it_is for n in found) for choose in (max, min))
+    most, least = (choose(n.baseline for n in found) for choose in (max, min))
     assert most / least < {"pre": 4, "post": 30}[placement]
-    shrunk = [after.cut / before.cut for before, after in zip(found, found[1:]) if before.cut > 1e-30]
+    shrunk = [after.without_residuals / before.without_residuals for before, after in zip(found, found[1:]) if before.without_residuals > 1e-30]
     assert len(shrunk) >= 3
     assert all(ratio > 100 for ratio in shrunk)
-    assert flow.share("numbers").cut < 0.3
-    assert 0.3 < flow.share("numbers").last_look < 1.5
+    assert flow.share("numbers").without_residuals < 0.3
+    assert 0.3 < flow.share("numbers").last_cross_attention_only < 1.5
 
 
 # ---- the model stays ---------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_without_the_highway_gradients_shrink_with_depth(placement):
 
 def test_the_model_is_not_touched():
     model = tiny_model().train()
-    model.decoder.blocks[0].eval()
+    model.decoder.layers[0].eval()
     model.encoder("numbers").requires_grad_(False)
     batch = some_batch(model)
     plain_loss(model, *batch).backward()
@@ -292,7 +292,7 @@ def test_a_convolutional_backbone_of_timm():
     names = [row.name for row in flow.of("encoder", "image")]
     assert names[-3:] == ["image.backbone.bn1", "image.backbone.layer1.0", "image.backbone.layer2.0"]
     assert names[0] == "image.backbone.conv1.0"
-    assert all(row.norms.as_it_is > 0 for row in flow.of("encoder"))
+    assert all(row.norms.baseline > 0 for row in flow.of("encoder"))
     assert all(torch.equal(b, statistics[n]) for n, b in model.named_buffers())
 
 
@@ -300,35 +300,35 @@ def test_a_reader_has_its_own_rows_and_its_projection_is_one_more():
     """And it keeps its looks in all variants: what only the last looks at is of the decoder."""
     config = ModelConfig(
         sources={"numbers": SourceConfig(encoder="mmx.testing:ToyEncoder")},
-        decoder=DecoderConfig(width=32, layers=3, heads=4, max_positions=64),
-        reader=ReaderConfig(width=24, layers=2, heads=3, max_positions=60, opening=(1,), closing=(2,)),
-        question_to=READER,
+        decoder=DecoderConfig(hidden_size=32, num_layers=3, num_heads=4, max_position_embeddings=64),
+        question_encoder=QuestionEncoderConfig(hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=60, prefix_token_ids=(1,), suffix_token_ids=(2,)),
+        question_input=QUESTION_ENCODER,
     )
     model = enliven(Model(config, toy_tokenizer()).eval())
     sources, tokens, mask, targets = some_batch(model)
-    asked = model.collate(READER, ["who?", "why?", "is it so?", "or not?"])._replace(streams=2)
-    sources[READER] = asked
+    asked = model.collate(QUESTION_ENCODER, ["who?", "why?", "is it so?", "or not?"])._replace(streams=2)
+    sources[QUESTION_ENCODER] = asked
     flow = gradient_flow(model, sources, tokens, mask, targets)
     loss = plain_loss(model, sources, tokens, mask, targets)
     gradients = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters()))))
     for part, source, prefix in (
         ("reader", None, "reader."),
         ("projection", "numbers", "sources.numbers.projection."),
-        ("projection", READER, "reader.projection."),
+        ("projection", QUESTION_ENCODER, "reader.projection."),
     ):
         skipped = "reader.projection." if part == "reader" else "-"
         want = [g for n, g in gradients.items() if n.startswith(prefix) and not n.startswith(skipped)]
-        assert flow.total(part, source).as_it_is == pytest.approx(norm_of(want), rel=1e-5)
-    assert [row.name for row in flow.of("features")] == ["numbers", READER]
+        assert flow.total(part, source).baseline == pytest.approx(norm_of(want), rel=1e-5)
+    assert [row.name for row in flow.of("features")] == ["numbers", QUESTION_ENCODER]
     found = norms(flow, "projection")
-    assert [found[f"reader.value.{layer}"].last_look > 0 for layer in range(3)] == [False, False, True]
-    assert [found[f"numbers.value.{layer}"].last_look > 0 for layer in range(2)] == [True, True]
+    assert [found[f"reader.value.{layer}"].last_cross_attention_only > 0 for layer in range(3)] == [False, False, True]
+    assert [found[f"numbers.value.{layer}"].last_cross_attention_only > 0 for layer in range(2)] == [True, True]
 
 
 def test_sources_apart_and_one_that_is_absent():
     model = tiny_model({"numbers": "mmx.testing:ToyEncoder", "other": "mmx.testing:ToyEncoder"})
     flow = gradient_flow(model, *some_batch(model))
-    assert flow.total("features", "numbers").as_it_is > 0
+    assert flow.total("features", "numbers").baseline > 0
     assert flow.total("features", "other") == flow.total("encoder", "other") == (0.0, 0.0, 0.0)
     assert flow.total("projection", "other") == (0.0, 0.0, 0.0)
 
@@ -368,12 +368,12 @@ def test_a_group_is_the_beginning_of_a_name_and_ends_at_its_first_number(given_n
 
 def test_a_table_by_hand():
     rows = (
-        FlowRow("features", "image", ByVariant(2.0, 1.0, 0.5)),
-        FlowRow("features", "sound", ByVariant(0.0, 0.0, 0.0)),
-        FlowRow("decoder", "blocks.0", ByVariant(3.0, 1.25, 1e-12)),
-        FlowRow("decoder", "blocks.1", ByVariant(4.0, 0.0, 0.0)),
+        FlowRow("features", "image", FlowValues(2.0, 1.0, 0.5)),
+        FlowRow("features", "sound", FlowValues(0.0, 0.0, 0.0)),
+        FlowRow("decoder", "blocks.0", FlowValues(3.0, 1.25, 1e-12)),
+        FlowRow("decoder", "blocks.1", FlowValues(4.0, 0.0, 0.0)),
     )
-    flow = Flow(rows, ByVariant(1.5, 1.75, 1.5))
+    flow = GradientFlow(rows, FlowValues(1.5, 1.75, 1.5))
     assert flow.total("decoder") == (5.0, 1.25, 1e-12)
     assert flow.share("image") == (1.0, 0.5, 0.25)
     assert all(math.isnan(share) for share in flow.share("sound"))
@@ -394,16 +394,16 @@ def test_a_table_by_hand():
 def test_behind_shut_gates_nothing_arrives():
     model = tiny_model(gate="tanh")
     flow = gradient_flow(model, *some_batch(model))
-    assert flow.total("features").as_it_is == 0.0
-    assert math.isnan(flow.share("numbers").as_it_is)
-    assert norms(flow, "decoder")["blocks.1"].as_it_is > 0, "that of the gate's opening among it"
+    assert flow.total("features").baseline == 0.0
+    assert math.isnan(flow.share("numbers").baseline)
+    assert norms(flow, "decoder")["blocks.1"].baseline > 0, "that of the gate's opening among it"
 
 
 @pytest.mark.parametrize("facts", [{"width": 256}, {"table": 2**11 + 200}], ids=["the maps", "the head alone"])
 def test_a_packed_model_is_refused(facts):
     model = tiny_model(**facts)
     batch = some_batch(model)
-    model.speak_in("float32")
+    model.prepare_for_inference("float32")
     with pytest.raises(MmxError, match=r"laid out for speaking.* mmx\.checkpoint\.load_model\(FOLDER\) gives it\.$"):
         gradient_flow(model, *batch)
 

@@ -9,7 +9,7 @@ from torch import nn
 from mmx.encoders.base import Encoder, Features
 from mmx.encoders.image import ImageEncoder
 from mmx.errors import MmxError
-from mmx.interpret.grid import displacement, grid_cells, heat, segment_cells
+from mmx.interpret.grid import displacement, grid_cells, heatmap, segment_cells
 from mmx.memory import Segment
 
 SIDE = 32
@@ -117,7 +117,7 @@ def test_a_peak_comes_to_its_true_center(rows, columns, data, down, right, inter
     box = data.draw(st.sampled_from([(0.0, 0.0, 1.0, 1.0), (0.2, 0.1, 0.7, 0.9)]))
     cells = torch.zeros(rows, columns, dtype=torch.float64)
     cells[row, column] = 1
-    drawn = heat(cells, 120, 240, (down, right), box, interpolation)
+    drawn = heatmap(cells, 120, 240, (down, right), box, interpolation)
     y = box[1] + (box[3] - box[1]) * (row + 0.5 + down) / rows
     x = box[0] + (box[2] - box[0]) * (column + 0.5 + right) / columns
     # Beyond the outermost cells their value goes on: the peak is then a plateau that holds the place.
@@ -131,19 +131,19 @@ def test_a_peak_comes_to_its_true_center(rows, columns, data, down, right, inter
 
 
 def test_bilinear_by_hand_and_zero_outside_the_box():
-    drawn = heat(torch.tensor([[0.0, 4.0]]), 1, 4, interpolation="bilinear")
+    drawn = heatmap(torch.tensor([[0.0, 4.0]]), 1, 4, interpolation="bilinear")
     assert drawn.tolist() == [[0.0, 1.0, 3.0, 4.0]]
-    moved = heat(torch.tensor([[0.0, 4.0]]), 1, 4, (0.0, -0.5), interpolation="bilinear")
+    moved = heatmap(torch.tensor([[0.0, 4.0]]), 1, 4, (0.0, -0.5), interpolation="bilinear")
     assert moved.tolist() == [[1.0, 3.0, 4.0, 4.0]]
-    boxed = heat(torch.tensor([[1.0, 1.0]]), 2, 8, (0.0, 0.0), (0.25, 0.5, 0.75, 1.0))
+    boxed = heatmap(torch.tensor([[1.0, 1.0]]), 2, 8, (0.0, 0.0), (0.25, 0.5, 0.75, 1.0))
     assert boxed.tolist() == [[0.0] * 8, [0, 0, 1, 1, 1, 1, 0, 0]]
 
 
 def test_bicubic_is_that_of_keys_and_a_ramp_stays_one():
     ramp = torch.arange(6.0).expand(5, 6)
-    drawn = heat(ramp, 50, 60)
+    drawn = heatmap(ramp, 50, 60)
     middle = (torch.arange(60) + 0.5) / 10 - 0.5
     torch.testing.assert_close(drawn[25, 15:45], middle[15:45], atol=1e-5, rtol=0)
     batch = torch.rand(2, 3, 4, 5)
-    torch.testing.assert_close(heat(batch, 4, 5), batch)
-    torch.testing.assert_close(heat(batch, 9, 7)[1, 2], heat(batch[1, 2], 9, 7))
+    torch.testing.assert_close(heatmap(batch, 4, 5), batch)
+    torch.testing.assert_close(heatmap(batch, 9, 7)[1, 2], heatmap(batch[1, 2], 9, 7))

@@ -10,7 +10,7 @@ from decoder_cases import some_decoder, some_memory, some_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmx.interpret.information import information_gain, surprise, word_bits, word_places
+from mmx.interpret.information import information_gain, surprisal, word_bits, word_ids
 from mmx.models.source import SourceBatch
 from mmx.testing import tiny_model, toy_tokenizer
 from mmx.text.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def a_case():
 
 def test_the_surprise_is_the_probability_looked_up_of_each_text_alone():
     decoder, memory, tokens, mask, targets = a_case()
-    found = surprise(decoder, memory, tokens, mask, targets)
+    found = surprisal(decoder, memory, tokens, mask, targets)
     for b, k in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
         length = int(mask[b, k].sum())
         shares = decoder(tokens[b : b + 1, k : k + 1, :length], memory.select([b]))[0, 0].softmax(-1)
@@ -45,7 +45,7 @@ def test_the_gain_is_what_looking_saves_and_none_where_there_is_nothing_more_to_
     decoder, memory, *texts = a_case()
     nothing = decoder.empty_memory(2)
     gain = information_gain(decoder, memory, *texts)
-    assert torch.allclose(gain, surprise(decoder, nothing, *texts) - surprise(decoder, memory, *texts), atol=1e-6)
+    assert torch.allclose(gain, surprisal(decoder, nothing, *texts) - surprisal(decoder, memory, *texts), atol=1e-6)
     assert (gain.abs()[texts[2] >= 0] > 1e-3).all(), "looking must matter, or the sign says nothing"
     assert not information_gain(decoder, nothing, *texts).any()
     part = memory.hide(torch.arange(5) < 2)
@@ -61,20 +61,20 @@ def test_the_gain_is_what_looking_saves_and_none_where_there_is_nothing_more_to_
 def test_words_begin_with_a_space_and_the_end_is_a_word_of_its_own():
     spelt = toy_tokenizer()
     tokens = [*spelt.encode("a dog, né"), spelt.eos]  # every byte is a token, and the first is the space before "a"
-    assert word_places(spelt, tokens) == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]
+    assert word_ids(spelt, tokens) == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]
     merged = Tokenizer.train(["the dogs run, the dogs ran"] * 4, 300)
     tokens = merged.encode("the dogs run, ran")
     assert len(tokens) < 12, "some letters must be merged"
-    assert word_places(merged, tokens)[-1] == 3
-    assert word_places(merged, []) == []
-    assert word_places(merged, [merged.eos]) == [0]
+    assert word_ids(merged, tokens)[-1] == 3
+    assert word_ids(merged, []) == []
+    assert word_ids(merged, [merged.eos]) == [0]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text("abé,'☃ ", max_size=20))
 def test_there_are_as_many_words_as_spaces_divide_a_text_into(text):
     tokenizer, text = toy_tokenizer(), " ".join(text.split())
-    places = word_places(tokenizer, tokenizer.encode(text)) if text else []
+    places = word_ids(tokenizer, tokenizer.encode(text)) if text else []
     assert (places[-1] + 1 if places else 0) == len(text.split())
     assert all(later - place in (0, 1) for place, later in zip(places, places[1:], strict=False))
 
@@ -137,7 +137,7 @@ def trained(rho, steps):
         x, bins = pairs(rho, 64, 4, generator)
         withheld = torch.rand(len(x), 1, generator=generator) < 0.25
         (tokens, mask, targets), _ = texts_of(model, bins)
-        states = model.decoder.states(tokens, memory_of(model, x).hide(withheld), mask)[..., -1, :]
+        states = model.decoder.hidden_states(tokens, memory_of(model, x).mask_out(withheld), mask)[..., -1, :]
         logits = model.decoder.logits(states.flatten(0, 1))
         loss = torch.nn.functional.cross_entropy(logits, targets[..., -1].flatten())
         optimizer.zero_grad()

@@ -22,15 +22,15 @@ from transformers import (
 )
 
 import mmx
-from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, ReaderConfig, SourceConfig
+from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, QuestionEncoderConfig, SourceConfig
 from mmx.errors import MmxError
-from mmx.hub import load_published
-from mmx.interpret.leakage import Place, furthest, leakage, places, steps
-from mmx.memory import Memory, join
+from mmx.hub import load_hf_model
+from mmx.interpret.leakage import InputRegion, furthest, leakage, input_regions, steps
+from mmx.memory import Memory, cat
 from mmx.models.checkpoint import BUNDLED, load_model
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
-from mmx.nn.relative_position import wait_k
+from mmx.nn.relative_position import wait_k_visibility
 from mmx.testing import tiny_model, toy_tokenizer
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((32, 32))
@@ -121,23 +121,23 @@ class Peeping(TextDecoder):
     """The planted leak: its mask is not causal."""
 
     def states(self, *given, **named):
-        return super().states(*given, **named, causal=False)
+        return super().hidden_states(*given, **named, causal=False)
 
 
 class Whispering(TextDecoder):
     """A fainter one: the state of each position gets a ten-millionth of the next."""
 
     def states(self, *given, **named):
-        states = super().states(*given, **named)
+        states = super().hidden_states(*given, **named)
         return states + 1e-6 * states.roll(-1, 2)
 
 
 @pytest.mark.parametrize("kind", [Peeping, Whispering])
 def test_a_planted_leak_is_found(kind):
-    config = DecoderConfig(width=16, heads=2, layers=2)
+    config = DecoderConfig(hidden_size=16, num_heads=2, num_layers=2)
     decoder = enliven(kind(config, VOCABULARY)).eval()
     report = leakage(decoder, some_memory(), some_tokens(2, 1, 6)[:, 0])
-    assert not report.honest()
+    assert not report.is_causal()
     assert "LEAKS" in report.table()
     assert (report.targets.tril(-1) > 0).any()
 
@@ -154,18 +154,18 @@ def test_padding_moves_nothing_and_is_not_asked(side):
     real = mask[1]
     assert (alone.targets[~real] == 0).all() and (alone.targets[:, ~real] == 0).all()
     assert (alone.slots["image"][:, ~real] == 0).all()
-    assert alone.honest() and alone.blind == ()
+    assert alone.is_causal() and alone.blind == ()
 
 
 def test_padding_that_is_read_is_a_leak():
     class ReadsPadding(TextDecoder):
         def states(self, tokens, memory, mask=None, *given, **named):
-            return super().states(tokens, memory, None, *given, **named)
+            return super().hidden_states(tokens, memory, None, *given, **named)
 
-    decoder = enliven(ReadsPadding(DecoderConfig(width=16, heads=2, layers=2), VOCABULARY)).eval()
+    decoder = enliven(ReadsPadding(DecoderConfig(hidden_size=16, num_heads=2, num_layers=2), VOCABULARY)).eval()
     mask = torch.tensor([[False, True, True, True]])
     report = leakage(decoder, some_memory(1), some_tokens(1, 1, 4)[:, 0], mask)
-    assert report.padding > 0 and not report.honest()
+    assert report.padding > 0 and not report.is_causal()
 
 
 def test_more_slots_and_tokens_than_stand_in_one_batch():
@@ -193,7 +193,7 @@ def see(causal=False, k=None, visibility=None, **facts):
     model = model_of({"text": text_source(causal=causal)}, wait_k=k, **facts)
     slots = model.collate("text", [WORDS]).inputs["tokens"].shape[1]
     return slots, audit(
-        model, visibility=None if visibility is None else wait_k(LENGTH, slots, visibility), text=[WORDS]
+        model, visibility=None if visibility is None else wait_k_visibility(LENGTH, slots, visibility), text=[WORDS]
     )
 
 
@@ -223,7 +223,7 @@ def test_with_a_causal_encoder_both_are_closed(k, positions):
     for way in ("slots", "inputs"):
         assert report.ahead_by_position("text", way) == [k - 1] * LENGTH
         influence = (report.slots if way == "slots" else report.inputs)["text"]
-        opened = wait_k(LENGTH, len(influence), k).T
+        opened = wait_k_visibility(LENGTH, len(influence), k).T
         assert torch.equal(influence > 0, opened), "all that is open moves the step, and nothing else does"
 
 
@@ -300,7 +300,7 @@ def test_several_sources_are_told_apart():
 def test_the_order_of_joined_memories_changes_no_influence():
     one, two, tokens = some_memory(slots=4, source="a"), some_memory(slots=3, source="b"), some_tokens(2, 1, 4)[:, 0]
     decoder = some_decoder(wait_k=1, cross_positions="relative")
-    ahead, back = (leakage(decoder, join(*parts), tokens) for parts in ((one, two), (two, one)))
+    ahead, back = (leakage(decoder, cat(*parts), tokens) for parts in ((one, two), (two, one)))
     torch.testing.assert_close(ahead.targets, back.targets, atol=1e-5, rtol=0)
     assert ahead.ahead("a") == back.ahead("a") == ahead.ahead("b") == back.ahead("b") == 0
 
@@ -317,9 +317,9 @@ def test_a_reader_passes_on_what_it_has_seen():
     """The slots are those of the question; the source behind them is measured by its inputs alone."""
     config = ModelConfig(
         sources={"numbers": NUMBERS},
-        decoder=DecoderConfig(width=32, layers=2, heads=4),
-        reader=ReaderConfig(width=24, layers=2, heads=3),
-        question_to="reader",
+        decoder=DecoderConfig(hidden_size=32, num_layers=2, num_heads=4),
+        question_encoder=QuestionEncoderConfig(hidden_size=24, num_layers=2, num_heads=3),
+        question_input="reader",
     )
     model = enliven(Model(config, toy_tokenizer())).eval()
     report = audit(model, numbers=[[0.1, 2.0, 1.0]], reader=["who?"])
@@ -330,11 +330,11 @@ def test_a_reader_passes_on_what_it_has_seen():
 
 
 def test_shared_attention():
-    projection = ProjectionConfig(share_layers=True, position="none")
+    projection = ProjectionConfig(share_layers=True, positions="none")
     text = SourceConfig(
         encoder="text", options={"width": 32, "layers": 1, "heads": 4, "causal": True}, projection=projection
     )
-    decoder = DecoderConfig(width=32, layers=2, heads=4, wait_k=1)
+    decoder = DecoderConfig(hidden_size=32, num_layers=2, num_heads=4, wait_k=1)
     config = ModelConfig(sources={"text": text}, decoder=decoder, share_attention=True)
     report = audit(enliven(Model(config, toy_tokenizer())).eval(), text=[WORDS])
     assert_honest(report)
@@ -375,7 +375,7 @@ def test_encoders_of_transformers(family, tmp_path):
 
 
 def test_a_published_model(tmp_path):
-    model = load_published(str(publish_vit_gpt2(tmp_path)))[0].eval()
+    model = load_hf_model(str(publish_vit_gpt2(tmp_path)))[0].eval()
     report = audit(model, text_of(vocabulary=90), image=[PICTURE])
     assert_honest(report)
     assert report.inputs["image"].shape == (16, LENGTH) and report.slots["image"].shape == (17, LENGTH)
@@ -385,7 +385,7 @@ def test_a_published_model_that_answers(tmp_path):
     """BLIP: the decoder looks at the question, which has seen the picture."""
     reference = shaken(BlipForQuestionAnswering(blip_cases.tiny_config(32, num_attention_heads=2)), seed=1, size=0.2)
     folder = saved(tmp_path, reference, blip_cases.tokenizer(), blip_cases.processor())
-    report = audit(load_published(folder)[0].eval(), text_of(vocabulary=60), image=[PICTURE], reader=["is it red?"])
+    report = audit(load_hf_model(folder)[0].eval(), text_of(vocabulary=60), image=[PICTURE], reader=["is it red?"])
     assert_honest(report)
     assert set(report.slots) == {"reader"}
     assert report.inputs["image"].shape == (16, LENGTH)
@@ -430,24 +430,24 @@ def test_the_bundled_model(bundled, laid_out):
 def test_the_places_of_an_input():
     every = slice(None)
     tokens = {"tokens": torch.zeros(2, 3, dtype=torch.long), "mask": torch.ones(2, 3, dtype=torch.bool)}
-    assert places(tokens, 3, None) == [Place("tokens", (every, slice(i, i + 1))) for i in range(3)]
+    assert input_regions(tokens, 3, None) == [InputRegion("tokens", (every, slice(i, i + 1))) for i in range(3)]
     samples = {"mask": torch.ones(1, 10, dtype=torch.bool), "samples": torch.zeros(1, 10)}
-    assert [place.region[1] for place in places(samples, 3, None)] == [slice(0, 3), slice(3, 6), slice(6, 10)]
+    assert [place.region[1] for place in input_regions(samples, 3, None)] == [slice(0, 3), slice(3, 6), slice(6, 10)]
     frames = {"spectrum": torch.zeros(1, 8, 4)}
-    assert places(frames, 2, None) == [Place("spectrum", (every, every, slice(i, i + 2))) for i in (0, 2)]
+    assert input_regions(frames, 2, None) == [InputRegion("spectrum", (every, every, slice(i, i + 2))) for i in (0, 2)]
     series = {"rows": torch.zeros(1, 4, 8), "mask": torch.ones(1, 4, dtype=torch.bool)}
-    assert places(series, 4, None)[0] == Place("rows", (every, slice(0, 1)))
-    cells = places({"pixels": torch.zeros(1, 3, 8, 8)}, 7, (2, 3))
+    assert input_regions(series, 4, None)[0] == InputRegion("rows", (every, slice(0, 1)))
+    cells = input_regions({"pixels": torch.zeros(1, 3, 8, 8)}, 7, (2, 3))
     assert [place.region[1:] for place in cells[:3]] == [
         (slice(0, 4), slice(0, 2)), (slice(0, 4), slice(2, 5)), (slice(0, 4), slice(5, 8)),
     ]  # fmt: skip
     assert len(cells) == 6
-    assert places({"mask": torch.ones(1, 4, dtype=torch.bool)}, 4, None) == []
+    assert input_regions({"mask": torch.ones(1, 4, dtype=torch.bool)}, 4, None) == []
 
 
 def test_the_places_of_a_grid_cover_the_picture_once():
     counted = torch.zeros(1, 3, 11, 7)
-    for place in places({"pixels": counted}, 12, (4, 3)):
+    for place in input_regions({"pixels": counted}, 12, (4, 3)):
         counted[place.region] += 1
     assert (counted == 1).all()
 

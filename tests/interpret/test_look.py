@@ -15,11 +15,11 @@ from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate
 from mmx.inference.pipeline import Pipeline
-from mmx.interpret import Recorder, looked
-from mmx.interpret.attention_maps import weighted
-from mmx.interpret.render import colors, draw, over
-from mmx.interpret.teacher_forced import look, places_of
-from mmx.memory import join
+from mmx.interpret import QueryRecorder, attention_for_tokens
+from mmx.interpret.attention_maps import value_weighted_attention
+from mmx.interpret.render import colors, render_look, overlay_heatmap
+from mmx.interpret.teacher_forced import look_at_text, source_views
+from mmx.memory import cat
 from mmx.nn.attention import attention_weights
 from mmx.testing.toys import tiny_model
 
@@ -81,13 +81,13 @@ def test_one_pass_asks_what_was_asked_word_by_word_and_through_the_winning_beam(
     tokens = torch.tensor([[prompt]])
     options = GenerationConfig(num_beams=beams, max_new_tokens=8, min_new_tokens=4)
     with torch.inference_mode():
-        trail = Trail(DecoderStep(model.decoder, memory, 8, Recorder()))
+        trail = Trail(DecoderStep(model.decoder, memory, 8, QueryRecorder()))
         (((said, *_),),) = generate(
             trail, tokens, torch.ones_like(tokens, dtype=torch.bool), options, model.tokenizer.eos
         )
         words = list(said.tokens)
         asked = trail.asked[tuple(words[:-1])]
-        maps = looked(model.decoder, memory, torch.tensor([[[*prompt, *words[:-1]]]]))[0, 0, len(prompt) - 1 :]
+        maps = attention_for_tokens(model.decoder, memory, torch.tensor([[[*prompt, *words[:-1]]]]))[0, 0, len(prompt) - 1 :]
     for layer in range(2):
         expected = attention_weights(asked[layer][None], memory.layer(layer)[0])[0].transpose(0, 1)
         torch.testing.assert_close(maps[:, layer], expected, atol=1e-5, rtol=1e-4)
@@ -97,9 +97,9 @@ def test_one_pass_asks_what_was_asked_word_by_word_and_through_the_winning_beam(
 def test_a_slot_that_hands_over_nothing_is_weighed_as_nothing(model, photo):
     pipeline = Pipeline(model)
     memory, tokens = pipeline.encode(image=photo), torch.tensor([[[1, 3, 70, 71]]])
-    maps = looked(model.decoder, memory, tokens)
+    maps = attention_for_tokens(model.decoder, memory, tokens)
     out = [block.cross_attention.out.weight.detach() for block in model.decoder.blocks]
-    found = weighted(model.decoder, memory, maps)
+    found = value_weighted_attention(model.decoder, memory, maps)
     for layer in range(2):
         for head in range(4):
             values = memory.layer(layer)[1][0, head] @ out[layer][:, head * 8 : head * 8 + 8].T
@@ -107,7 +107,7 @@ def test_a_slot_that_hands_over_nothing_is_weighed_as_nothing(model, photo):
             torch.testing.assert_close(found[0, 0, :, layer, head], expected, atol=1e-5, rtol=1e-4)
     values = memory.values.clone()
     values[:, :, :, 5] = 0
-    assert weighted(model.decoder, replace(memory, values=values), maps)[..., 5].eq(0).all()
+    assert value_weighted_attention(model.decoder, replace(memory, values=values), maps)[..., 5].eq(0).all()
 
 
 @pytest.mark.parametrize("by", ["weighted", "attention", "relevance", "both"])
@@ -126,7 +126,7 @@ def test_a_look_holds_a_map_for_each_word(model, photo, by):
     kinds = ("weighted", "relevance") if by == "both" else (by,)
     expected = [parts[kind][1, 1, 2].clamp(min=0) for kind in kinds]
     torch.testing.assert_close(one, sum(part / part.sum() for part in expected) / len(kinds))
-    assert found.heat("dog", 30, 50).shape == (30, 50)
+    assert found.heatmap("dog", 30, 50).shape == (30, 50)
     assert found.shares()["image"].tolist() == pytest.approx([1.0, 1.0, 1.0])
 
 
@@ -162,17 +162,17 @@ def test_a_memory_may_be_looked_at_with_its_picture_beside_it(model, photo):
     pipeline = Pipeline(model)
     memory = pipeline.encode(image=photo)
     bare, drawn = pipeline.look(memory, text="a dog"), pipeline.look(memory, text="a dog", picture=photo)
-    assert bare.places[0].picture is None
-    assert drawn.places[0].picture.size == (80, 48)
+    assert bare.views[0].picture is None
+    assert drawn.views[0].picture.size == (80, 48)
     torch.testing.assert_close(bare.weighted, drawn.weighted)
-    assert draw(bare, [0]).width > 200
+    assert render_look(bare, [0]).width > 200
 
 
 def test_a_box_leaves_the_rest_unseen(model, photo):
     found = Pipeline(model).look(photo, box=(0.0, 0.0, 0.5, 0.5), text="a dog")
-    assert found.seen.sum(-1).tolist() == [16, 16]
-    assert found.attention[..., ~found.seen[0]].eq(0).all()
-    heat = found.heat("dog", 64, 64)
+    assert found.visible.sum(-1).tolist() == [16, 16]
+    assert found.attention[..., ~found.visible[0]].eq(0).all()
+    heat = found.heatmap("dog", 64, 64)
     assert heat[48:, 48:].max() < heat.max() / 10
 
 
@@ -182,20 +182,20 @@ def test_several_sources_share_the_attention_and_a_text_has_labels(photo):
     shares = found.shares()
     torch.testing.assert_close(shares["image"] + shares["text"], torch.ones(2))
     assert shares["text"].min() > 0 and shares["text"].max() < 1
-    labels = found.places[1].labels
+    labels = found.views[1].labels
     assert "".join(labels).startswith("twodogs") and labels[-1] == "end"
-    facts = found.facts()
+    facts = found.to_dict()
     assert facts["sources"]["text"]["slots"] == len(labels)
     assert len(facts["words"][0]["maps"]["text"]) == len(labels)
-    assert draw(found, [0, 1]).height > 300
+    assert render_look(found, [0, 1]).height > 300
 
 
 def test_a_question_read_by_a_text_source_is_labelled_and_no_part_of_what_looking_saved(photo):
     model = enliven(tiny_model({"image": IMAGE, "text": TEXT}, question_to="text")).eval()
     pipeline = Pipeline(model)
     found = pipeline.look(photo, "is it  red", text="yes")
-    assert [place.segment.source for place in found.places] == ["image", "text"]
-    assert "".join(found.places[1].labels) == "isitred?end"
+    assert [place.segment.source for place in found.views] == ["image", "text"]
+    assert "".join(found.views[1].labels) == "isitred?end"
     with torch.inference_mode():
         blind = pipeline.with_questions(model.encode({}, 1), [["is it red?"]])
         memory = pipeline.with_questions(pipeline.encode(image=photo), [["is it red?"]])
@@ -210,7 +210,7 @@ def test_order_of_the_sources_changes_no_map(photo):
     model = enliven(tiny_model({"image": IMAGE, "text": TEXT})).eval()
     pipeline = Pipeline(model)
     image, text = pipeline.encode(image=photo), pipeline.encode(text="two dogs")
-    one, other = (pipeline.look(join(*pair), text="a dog") for pair in ((image, text), (text, image)))
+    one, other = (pipeline.look(cat(*pair), text="a dog") for pair in ((image, text), (text, image)))
     torch.testing.assert_close(one.attention[..., :64], other.attention[..., -64:], atol=1e-5, rtol=1e-4)
 
 
@@ -244,7 +244,7 @@ def test_it_is_saved_as_a_picture_as_numbers_and_as_arrays(model, photo, tmp_pat
         (lambda found, folder: found.save(folder / "a.webp", words="cat"), "has no word 'cat'"),
         (lambda found, folder: found.save(folder / "a.json", layer=9), "layer 9 is not there"),
         (lambda found, folder: found.save(folder / "a\0.png"), "cannot be written: embedded null byte"),
-        (lambda found, folder: draw(found, [0] * 500), "more than 16,000 pixels long; choose fewer words"),
+        (lambda found, folder: render_look(found, [0] * 500), "more than 16,000 pixels long; choose fewer words"),
         (lambda found, folder: found.map(True), "has no word True"),
     ],
 )
@@ -259,22 +259,22 @@ def test_what_is_not_there_is_told_in_one_sentence(model, photo, tmp_path, ask, 
 def test_two_pictures_of_one_source_are_kept_apart(model, photo, tmp_path):
     pipeline = Pipeline(model)
     other = photo.rotate(90, expand=True)
-    both = join(pipeline.encode(image=photo), pipeline.encode(image=other))
+    both = cat(pipeline.encode(image=photo), pipeline.encode(image=other))
     found = pipeline.look(both, text="a dog")
-    assert [place.name for place in found.places] == ["image 1", "image 2"]
+    assert [place.source_name for place in found.views] == ["image 1", "image 2"]
     shares = found.shares()
     torch.testing.assert_close(shares["image 1"] + shares["image 2"], torch.ones(2))
-    assert not torch.equal(found.heat(0, 8, 8, source="image 1"), found.heat(0, 8, 8, source="image 2"))
-    assert sorted(found.facts()["words"][0]["maps"]) == sorted(found.facts()["sources"]) == ["image 1", "image 2"]
-    assert found.places[0].picture is None, "which of the two it would be nobody says"
+    assert not torch.equal(found.heatmap(0, 8, 8, source="image 1"), found.heatmap(0, 8, 8, source="image 2"))
+    assert sorted(found.to_dict()["words"][0]["maps"]) == sorted(found.to_dict()["sources"]) == ["image 1", "image 2"]
+    assert found.views[0].picture is None, "which of the two it would be nobody says"
 
 
 def test_what_a_word_could_not_see_yet_is_no_part_of_its_width():
     model = enliven(tiny_model({"text": TEXT}, wait_k=1)).eval()
     found = Pipeline(model).look({"text": "two dogs run over the snow"}, text="zwei hunde")
-    opened = found.seen.sum(-1).tolist()
-    assert opened[0] < opened[1] < found.seen.shape[1]
-    wide = torch.tensor(found.facts()["words"][1]["relative_entropy"])
+    opened = found.visible.sum(-1).tolist()
+    assert opened[0] < opened[1] < found.visible.shape[1]
+    wide = torch.tensor(found.to_dict()["words"][1]["relative_entropy"])
     for layer, head in product(range(2), range(4)):
         weights = found.attention[1, layer, head]
         expected = -(weights * weights.clamp(min=1e-30).log2()).sum() / math.log2(opened[1])
@@ -282,11 +282,11 @@ def test_what_a_word_could_not_see_yet_is_no_part_of_its_width():
 
 
 def test_where_nothing_is_handed_over_the_map_is_zero_and_both_is_the_other_part(model, photo):
-    found = Pipeline(model).look(photo, text="a dog", by="both")
+    found = Pipeline(model).look(photo, text="a dog", method="both")
     still = replace(found, relevance=-found.relevance.abs())
-    torch.testing.assert_close(still.map("dog"), replace(found, by="weighted").map("dog"))
-    assert replace(still, by="relevance").map("dog").eq(0).all()
-    assert draw(replace(still, by="relevance"), [0]).width > 200
+    torch.testing.assert_close(still.map("dog"), replace(found, method="weighted").map("dog"))
+    assert replace(still, method="relevance").map("dog").eq(0).all()
+    assert render_look(replace(still, method="relevance"), [0]).width > 200
 
 
 def test_words_are_found_whatever_signs_stand_round_them_and_wherever_they_are(model, photo, tmp_path):
@@ -299,7 +299,7 @@ def test_words_are_found_whatever_signs_stand_round_them_and_wherever_they_are(m
 
 def test_a_kind_of_map_that_is_none_and_a_text_that_is_none(model, photo):
     with pytest.raises(MmxError, match="by was given 'magic'; expected one of weighted, attention, relevance, both"):
-        Pipeline(model).look(photo, text="a", by="magic")
+        Pipeline(model).look(photo, text="a", method="magic")
     with pytest.raises(MmxError, match="text is a int"):
         Pipeline(model).look(photo, text=5)
 
@@ -308,7 +308,7 @@ def test_letters_of_any_script_and_pictures_of_any_shape_are_drawn(model):
     pipeline = Pipeline(model)
     for size in ((1, 1), (3000, 1), (1, 3000)):
         found = pipeline.look(Image.new("RGB", size, (9, 99, 9)), text="a 红色 🙂 مرحبا " + "very " * 15)
-        sheet = draw(found, range(4))
+        sheet = render_look(found, range(4))
         assert sheet.width == 5 * 256 + 16 if size != (1, 3000) else sheet.width >= 640
         assert sheet.height > 24
 
@@ -316,7 +316,7 @@ def test_letters_of_any_script_and_pictures_of_any_shape_are_drawn(model):
 def test_a_text_of_no_words_is_no_error(model, photo, tmp_path):
     found = Pipeline(model).look(photo, text="")
     assert found.words == () and found.attention.shape[0] == 0
-    assert found.facts()["words"] == []
+    assert found.to_dict()["words"] == []
     found.save(tmp_path / "where.png")
 
 
@@ -327,7 +327,7 @@ def test_heat_grows_lighter_and_the_peak_is_where_the_map_is():
     heat = torch.zeros(40, 60)
     heat[10:14, 50:54] = 1.0
     drawn = torch.frombuffer(
-        bytearray(over(Image.new("RGB", (60, 40), (90, 90, 90)), heat).tobytes()), dtype=torch.uint8
+        bytearray(overlay_heatmap(Image.new("RGB", (60, 40), (90, 90, 90)), heat).tobytes()), dtype=torch.uint8
     )
     brightness = drawn.view(40, 60, 3).float().sum(-1)
     assert brightness[12, 52] > 2 * brightness[30, 10]
@@ -339,5 +339,5 @@ def test_look_takes_what_a_decoder_looked_at(model, photo):
     pipeline = Pipeline(model)
     memory = pipeline.encode(image=photo)
     said = model.tokenizer.encode("dogs")
-    found = look(model, memory, pipeline.prompt_tokens(None), said, None, places_of(model, memory, {"image": photo}))
+    found = look_at_text(model, memory, pipeline.prompt_tokens(None), said, None, source_views(model, memory, {"image": photo}))
     torch.testing.assert_close(found.weighted, pipeline.look(photo, text="dogs").weighted)

@@ -9,7 +9,7 @@ import torch
 
 from mmx.errors import MmxError
 from mmx.interpret.attention_stats import relative_entropy
-from mmx.interpret.gradient_flow import TITLES, ByVariant, Flow, FlowRow
+from mmx.interpret.gradient_flow import TITLES, FlowValues, GradientFlow, FlowRow
 from mmx.interpret.leakage import Leakage
 from mmx.interpret.plots import COLORS, MARKERS, plot_bars, plot_costs, plot_flow, plot_leakage, plot_spotlight
 
@@ -31,13 +31,13 @@ def some_look():
 
 def some_flow():
     rows = [
-        FlowRow("features", "image", ByVariant(1.0, 2.0, 3.0)),
-        FlowRow("projection", "image.key.0", ByVariant(4.0, 0.0, 5.0)),
-        FlowRow("projection", "image.key.1", ByVariant(6.0, 7.0, 8.0)),
-        FlowRow("projection", "image.value.0", ByVariant(9.0, 0.0, 1.5)),
-        FlowRow("decoder", "blocks.0", ByVariant(2.5, 3.5, 1e-20)),
+        FlowRow("features", "image", FlowValues(1.0, 2.0, 3.0)),
+        FlowRow("projection", "image.key.0", FlowValues(4.0, 0.0, 5.0)),
+        FlowRow("projection", "image.key.1", FlowValues(6.0, 7.0, 8.0)),
+        FlowRow("projection", "image.value.0", FlowValues(9.0, 0.0, 1.5)),
+        FlowRow("decoder", "blocks.0", FlowValues(2.5, 3.5, 1e-20)),
     ]
-    return Flow(tuple(rows), ByVariant(0.1, 0.2, 0.1))
+    return GradientFlow(tuple(rows), FlowValues(0.1, 0.2, 0.1))
 
 
 def some_leak(inputs=True):

@@ -7,9 +7,9 @@ from torch import nn
 
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, load
-from mmx.interpret import Recorder
+from mmx.interpret import QueryRecorder
 from mmx.interpret.relevance import relevance, relevance_maps
-from mmx.memory import NOWHERE, Memory, join
+from mmx.memory import NO_BOX, Memory, cat
 from mmx.models.checkpoint import save_model
 from mmx.nn.attention import attention_weights, fold_streams, unfold_streams
 from mmx.nn.layers import merge_heads, split_heads
@@ -56,13 +56,13 @@ def memories():
     """Plain; padded; shared by the layers; boxes of streams on a grid; texts side by side, one a stream."""
     picture = some_memory(slots=5, grid=(2, 2), **DOUBLE)
     questions = some_memory(batch=4, slots=3, source="question", hidden=1, **DOUBLE).by_stream(2)
-    boxes = torch.tensor([[(0.0, 0.0, 0.4, 0.4), NOWHERE], [NOWHERE, (0.0, 0.0, 1.0, 0.4)]])
+    boxes = torch.tensor([[(0.0, 0.0, 0.4, 0.4), NO_BOX], [NO_BOX, (0.0, 0.0, 1.0, 0.4)]])
     return {
         "plain": some_memory(**DOUBLE),
         "padded": some_memory(hidden=2, **DOUBLE).hide(torch.tensor([[True], [False]]) & (torch.arange(5) == 0)),
         "shared": some_memory(layers=1, hidden=1, **DOUBLE),
         "boxes": picture.focus(boxes),
-        "questions": join(picture, questions),
+        "questions": cat(picture, questions),
         "blind": some_memory(**DOUBLE).hide(torch.tensor([[True], [False]])),
     }
 
@@ -75,11 +75,11 @@ def test_it_is_attention_times_its_gradient(kind, facts):
     targets[:, :, -1] = -100
     parts = relevance(decoder, memory, tokens, targets)
     expected = by_definition(decoder, memory, tokens, targets)[:, :, :3]
-    assert parts.shape == (2, 2, 3, 2, 2, memory.slots)
+    assert parts.shape == (2, 2, 3, 2, 2, memory.num_slots)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(parts, expected, atol=1e-10, rtol=0)
-    seen = memory.attendable(2, 1)
-    unseen = torch.zeros(2, 2, memory.slots, dtype=torch.bool) if seen is None else ~seen.expand(2, 1, -1, -1)[:, 0]
+    seen = memory.cross_attention_mask(2, 1)
+    unseen = torch.zeros(2, 2, memory.num_slots, dtype=torch.bool) if seen is None else ~seen.expand(2, 1, -1, -1)[:, 0]
     unseen = unseen.expand(2, 2, -1)
     assert (parts.permute(0, 1, 5, 2, 3, 4)[unseen] == 0).all(), "exactly"
 
@@ -101,7 +101,7 @@ def test_pieces_of_a_word_are_summed_and_padding_of_texts_changes_nothing():
 
 
 def test_visibility_is_honoured_and_the_recorder_handed_on():
-    decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 1, 4), Recorder()
+    decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 1, 4), QueryRecorder()
     visibility = torch.arange(5).expand(4, -1) < 3
     parts = relevance(decoder, memory, tokens, tokens, visibility=visibility, recorder=recorder)
     assert (parts[..., 3:] == 0).all() and (parts[..., :3] != 0).all()
@@ -142,6 +142,6 @@ def test_a_loaded_model_whose_decoder_is_packed_tells_the_same(tmp_path, dtype, 
     model = tiny_model(width=256)
     folder, tokens = save_model(tmp_path / "wide", model), torch.tensor([[[1, 3, 7, 9]]])
     packed, memory = load(folder, dtype=dtype), Pipeline(model).encode(numbers=[[0.3, -0.5, 0.9]])
-    assert packed.model.decoder.is_packed or dtype == "float32"
+    assert packed.model.decoder.is_prepacked or dtype == "float32"
     plain, other = (relevance(m.decoder, memory, tokens, tokens) for m in (model, packed.model))
     assert (other - plain).abs().max() <= close * plain.abs().max()

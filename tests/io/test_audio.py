@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmx.errors import MmxError, SoundError
-from mmx.io.audio import MAX_CHANNELS, MAX_SECONDS, SUFFIXES, load_sound
+from mmx.errors import MmxError, AudioError
+from mmx.io.audio import MAX_CHANNELS, MAX_SECONDS, SUFFIXES, load_audio
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -44,8 +44,8 @@ def encoded(samples, rate=RATE, kind="WAV", subtype="PCM_16"):
 
 
 def refusal(raw, rate=RATE):
-    with pytest.raises(SoundError) as caught:
-        load_sound(raw, rate)
+    with pytest.raises(AudioError) as caught:
+        load_audio(raw, rate)
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert sentence.endswith(".")
@@ -57,7 +57,7 @@ def refusal(raw, rate=RATE):
 
 @pytest.mark.parametrize("kind", WRITTEN, ids="-".join)
 def test_every_format(kind):
-    heard = load_sound(encoded(tone(), RATE, *kind), RATE)
+    heard = load_audio(encoded(tone(), RATE, *kind), RATE)
     assert heard.dtype == torch.float32
     assert heard.shape == (RATE // 2,)
     middle = slice(1000, -1000)  # lossy formats smear the ends
@@ -69,26 +69,26 @@ def test_path_bytes_and_pair_are_one(tmp_path):
     path.write_bytes(encoded(tone(), subtype="FLOAT"))
     expected = torch.from_numpy(tone())
     for raw in (path, str(path), path.read_bytes(), (tone(), RATE), (tone().tolist(), float(RATE)), (expected, RATE)):
-        assert torch.equal(load_sound(raw, RATE), expected)
-    assert torch.equal(load_sound((expected.double(), np.int64(RATE)), RATE), expected)
-    assert torch.equal(load_sound([tone(), RATE], RATE), expected)
+        assert torch.equal(load_audio(raw, RATE), expected)
+    assert torch.equal(load_audio((expected.double(), np.int64(RATE)), RATE), expected)
+    assert torch.equal(load_audio([tone(), RATE], RATE), expected)
 
 
 def test_channels_are_averaged():
     left, right = tone(220.0), tone(330.0)
     expected = torch.from_numpy((left + right) / 2)
     both = np.stack([left, right], axis=1)
-    assert torch.allclose(load_sound((both, RATE), RATE), expected, atol=1e-7)
-    assert torch.allclose(load_sound((torch.from_numpy(both), RATE), RATE), expected, atol=1e-7)
-    assert torch.allclose(load_sound(encoded(both, subtype="FLOAT"), RATE), expected, atol=1e-7)
+    assert torch.allclose(load_audio((both, RATE), RATE), expected, atol=1e-7)
+    assert torch.allclose(load_audio((torch.from_numpy(both), RATE), RATE), expected, atol=1e-7)
+    assert torch.allclose(load_audio(encoded(both, subtype="FLOAT"), RATE), expected, atol=1e-7)
     long = np.repeat(np.arange(5, dtype=np.float32)[:, None] / 10, 40_000, 0) @ np.ones((1, 2), np.float32)
-    assert torch.equal(load_sound(encoded(long, subtype="FLOAT"), RATE), torch.from_numpy(long[:, 0])), "block by block"
+    assert torch.equal(load_audio(encoded(long, subtype="FLOAT"), RATE), torch.from_numpy(long[:, 0])), "block by block"
 
 
 @pytest.mark.parametrize("given", [8_000, 22_050, 44_100, 48_000])
 def test_resampling_keeps_the_tone(given):
     pytest.importorskip("soxr")
-    heard = load_sound((tone(440.0, 1.0, given), given), RATE)
+    heard = load_audio((tone(440.0, 1.0, given), given), RATE)
     assert abs(len(heard) - RATE) <= 1
     middle = slice(2000, -2000)
     assert (heard - torch.from_numpy(tone(440.0, 1.0))[: len(heard)])[middle].abs().max() < 1e-3
@@ -99,13 +99,13 @@ def test_resampling_keeps_the_tone(given):
 def test_whole_numbers_are_divided_by_their_full_scale(kind, top):
     values = np.array([0, top // 2, -top // 2, -top], kind)
     for samples in (values, torch.from_numpy(values)):
-        assert load_sound((samples, RATE), RATE).tolist() == [0.0, 0.5, -0.5, -1.0]
-    assert load_sound(([0, 1, -1], RATE), RATE).tolist() == [0.0, 1.0, -1.0], "a list holds floats"
+        assert load_audio((samples, RATE), RATE).tolist() == [0.0, 0.5, -0.5, -1.0]
+    assert load_audio(([0, 1, -1], RATE), RATE).tolist() == [0.0, 1.0, -1.0], "a list holds floats"
 
 
 def test_the_callers_samples_stay_the_callers():
     mine = tone()
-    heard = load_sound((mine, RATE), RATE)
+    heard = load_audio((mine, RATE), RATE)
     heard.zero_()
     assert np.array_equal(mine, tone())
 
@@ -159,7 +159,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     assert refusal(tmp_path).kind == "folder"
     os.mkfifo(tmp_path / "pipe.wav")
     assert refusal(tmp_path / "pipe.wav").kind == "special"
-    monkeypatch.setattr(sounds, "MAX_BYTES", 100)
+    monkeypatch.setattr(audio, "MAX_BYTES", 100)
     (tmp_path / "a.wav").write_bytes(encoded(tone()))
     assert refusal(tmp_path / "a.wav").kind == "bytes"
     assert refusal(encoded(tone())).kind == "bytes"
@@ -168,15 +168,15 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "stat", deny)
-    with pytest.raises(SoundError) as caught:
-        load_sound("a.wav", RATE)
+    with pytest.raises(AudioError) as caught:
+        load_audio("a.wav", RATE)
     monkeypatch.undo()
     assert caught.value.kind == "permission"
 
 
 def test_more_channels_than_are_mixed():
     assert refusal(encoded(np.zeros((9, MAX_CHANNELS + 1)))).kind == "channels"
-    assert len(load_sound(encoded(np.zeros((9, MAX_CHANNELS))), RATE)) == 9
+    assert len(load_audio(encoded(np.zeros((9, MAX_CHANNELS))), RATE)) == 9
 
 
 def test_flipped_bytes_end_in_a_sound_or_a_refusal(capfd):
@@ -189,11 +189,11 @@ def test_flipped_bytes_end_in_a_sound_or_a_refusal(capfd):
             torn = whole.copy()
             torn[generator.integers(0, generator.choice([60, len(torn)]), 4)] = generator.integers(0, 256, 4)
             try:
-                heard = load_sound(torn.tobytes(), RATE)
+                heard = load_audio(torn.tobytes(), RATE)
                 kinds.append("sound")
                 assert len(heard)
                 assert heard.isfinite().all()
-            except SoundError as error:
+            except AudioError as error:
                 kinds.append(error.kind)
     assert {"sound", "format", "damaged"} <= set(kinds)
     assert "Traceback" not in capfd.readouterr().err
@@ -202,7 +202,7 @@ def test_flipped_bytes_end_in_a_sound_or_a_refusal(capfd):
 def test_a_streamed_wav_does_not_know_its_length():
     data = encoded(tone())
     endless = data[:4] + b"\xff\xff\xff\xff" + data[8:]
-    assert torch.equal(load_sound(endless, RATE), load_sound(data, RATE))
+    assert torch.equal(load_audio(endless, RATE), load_audio(data, RATE))
 
 
 def test_too_short_to_leave_a_sample():
@@ -223,7 +223,7 @@ def test_the_error_names_the_sound_and_travels_between_processes(tmp_path):
 @pytest.mark.parametrize("missing", ["soundfile", "soxr"])
 def test_without_the_extra_the_sentence_says_what_to_type(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    assert len(load_sound((tone(), RATE), RATE)) == RATE // 2, "samples at the rate need neither"
+    assert len(load_audio((tone(), RATE), RATE)) == RATE // 2, "samples at the rate need neither"
     raw = encoded(tone(), 8_000) if missing == "soundfile" else (tone(), 8_000)
     error = refusal(raw)
     assert error.kind == "extra"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import MmxError
-from mmx.io.results_file import _FRESH, Known, files_of, is_stream, number_of, open_journal, row_key, row_line
+from mmx.io.results_file import _FRESH, SeenIds, files_of, is_stream, number_of, open_results_file, row_id, row_line
 
 MADE = {"command": "caption", "model": "m", "weights": "abc", "options": {"num_beams": 1, "top_k": 0}}
 S = ("image", "text")
@@ -21,7 +21,7 @@ def row(number, **facts):
 
 def write(out, rows, made=MADE, **options):
     """The rows that were not there yet."""
-    with open_journal(out, made, S, **options) as journal:
+    with open_results_file(out, made, S, **options) as journal:
         fresh = [item for item in rows if journal.takes(item)]
         for item in fresh:
             journal.write(item)
@@ -113,7 +113,7 @@ def test_overwriting_keeps_the_older_file_until_there_is_a_row(tmp_path):
     write(out, [row(0)])
     write(out, [], other, overwrite=True)
     assert rows_of(out) == [row(0)], "nothing came"
-    with open_journal(out, other, S, overwrite=True) as journal:
+    with open_results_file(out, other, S, overwrite=True) as journal:
         assert rows_of(out) == [row(0)]
         journal.write(row(7))
         assert rows_of(out) == [row(7)]
@@ -126,7 +126,7 @@ def test_overwriting_keeps_the_older_file_until_there_is_a_row(tmp_path):
 def test_errors_count_as_done_unless_they_are_to_be_tried_again(tmp_path):
     out = tmp_path / "c.jsonl"
     write(out, [row(0), row(1, error="no"), row(2), row(3, error="no")])
-    with open_journal(out, MADE, S) as journal:
+    with open_results_file(out, MADE, S) as journal:
         assert journal.errors == 2
         assert not journal.takes(row(1))
     assert write(out, [row(n) for n in range(4)], retry_errors=True) == [row(1), row(3)]
@@ -152,9 +152,9 @@ def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
 def test_two_at_once_are_refused(tmp_path):
     out = tmp_path / "c.jsonl"
     with (
-        open_journal(out, MADE, S),
+        open_results_file(out, MADE, S),
         pytest.raises(MmxError, match="by another process; wait for it"),
-        open_journal(out, MADE, S),
+        open_results_file(out, MADE, S),
     ):
         pass
 
@@ -233,16 +233,16 @@ def test_a_row_is_known_by_its_inputs_its_id_and_its_question():
         ({"id": 0, "input": "a"}, {"id": 0, "input": "b"}),
         ({"image": "a"}, {"image": "a", "id": 1}),
     ]
-    assert all(row_key(a, S) == row_key(b, S) for a, b in same)
-    assert all(row_key(a, S) != row_key(b, S) for a, b in other)
+    assert all(row_id(a, S) == row_id(b, S) for a, b in same)
+    assert all(row_id(a, S) != row_id(b, S) for a, b in other)
     odd = {"image": os.fsdecode(b"caf\xe9")}
-    assert number_of(row_key(odd, S)) == number_of(row_key(json.loads(json.dumps(odd, ensure_ascii=False)), S))
+    assert number_of(row_id(odd, S)) == number_of(row_id(json.loads(json.dumps(odd, ensure_ascii=False)), S))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), unique=True), st.integers(0, 2**64 - 1))
 def test_known_numbers_are_a_set(numbers, other):
-    known = Known()
+    known = SeenIds()
     for number in numbers:
         assert number not in known
         known.add(number)
@@ -251,7 +251,7 @@ def test_known_numbers_are_a_set(numbers, other):
 
 
 def test_many_known_numbers_take_eight_bytes_each():
-    known = Known()
+    known = SeenIds()
     numbers = [number_of(str(n)) for n in range(3 * _FRESH + 5)]
     for number in numbers:
         known.add(number)

@@ -11,7 +11,7 @@ from batch_cases import as_file
 
 from mmx.errors import DataError
 from mmx.io import tar as shards
-from mmx.io.tar import Member, is_shard, read_shard
+from mmx.io.tar import TarMember, is_tar, read_tar
 
 
 def is_picture(name):
@@ -34,7 +34,7 @@ def write_shard(path: Path, members, mode="w") -> str:
 
 
 def read(path, most=1000):
-    return list(read_shard(path, is_picture, most))
+    return list(read_tar(path, is_picture, most))
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def read(path, most=1000):
 def test_members_come_in_order_whatever_the_compression(tmp_path, ending, mode):
     members = [(f"{n:03}.{kind}", f"{n}{kind}".encode() * n) for n in range(30) for kind in ("jpg", "json", "cls")]
     path = write_shard(tmp_path / f"a{ending}", [("folder", {"type": tarfile.DIRTYPE}), *members], mode)
-    assert is_shard(path)
-    assert read(path) == [Member(name, data) for name, data in members if is_picture(name)]
+    assert is_tar(path)
+    assert read(path) == [TarMember(name, data) for name, data in members if is_picture(name)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_what_is_no_plain_member_is_told_and_the_rest_is_read(tmp_path, name, ch
 )
 def test_what_is_hidden_or_nobody_asked_for_is_passed_over(tmp_path, name, change):
     path = write_shard(tmp_path / "a.tar", [("./0.jpg", b"0"), (name, change), ("1.jpg", b"1")])
-    assert read(path) == [Member("./0.jpg", b"0"), Member("1.jpg", b"1")]
+    assert read(path) == [TarMember("./0.jpg", b"0"), TarMember("1.jpg", b"1")]
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("0.jpg", [DataError]), ("0.mp4", [])])
@@ -129,7 +129,7 @@ def test_a_header_of_many_megabytes_is_damage(tmp_path):
 def test_many_members_take_no_memory(tmp_path):
     path = write_shard(tmp_path / "a.tar", [(f"{n}.jpg", b"x") for n in range(3000)])
     tracemalloc.start()
-    assert sum(1 for _ in read_shard(path, is_picture, 1000)) == 3000
+    assert sum(1 for _ in read_tar(path, is_picture, 1000)) == 3000
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert held < 3e5, "a hundred bytes a member, were their headers kept"
@@ -178,4 +178,4 @@ def test_a_header_that_is_damaged_in_the_middle_is_no_silent_end(tmp_path):
 def test_a_missing_shard_is_told(tmp_path):
     (missing,) = read(str(tmp_path / "gone.tar"))
     assert "No such file" in str(missing.data)
-    assert not is_shard("a.jpg")
+    assert not is_tar("a.jpg")

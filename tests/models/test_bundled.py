@@ -38,7 +38,7 @@ def test_it_says_what_it_said(model):
 
 def test_unseen_scenes_are_answered(model):
     """A floor well under the measured figure, on a few scenes: a broken preprocessing or tokenizer falls through it."""
-    scenes = SceneExamples(DataConfig(path="scenes", count=40, seed=987, tasks=("ask",)))
+    scenes = SceneExamples(DataConfig(path="scenes", num_examples=40, seed=987, tasks=("ask",)))
     metrics = evaluate(model, scenes).metrics
     assert metrics["questions"] > 300
     assert metrics["exact match"] >= FLOOR

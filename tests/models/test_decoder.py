@@ -13,12 +13,12 @@ from torch import nn
 
 from mmx.config.schema import DecoderConfig, ProjectionConfig
 from mmx.errors import MmxError
-from mmx.memory import Memory, Segment, join
+from mmx.memory import Memory, Segment, cat
 from mmx.models.decoder import TextDecoder
 from mmx.models.projection import KeyValueProjection
 from mmx.nn.features import Features
-from mmx.nn.relative_position import Sight
-from mmx.nn.transformer import LookingBlock
+from mmx.nn.relative_position import CrossAttentionInputs
+from mmx.nn.transformer import DecoderLayer
 
 properties = settings(max_examples=50, deadline=None)
 
@@ -166,7 +166,7 @@ def test_padding_of_text_and_source_changes_no_logit(facts, left, right, slots, 
     junk = some_memory(slots=slots, layers=layers, hidden=slots, source="junk")
     junk = Memory(1e4 * junk.keys, 1e4 * junk.values, junk.mask, junk.layout)
     plain = decoder(tokens, memory, mask)
-    padded = decoder(pad(tokens, mask, left, right)[0], join(memory, junk), pad(tokens, mask, left, right)[1])
+    padded = decoder(pad(tokens, mask, left, right)[0], cat(memory, junk), pad(tokens, mask, left, right)[1])
     torch.testing.assert_close(padded[:, :, left : left + 6][mask], plain[mask], atol=1e-5, rtol=0)
     assert torch.isfinite(padded).all()
 
@@ -218,9 +218,9 @@ def test_visibility_beside_questions_that_belong_to_streams():
     questions = some_memory(batch=4, slots=2, layers=1, source="question")
     visibility = torch.rand(4, 5) < 0.6
     folded = torch.cat([visibility, visibility[:, 3:]], 1)
-    together = decoder(tokens, join(picture, questions.by_stream(2)), visibility=folded)
+    together = decoder(tokens, cat(picture, questions.by_stream(2)), visibility=folded)
     for k in range(2):
-        own = join(picture, questions.select([k, 2 + k]))
+        own = cat(picture, questions.select([k, 2 + k]))
         alone = decoder(tokens[:, k : k + 1], own, visibility=visibility)
         torch.testing.assert_close(together[:, k : k + 1], alone, atol=1e-5, rtol=0)
 
@@ -228,7 +228,7 @@ def test_visibility_beside_questions_that_belong_to_streams():
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_a_shut_gate_starts_as_a_decoder_of_text_alone(placement):
     torch.manual_seed(1)
-    decoder = TextDecoder(DecoderConfig(width=16, heads=2, layers=2, gate="tanh", norm_placement=placement), VOCABULARY)
+    decoder = TextDecoder(DecoderConfig(hidden_size=16, num_heads=2, num_layers=2, gate="tanh", norm_placement=placement), VOCABULARY)
     decoder.eval()
     tokens = some_tokens()
     assert torch.equal(decoder(tokens, some_memory()), decoder(tokens, decoder.empty_memory(2)))
@@ -274,8 +274,8 @@ def theirs_of(kind, norm_first, activation):
 
 def ours_of(norm_first, activation, looking):
     facts = {"width": 16, "heads": 4, "feed_forward_width": 40, "feed_forward": activation, "dropout": 0.0}
-    config = DecoderConfig(**facts, norm_placement="pre" if norm_first else "post", layers=1)
-    return config, LookingBlock(config, looking).double().eval()
+    config = DecoderConfig(**facts, norm_placement="pre" if norm_first else "post", num_layers=1)
+    return config, DecoderLayer(config, looking).double().eval()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
@@ -291,7 +291,7 @@ def test_a_stack_without_looking_is_torchs_transformer_encoder(norm_first, activ
         copy_self_attention(block, layer)
         block.feed_residual.norm.load_state_dict(layer.norm2.state_dict())
         theirs = layer(theirs, src_mask=~causal)
-        ours = block(ours, causal[None, None], torch.arange(5).expand(3, 5), None, Sight(memory, memory.mask))
+        ours = block(ours, causal[None, None], torch.arange(5).expand(3, 5), None, CrossAttentionInputs(memory, memory.mask))
     assert float(theirs.detach().std()) > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
@@ -305,7 +305,7 @@ def test_a_looking_block_is_torchs_transformer_decoder(norm_first, activation):
     copy_self_attention(block, layer)
     block.cross_residual.norm.load_state_dict(layer.norm2.state_dict())
     block.feed_residual.norm.load_state_dict(layer.norm3.state_dict())
-    options = ProjectionConfig(norm="none", position="none")
+    options = ProjectionConfig(norm="none", positions="none")
     projection = KeyValueProjection(options, config, 16, 1, "image").double()
     weights, biases = (p.chunk(3) for p in (layer.multihead_attn.in_proj_weight, layer.multihead_attn.in_proj_bias))
     for part, weight, bias in zip((block.cross_attention.query, projection.key, projection.value), weights, biases):
@@ -318,7 +318,7 @@ def test_a_looking_block_is_torchs_transformer_decoder(norm_first, activation):
     memory = projection(Features(states, mask))
     assert memory.layout == (Segment("image", 0, 7),)
     positions = torch.arange(5).expand(3, 5)
-    ours = block(x, causal[None, None], positions, None, Sight(memory, mask[:, None, None]))
+    ours = block(x, causal[None, None], positions, None, CrossAttentionInputs(memory, mask[:, None, None]))
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmx.config.schema import SourceConfig
 from mmx.encoders.base import Features
 from mmx.errors import EncoderError, MmxError
-from mmx.memory import join
+from mmx.memory import cat
 from mmx.models.model import SourceBatch
 from mmx.testing import ToyEncoder, tiny_model
 from mmx.text.prompts import answer_prompt, caption_prompt, question_prompt
@@ -53,9 +53,9 @@ def test_sources_matter():
 
 def test_no_source_at_all_is_an_empty_memory():
     empty = MODEL.encode({}, 3)
-    assert (empty.batch, empty.slots, empty.layout) == (3, 0, ())
+    assert (empty.batch_size, empty.num_slots, empty.layout) == (3, 0, ())
     none = SourceBatch({}, torch.zeros(0, dtype=torch.long))
-    assert MODEL.encode({"left": none, "right": none}, 3).slots == 0
+    assert MODEL.encode({"left": none, "right": none}, 3).num_slots == 0
     with torch.no_grad():
         assert torch.equal(logits({}, tokens_of(3)), MODEL.decoder(tokens_of(3), MODEL.decoder.empty_memory(3)))
 
@@ -81,11 +81,11 @@ def test_rows_may_be_named_in_any_order():
 def test_withheld_is_absent():
     tokens, both = tokens_of(4), {"left": given_("left", LEFT), "right": given_("right", RIGHT)}
     withheld = torch.tensor([True, False, True, False])
-    found = logits({**both, "left": both["left"]._replace(withheld=withheld)}, tokens)
+    found = logits({**both, "left": both["left"]._replace(dropped=withheld)}, tokens)
     with_left, without = logits(both, tokens), logits({"right": both["right"]}, tokens)
     for row in range(4):
         assert torch.allclose(found[row], (without if withheld[row] else with_left)[row], **EXACT)
-    everything = both["left"]._replace(withheld=torch.ones(4, dtype=torch.bool))
+    everything = both["left"]._replace(dropped=torch.ones(4, dtype=torch.bool))
     assert torch.allclose(logits({"left": everything}, tokens), logits({}, tokens), **EXACT)
 
 
@@ -104,8 +104,8 @@ def test_the_order_in_which_sources_are_joined_changes_nothing():
     assert torch.allclose(one, other, **EXACT)
     with torch.no_grad():
         parts = MODEL.encode({"left": left}, 4), MODEL.encode({"right": right}, 4)
-        assert torch.allclose(MODEL.decoder(tokens, join(*parts)), one, **EXACT)
-        assert torch.allclose(MODEL.decoder(tokens, join(*reversed(parts))), one, **EXACT)
+        assert torch.allclose(MODEL.decoder(tokens, cat(*parts)), one, **EXACT)
+        assert torch.allclose(MODEL.decoder(tokens, cat(*reversed(parts))), one, **EXACT)
 
 
 def test_an_input_for_each_stream_is_seen_by_that_stream_alone():

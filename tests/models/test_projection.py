@@ -6,12 +6,12 @@ from decoder_cases import enliven, some_decoder, some_tokens
 
 from mmx.config.schema import DecoderConfig, ProjectionConfig
 from mmx.errors import EncoderError
-from mmx.memory import Memory, Segment, join
+from mmx.memory import Memory, Segment, cat
 from mmx.models.projection import KeyValueProjection
 from mmx.nn.features import Features
 
 WIDTH = 12
-DECODER = DecoderConfig(width=16, heads=2, layers=3)
+DECODER = DecoderConfig(hidden_size=16, num_heads=2, num_layers=3)
 
 
 def some_projection(dimensions=1, decoder=DECODER, **facts):
@@ -105,8 +105,8 @@ def test_shared_layers_give_one_layer_that_says_what_equal_layers_would():
 
 
 def test_one_layer_is_projected_for_each_block_that_looks():
-    decoder = DecoderConfig(width=16, heads=2, layers=5, cross_every=2)
-    assert decoder.looking == (1, 3)
+    decoder = DecoderConfig(hidden_size=16, num_heads=2, num_layers=5, cross_attention_every_n_layers=2)
+    assert decoder.cross_attention_layers == (1, 3)
     assert some_projection(decoder=decoder)(some_features()).keys.shape[0] == 2
 
 
@@ -118,7 +118,7 @@ def test_the_bias_of_the_keys_alone_is_a_tag_without_effect():
     after = projection(features)
     torch.testing.assert_close(decoder(tokens, before), decoder(tokens, after), atol=1e-5, rtol=0)
     other = some_projection()(some_features())
-    apart = decoder(tokens, join(before, other)) - decoder(tokens, join(after, other))
+    apart = decoder(tokens, cat(before, other)) - decoder(tokens, cat(after, other))
     assert apart.abs().max() > 1e-2
 
 

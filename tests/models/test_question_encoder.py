@@ -6,14 +6,14 @@ Alphabet: B rows, K streams, T text positions, V vocabulary.
 import pytest
 import torch
 
-from mmx.config.schema import DataConfig, DecoderConfig, ModelConfig, ReaderConfig, SourceConfig
-from mmx.data.batching import IGNORED, TrainingSet
-from mmx.data.examples import Example, Turn
+from mmx.config.schema import DataConfig, DecoderConfig, ModelConfig, QuestionEncoderConfig, SourceConfig
+from mmx.data.batching import IGNORE_INDEX, TrainingDataset
+from mmx.data.examples import Example, TextTask
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline
 from mmx.memory import Memory, Segment
 from mmx.models.model import Model
-from mmx.models.question_encoder import READER
+from mmx.models.question_encoder import QUESTION_ENCODER
 from mmx.models.source import SourceBatch
 from mmx.testing import tiny_model, toy_tokenizer
 
@@ -27,9 +27,9 @@ def build(**reader):
     facts = {"width": 24, "layers": 2, "heads": 3, "max_positions": 60, "opening": (1,), "closing": (2,), **reader}
     config = ModelConfig(
         sources={"numbers": SourceConfig(encoder="mmx.testing:ToyEncoder")},
-        decoder=DecoderConfig(width=32, layers=3, heads=4, max_positions=64),
-        reader=ReaderConfig(**facts),
-        question_to=READER,
+        decoder=DecoderConfig(hidden_size=32, num_layers=3, num_heads=4, max_position_embeddings=64),
+        question_encoder=QuestionEncoderConfig(**facts),
+        question_input=QUESTION_ENCODER,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -55,9 +55,9 @@ def tokens_of(batch, streams, length=5):
 
 def logits(model, numbers, questions, rows, streams, tokens):
     """[B, K, T, V], where `questions` stand at `rows` among B*K."""
-    asked = model.collate(READER, questions, rows)._replace(streams=streams)
+    asked = model.collate(QUESTION_ENCODER, questions, rows)._replace(streams=streams)
     with torch.no_grad():
-        return model({"numbers": given(model, numbers), READER: asked}, tokens)
+        return model({"numbers": given(model, numbers), QUESTION_ENCODER: asked}, tokens)
 
 
 def given(model, numbers):
@@ -74,18 +74,18 @@ def alone(model, numbers, question, tokens):
 
 
 def test_a_question_stands_between_its_opening_and_its_closing():
-    tokens = MODEL.reader.prepare("who?")["tokens"].tolist()
+    tokens = MODEL.question_encoder.prepare("who?")["tokens"].tolist()
     assert (tokens[0], tokens[-1]) == (1, 2)
     assert MODEL.tokenizer.decode(tokens[1:-1]) == "who?"
 
 
 def test_a_question_longer_than_the_reader_reads_is_refused():
     with pytest.raises(MmxError, match=r"^the question has 93 tokens; this model reads up to 60, ask more shortly\.$"):
-        MODEL.reader.prepare("a" * 90)
+        MODEL.question_encoder.prepare("a" * 90)
 
 
 def test_a_batch_is_padded_at_the_end():
-    batch = MODEL.reader.collate([MODEL.reader.prepare(text) for text in ASKED[:2]])
+    batch = MODEL.question_encoder.collate([MODEL.question_encoder.prepare(text) for text in ASKED[:2]])
     first = batch["mask"][0]
     assert first.tolist() == sorted(first.tolist(), reverse=True) and not first.all() and batch["mask"][1].all()
     assert (batch["tokens"][0][~first] == MODEL.tokenizer.pad).all()
@@ -125,7 +125,7 @@ def test_every_token_of_a_question_sees_those_after_it():
     first, other = ({"tokens": torch.tensor([[9, 10, last]]), "mask": torch.ones(1, 3).bool()} for last in (11, 12))
     memory = MODEL.encode({"numbers": given(MODEL, NUMBERS[:1])}, 1)
     with torch.no_grad():
-        one, two = (MODEL.reader(asked, torch.tensor([0]), memory, 1).values for asked in (first, other))
+        one, two = (MODEL.question_encoder(asked, torch.tensor([0]), memory, 1).values for asked in (first, other))
     assert (one - two)[..., 0, :].abs().max() > 1e-3
 
 
@@ -143,15 +143,15 @@ def test_each_stream_reads_its_question_over_what_it_points_at():
     keys, values = (torch.randn(2, 1, 3, 2, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     whole = Memory(keys, values, torch.ones(1, 2).bool(), (Segment("numbers", 0, 2, (1, 2)),))
     boxes = torch.tensor([[[0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0]]])
-    questions, tokens = MODEL.collate(READER, ASKED[:2])._replace(streams=2), tokens_of(1, 2)
+    questions, tokens = MODEL.collate(QUESTION_ENCODER, ASKED[:2])._replace(streams=2), tokens_of(1, 2)
     with torch.no_grad():
-        found = MODEL.decoder(tokens, MODEL.read(whole.focus(boxes), questions))
+        found = MODEL.decoder(tokens, MODEL.with_questions(whole.focus(boxes), questions))
         for cell in range(2):
             part = Memory(
                 keys[..., [cell], :], values[..., [cell], :], torch.ones(1, 1).bool(), (Segment("numbers", 0, 1),)
             )
-            asked = MODEL.collate(READER, [ASKED[cell]])._replace(streams=1)
-            own = MODEL.decoder(tokens[:, cell : cell + 1], MODEL.read(part, asked))
+            asked = MODEL.collate(QUESTION_ENCODER, [ASKED[cell]])._replace(streams=1)
+            own = MODEL.decoder(tokens[:, cell : cell + 1], MODEL.with_questions(part, asked))
             assert torch.allclose(found[:, cell], own[:, 0], **CLOSE)
 
 
@@ -165,15 +165,15 @@ def test_without_a_question_there_is_nothing_to_see():
     with torch.no_grad():
         blind = MODEL.decoder(tokens, MODEL.decoder.empty_memory(3))
         assert torch.equal(MODEL({"numbers": numbers}, tokens), blind)
-        assert torch.equal(MODEL({"numbers": numbers, READER: nobody}, tokens), blind)
+        assert torch.equal(MODEL({"numbers": numbers, QUESTION_ENCODER: nobody}, tokens), blind)
         assert torch.equal(MODEL({}, tokens), blind)
 
 
 def test_a_question_about_nothing_is_read_as_it_is():
     tokens = tokens_of(1, 1)
-    asked = MODEL.collate(READER, ASKED[:1])._replace(streams=1)
+    asked = MODEL.collate(QUESTION_ENCODER, ASKED[:1])._replace(streams=1)
     with torch.no_grad():
-        found = MODEL({READER: asked}, tokens)
+        found = MODEL({QUESTION_ENCODER: asked}, tokens)
     assert found.isfinite().all()
     assert (found - MODEL.decoder(tokens, MODEL.decoder.empty_memory(1))).abs().max() > 1e-3
 
@@ -183,16 +183,16 @@ def test_a_question_about_nothing_is_read_as_it_is():
 
 def test_a_training_step_gives_gradients_to_all_of_the_reader():
     model = build()
-    turns = (Turn(("yes",), "is it so?"), Turn(("no",), "or is it not?"))
+    turns = (TextTask(("yes",), "is it so?"), TextTask(("no",), "or is it not?"))
     examples = [Example("two", {"numbers": [1.0, 2.0]}, turns), Example("one", {"numbers": [2.0]}, turns[:1])]
-    data = TrainingSet(model, [(DataConfig(path="x"), examples)], seed=0, streams=2, max_text=20)
+    data = TrainingDataset(model, [(DataConfig(path="x"), examples)], seed=0, streams=2, max_text=20)
     batch = data.collate([data[0], data[1]])
-    asked = batch.sources[READER]
+    asked = batch.sources[QUESTION_ENCODER]
     assert asked.streams == 2
     assert len(asked.rows) == 3
     batch.sources["numbers"] = batch.sources["numbers"]._replace(inputs=given(model, [[1.0, 2.0], [2.0]]).inputs)
-    found = model(batch.sources, batch.tokens, batch.mask, batch.wanted)
-    torch.nn.functional.cross_entropy(found, batch.labels, ignore_index=IGNORED).backward()
+    found = model(batch.sources, batch.tokens, batch.mask, batch.label_positions)
+    torch.nn.functional.cross_entropy(found, batch.labels, ignore_index=IGNORE_INDEX).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         # a bias of all keys moves every score alike: it has a gradient of zero
@@ -212,6 +212,6 @@ def test_questions_are_answered_as_alone_by_the_verbs():
 
 def test_a_model_without_a_reader_has_none():
     model = tiny_model()
-    assert model.reader is None
+    assert model.question_encoder is None
     with pytest.raises(MmxError, match="the model has no source 'reader'"):
-        model.collate(READER, ["who?"])
+        model.collate(QUESTION_ENCODER, ["who?"])

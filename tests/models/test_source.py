@@ -6,16 +6,16 @@ import pytest
 import torch
 from PIL import Image
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import SourceConfig
-from mmx.data.batching import TrainingSet
-from mmx.data.examples import Example, Turn
+from mmx.data.batching import TrainingDataset
+from mmx.data.examples import Example, TextTask
 from mmx.data.formats import read_examples
 from mmx.errors import EncoderError, MmxError
-from mmx.inference.batch_inference import Asked
+from mmx.inference.batch_inference import Question
 from mmx.inference.pipeline import Pipeline
 from mmx.models.model import SourceBatch
-from mmx.models.source import batch_inputs, prepare_inputs, source_of
+from mmx.models.source import collate_inputs, prepare_inputs, find_source
 from mmx.testing import ToyEncoder, tiny_model
 
 OPTIONS = {"max_new_tokens": 4}
@@ -104,7 +104,7 @@ def test_everything_asks_several_sources(pipeline, tmp_path):
     whole = pipeline.ask(PARTS, question, **OPTIONS)
     assert whole == pipeline.ask(pipeline.encode(**PARTS), question, **OPTIONS)
     assert whole == pipeline.ask({**PARTS, "audio": str(tmp_path / "a.snd")}, question, **OPTIONS)
-    answers = list(pipeline.answers([Asked(row, question) for row in MIXED], batch_size=3, **OPTIONS))
+    answers = list(pipeline.answers([Question(row, question) for row in MIXED], batch_size=3, **OPTIONS))
     assert [said.text for said in answers] == [pipeline.ask(row, question, **OPTIONS) for row in MIXED]
     captions = [said.text for _, said in pipeline.captions(MIXED, batch_size=4, **OPTIONS)]
     assert captions == [pipeline.caption(row, **OPTIONS) for row in MIXED]
@@ -115,7 +115,7 @@ def test_everything_asks_several_sources(pipeline, tmp_path):
 
 def test_questions_that_point_stand_beside_those_that_do_not(pipeline):
     box = (0.0, 0.0, 0.5, 0.5)
-    asked = [Asked(PARTS, "a?"), Asked(PARTS, "a?", box), Asked({"image": picture(90)}, "a?", box)]
+    asked = [Question(PARTS, "a?"), Question(PARTS, "a?", box), Question({"image": picture(90)}, "a?", box)]
     said = [item.text for item in pipeline.answers(asked, **OPTIONS)]
     assert said[:2] == [pipeline.ask(PARTS, "a?", **OPTIONS), pipeline.ask(PARTS, "a?", box=box, **OPTIONS)]
     assert said[2] == pipeline.ask(picture(90), "a?", box=box, **OPTIONS)
@@ -123,13 +123,13 @@ def test_questions_that_point_stand_beside_those_that_do_not(pipeline):
 
 def test_the_source_of_an_input_without_a_name(pipeline):
     encoders = pipeline.model.encoders
-    assert source_of(encoders, "x/b.snd") == "audio"
-    assert source_of(encoders, "x/b.jpeg") == "image"
-    assert source_of(encoders, "x/b.unknown") == source_of(encoders, picture(3)) == "image"
-    assert source_of(tiny_model().encoders, "x/b.unknown") == "numbers"
+    assert find_source(encoders, "x/b.snd") == "audio"
+    assert find_source(encoders, "x/b.jpeg") == "image"
+    assert find_source(encoders, "x/b.unknown") == find_source(encoders, picture(3)) == "image"
+    assert find_source(tiny_model().encoders, "x/b.unknown") == "numbers"
     two = tiny_model({"one": f"{__name__}:Ear", "two": "mmx.testing:ToyEncoder"}).encoders
     with pytest.raises(MmxError, match="'b.jpg' could be for any of the sources one, two; name it, as in one=..."):
-        source_of(two, "b.jpg")
+        find_source(two, "b.jpg")
     with pytest.raises(MmxError, match="the model has no source 'sound'; known: audio, image, text"):
         pipeline.ask({"sound": "a.snd"}, "what?")
 
@@ -144,7 +144,7 @@ def test_training_learns_from_a_mixture(pipeline, tmp_path):
     from mmx.config.schema import DataConfig
 
     examples = read_examples(DataConfig(path=str(tmp_path / "list.jsonl")))
-    data = TrainingSet(pipeline.model, [(DataConfig(path="x"), examples)], 0, 1, 20)
+    data = TrainingDataset(pipeline.model, [(DataConfig(path="x"), examples)], 0, 1, 20)
     prepared = {item.id: item for item in (data[position] for position in range(3))}
     batch = data.collate([prepared[example.id] for example in examples])
     assert batch.sources["text"].rows.tolist() == [0, 2]
@@ -158,9 +158,9 @@ def test_training_learns_from_a_mixture(pipeline, tmp_path):
 
 
 def test_training_hands_the_boxes_to_the_decoder(pipeline):
-    box, config = (0.0, 0.0, 0.5, 0.5), parse_settings({"path": "x"}, _data(), where="test")
-    turns = (Turn(("corner",), "what?", box=box), Turn(("all",), "what?"))
-    data = TrainingSet(pipeline.model, [(config, [Example("e", {"image": picture(60)}, turns)])], 0, 3, 20)
+    box, config = (0.0, 0.0, 0.5, 0.5), parse_config({"path": "x"}, _data(), where="test")
+    turns = (TextTask(("corner",), "what?", box=box), TextTask(("all",), "what?"))
+    data = TrainingDataset(pipeline.model, [(config, [Example("e", {"image": picture(60)}, turns)])], 0, 3, 20)
     batch = data.collate([data[0]])
     pointed = [bool(torch.isfinite(row).all()) for row in batch.boxes[0]]
     assert sorted(pointed) == [False, False, True], "two questions of three streams, one of which points"
@@ -179,10 +179,10 @@ def test_training_hands_the_boxes_to_the_decoder(pipeline):
 
 def test_what_points_is_not_moved_by_augmentation(pipeline):
     changes = {"crop": 0.3, "flip": True, "color": 0.0}
-    config = parse_settings({"path": "x", "augment": changes}, _data(), where="test")
+    config = parse_config({"path": "x", "augment": changes}, _data(), where="test")
     for box, moved in ((None, True), ((0.0, 0.0, 0.5, 0.5), False)):
-        examples = [Example("e", {"image": picture(60)}, (Turn(("a",), "what?", box=box),))]
-        data = TrainingSet(pipeline.model, [(config, examples)], 0, 1, 20)
+        examples = [Example("e", {"image": picture(60)}, (TextTask(("a",), "what?", box=box),))]
+        data = TrainingDataset(pipeline.model, [(config, examples)], 0, 1, 20)
         plain = pipeline.model.encoder("image").prepare(picture(60))["pixels"]
         same = [torch.equal(data[position].inputs["image"]["pixels"], plain) for position in range(4)]
         assert all(same) != moved
@@ -209,7 +209,7 @@ def test_what_collate_and_forward_raise_is_told_too():
     model = tiny_model({"touch": f"{__name__}:Touchy"})
     rows = [prepare_inputs(model.encoders, {"touch": [number]}) for number in (1.0, 2.0, 3.0)]
     with pytest.raises(EncoderError, match="failed in collate with RuntimeError: three are a crowd"):
-        batch_inputs(model.encoders, rows)
+        collate_inputs(model.encoders, rows)
     with pytest.raises(EncoderError, match="failed in forward with IndexError: too loud"):
         Pipeline(model).encode(touch=[[101.0]])
 
@@ -261,7 +261,7 @@ class Orphan(ToyEncoder):
 class Wide(ToyEncoder):
     def __init__(self, options):
         super().__init__(options)
-        self.width = True
+        self.feature_size = True
 
 
 class Deep(ToyEncoder):
@@ -298,7 +298,7 @@ def test_odd_encoders_end_in_one_sentence(name, said):
 
 
 def test_one_odd_box_of_many_is_an_error_of_its_own(pipeline):
-    asked = [Asked(PARTS, "a?", (0, 0, 2, 2)), Asked(PARTS, "a?"), Asked(PARTS, "a?", "0,0,1,1")]
+    asked = [Question(PARTS, "a?", (0, 0, 2, 2)), Question(PARTS, "a?"), Question(PARTS, "a?", "0,0,1,1")]
     bad, good, worse = pipeline.answers(asked, **OPTIONS)
     assert "is no region" in str(bad)
     assert "is no region" in str(worse)
@@ -314,7 +314,7 @@ def test_candidates_are_ranked_over_one_view(pipeline):
 def test_a_batch_moves_with_all_its_parts():
     batch = SourceBatch({"x": torch.zeros(2, 3)}, torch.tensor([0, 2]), torch.tensor([True, False]), 2)
     moved = batch.to(torch.device("meta"))
-    assert {part.device.type for part in (moved.inputs["x"], moved.rows, moved.withheld)} == {"meta"}
+    assert {part.device.type for part in (moved.inputs["x"], moved.rows, moved.dropped)} == {"meta"}
     assert moved.streams == 2
 
 

@@ -12,10 +12,10 @@ from mmx.encoders.text import TextEncoder
 from mmx.errors import ConfigError
 from mmx.generation import DecoderStep, generate
 from mmx.generation.decode_step import UncachedStep
-from mmx.models.checkpoint import load_model, once, save_model
+from mmx.models.checkpoint import load_model, unique_tensors, save_model
 from mmx.models.model import Model, mount
-from mmx.nn.layers import Borrowed, BorrowingProjection, SelfAttention
-from mmx.nn.prepack import PackedLinear
+from mmx.nn.layers import TiedLinear, TiedQKVProjection, SelfAttention
+from mmx.nn.prepack import PrepackedLinear
 from mmx.testing.toys import toy_tokenizer
 
 WIDTH, HEADS, LAYERS = 16, 2, 2
@@ -55,7 +55,7 @@ def untied(model):
     """The slow twin: every borrower has a copy of its own."""
     twin = copy.deepcopy(model)
     for name, part in list(twin.named_modules()):
-        if isinstance(part, Borrowed):
+        if isinstance(part, TiedLinear):
             twin.set_submodule(name, copy.deepcopy(part._owned[0]))
     return twin
 
@@ -98,7 +98,7 @@ def test_parameters_are_counted_and_saved_once():
     count = [sum(p.numel() for p in model.parameters()) for model in (tied, free)]
     assert count[1] - count[0] == spared
     assert sum(t.numel() for t in tied.state_dict().values()) == count[0]
-    assert once(tied.state_dict()).keys() == tied.state_dict().keys()
+    assert unique_tensors(tied.state_dict()).keys() == tied.state_dict().keys()
     assert not [name for name in tied.state_dict() if name.startswith("sources.other.projection.key")]
 
 
@@ -106,7 +106,7 @@ def test_a_saved_model_says_the_same_to_the_bit(tmp_path):
     model = some_model()
     again = load_model(save_model(tmp_path / "tied", model))
     assert torch.equal(logits(again), logits(model))
-    assert again.decoder.blocks[1].self_attention.qkv.key._owned[0] is again.sources["text"].projection.key
+    assert again.decoder.layers[1].self_attention.qkv.key._owned[0] is again.sources["text"].projection.key
 
 
 def test_it_computes_what_copies_of_the_maps_compute():
@@ -169,7 +169,7 @@ def test_what_is_mounted_borrows_too():
     assert grown.sources["later"].projection.key._owned[0] is owner.key
     assert all(part.qkv.key._owned[0] is owner.key for part in attentions(grown.sources["later"]))
     assert all(part.qkv.value._owned[0] is owner.value for part in attentions(grown.decoder))
-    assert not any(isinstance(part.qkv.query, BorrowingProjection) for part in attentions(grown))
+    assert not any(isinstance(part.qkv.query, TiedQKVProjection) for part in attentions(grown))
     owner.key.weight.add_(1.0)
     assert not torch.equal(logits(grown, ("text",)), before)
 
@@ -181,8 +181,8 @@ def test_a_decoder_laid_out_for_speaking_still_borrows(kind, allowed):
     model = some_model({"text": text_source(**facts)}, **facts)
     expected = logits(model, ("text",))
     model.speak_in(kind)
-    assert any(isinstance(part, PackedLinear) for part in model.decoder.modules())
-    assert type(model.decoder.blocks[0].self_attention.qkv.key) is not PackedLinear
+    assert any(isinstance(part, PrepackedLinear) for part in model.decoder.modules())
+    assert type(model.decoder.blocks[0].self_attention.qkv.key) is not PrepackedLinear
     error = (logits(model, ("text",)) - expected).abs().max() / expected.abs().max()
     assert error < allowed
 
@@ -234,8 +234,8 @@ def test_shapes_that_do_not_fit_are_refused_in_one_sentence(sources, decoder, se
             "needs share_layers: true and bias: true .* text",
         ),
         ({"sources": {"text": text_source({"bias": False})}}, "needs share_layers: true and bias: true"),
-        ({"decoder": DecoderConfig(**FACTS, biases=False)}, "bias: false .the decoder's biases. .* of text"),
-        ({"decoder": DecoderConfig(**FACTS, kv_heads=1)}, "goes with neither a reader nor kv_heads"),
+        ({"decoder": DecoderConfig(**FACTS, bias=False)}, "bias: false .the decoder's biases. .* of text"),
+        ({"decoder": DecoderConfig(**FACTS, num_kv_heads=1)}, "goes with neither a reader nor kv_heads"),
         ({"reader": FACTS, "question_to": "reader"}, "goes with neither a reader nor kv_heads"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmx.nn.attention import attend, attention_weights, fold_streams, unfold_streams
+from mmx.nn.attention import attention, attention_weights, fold_streams, unfold_streams
 
 MASKS = {
     "none": None,
@@ -67,7 +67,7 @@ def test_fused_plain_and_slow_agree(dtype, tolerance, form, biased):
         tolerance = float((3 * scores + 2) * 2**-9 * values.abs().max())
         assert tolerance < 0.25
     weights = attention_weights(queries, keys, mask, bias)
-    fused, slow = attend(queries, keys, values, mask, bias), attend_slowly(queries, keys, values, mask, bias)
+    fused, slow = attention(queries, keys, values, mask, bias), attend_slowly(queries, keys, values, mask, bias)
     assert fused.dtype == weights.dtype == dtype
     torch.testing.assert_close((weights @ values).double(), slow, atol=tolerance, rtol=0)
     torch.testing.assert_close(fused.double(), slow, atol=tolerance, rtol=0)
@@ -80,7 +80,7 @@ def test_the_slow_twin_by_hand():
     values = torch.tensor([[[[4.0, 0, 0, 0], [0, 8.0, 0, 0]]]])
     expected = torch.tensor([[[[1.0, 6.0, 0, 0]]]])
     torch.testing.assert_close(attention_weights(queries, keys), torch.tensor([[[[0.25, 0.75]]]]))
-    torch.testing.assert_close(attend(queries, keys, values), expected)
+    torch.testing.assert_close(attention(queries, keys, values), expected)
     torch.testing.assert_close(attend_slowly(queries, keys, values), expected.double())
 
 
@@ -91,7 +91,7 @@ def test_the_three_agree_for_any_sizes(seed, length, form, biased):
     shape = tuple(length if size == 5 else size for size in form)
     mask = mask_of(shape, seed)
     bias = torch.randn(2, 1, 1, 7, dtype=torch.float64) if biased else None
-    weights, fused = attention_weights(queries, keys, mask, bias), attend(queries, keys, values, mask, bias)
+    weights, fused = attention_weights(queries, keys, mask, bias), attention(queries, keys, values, mask, bias)
     torch.testing.assert_close(fused, weights @ values, atol=1e-12, rtol=0)
     seen = mask.expand(weights.shape)
     assert (weights[~seen] == 0).all()
@@ -105,7 +105,7 @@ def test_a_row_that_sees_nothing_gives_zeros_also_backwards(dtype, bias):
     queries, keys, values = inputs
     mask = torch.ones(2, 1, 5, 7, dtype=torch.bool)
     mask[0, :, 2] = False
-    read = attend(queries, keys, values, mask, bias)
+    read = attention(queries, keys, values, mask, bias)
     weights = attention_weights(queries, keys, mask, bias)
     assert (read[0, :, 2] == 0).all()
     assert (weights[0, :, 2] == 0).all()
@@ -119,7 +119,7 @@ def test_a_row_that_sees_nothing_gives_zeros_also_backwards(dtype, bias):
 
 def test_when_all_rows_see_nothing_no_gradient_flows():
     inputs = [t.requires_grad_() for t in drawn()]
-    read = attend(*inputs, torch.zeros(2, 1, 1, 7, dtype=torch.bool))
+    read = attention(*inputs, torch.zeros(2, 1, 1, 7, dtype=torch.bool))
     assert (read == 0).all()
     assert all((g == 0).all() for g in torch.autograd.grad(read.sum(), inputs))
 
@@ -128,7 +128,7 @@ def test_when_all_rows_see_nothing_no_gradient_flows():
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 1, 1, 0, dtype=torch.bool)], ids=["no mask", "mask"])
 def test_no_slots_at_all_give_zeros(mask, dtype):
     queries, keys, values = drawn(dtype, slots=0)
-    read = attend(queries, keys, values, mask)
+    read = attention(queries, keys, values, mask)
     assert read.shape == queries.shape
     assert read.dtype == dtype
     assert (read == 0).all()
@@ -148,7 +148,7 @@ def test_nothing_to_choose_by_gives_the_plain_average(case, masked):
     assert set(weights.unique().tolist()) == ({0.0, 1 / 4} if masked else {1 / 8})
     average = seen.mean(2, keepdim=True).expand_as(queries)
     assert torch.equal(weights @ values, average)
-    torch.testing.assert_close(attend(queries, keys, values, mask), average, atol=0, rtol=2e-7)
+    torch.testing.assert_close(attention(queries, keys, values, mask), average, atol=0, rtol=2e-7)
 
 
 @properties
@@ -161,7 +161,7 @@ def test_junk_in_masked_slots_changes_nothing(seed, size, biased):
     junk = [torch.where(hidden, size * torch.randn_like(t), t) for t in (keys, values)]
     assert torch.equal(attention_weights(queries, keys, mask, bias), attention_weights(queries, junk[0], mask, bias))
     torch.testing.assert_close(
-        attend(queries, *junk, mask, bias), attend(queries, keys, values, mask, bias), atol=1e-6, rtol=0
+        attention(queries, *junk, mask, bias), attention(queries, keys, values, mask, bias), atol=1e-6, rtol=0
     )
 
 
@@ -170,7 +170,7 @@ def test_what_is_seen_does_change_something():
     mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
     fewer = mask.clone()
     fewer[..., 3] = False
-    assert (attend(queries, keys, values, mask) - attend(queries, keys, values, fewer)).abs().max() > 0.05
+    assert (attention(queries, keys, values, mask) - attention(queries, keys, values, fewer)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -178,8 +178,8 @@ def test_a_float32_bias_beside_narrower_queries(dtype):
     queries, keys, values = drawn(dtype)
     bias, mask = torch.randn(3, 5, 7), mask_of((2, 1, 1, 7))
     for given_mask in (None, mask):
-        wide = attend(queries.float(), keys.float(), values.float(), given_mask, bias)
-        narrow = attend(queries, keys, values, given_mask, bias)
+        wide = attention(queries.float(), keys.float(), values.float(), given_mask, bias)
+        narrow = attention(queries, keys, values, given_mask, bias)
         assert narrow.dtype == dtype
         torch.testing.assert_close(narrow.float(), wide, atol=0.15, rtol=0)  # seven values of up to 3, eight bits
 
@@ -188,7 +188,7 @@ def test_gradients_of_the_fused_kernel_are_those_of_the_formula():
     inputs = [t.requires_grad_() for t in drawn(torch.float64)]
     queries, keys, values = inputs
     mask, aim = mask_of((2, 1, 5, 7)), torch.randn(2, 3, 5, 4, dtype=torch.float64)
-    fused = torch.autograd.grad((attend(queries, keys, values, mask) * aim).sum(), inputs)
+    fused = torch.autograd.grad((attention(queries, keys, values, mask) * aim).sum(), inputs)
     plain = torch.autograd.grad((attention_weights(queries, keys, mask) @ values * aim).sum(), inputs)
     for one, other in zip(fused, plain, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
@@ -209,6 +209,6 @@ def test_unfold_is_the_inverse_of_fold(memories, streams, heads, length, width):
 def test_folded_streams_read_what_they_would_read_alone():
     queries, (_, keys, values) = torch.randn(2 * 4, 3, 5, 4), drawn()
     mask = mask_of((2, 1, 1, 7))
-    folded = unfold_streams(attend(fold_streams(queries, 2), keys, values, mask), 4)
+    folded = unfold_streams(attention(fold_streams(queries, 2), keys, values, mask), 4)
     copied = [t.repeat_interleave(4, 0) for t in (keys, values, mask)]
-    torch.testing.assert_close(folded, attend(queries, *copied), atol=1e-6, rtol=0)
+    torch.testing.assert_close(folded, attention(queries, *copied), atol=1e-6, rtol=0)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from mmx.errors import MmxError
 from mmx.generation.decode_step import DecoderStep
-from mmx.nn.kv_cache import KeyValueCache
+from mmx.nn.kv_cache import KVCache
 
 properties = settings(max_examples=50, deadline=None)
 
 
 def empty_cache(streams=3, capacity=6):
-    return KeyValueCache.allocate(2, streams, 2, capacity, 4, torch.zeros(1))
+    return KVCache.allocate(2, streams, 2, capacity, 4, torch.zeros(1))
 
 
 def fill(cache, length):
@@ -97,7 +97,7 @@ def test_a_decoder_goes_on_from_reordered_streams():
         logits = step(said[:, -1])
         anew = decoder(said.view(2, 3, -1), memory)[:, :, -1].flatten(0, 1)
         torch.testing.assert_close(logits, anew, atol=1e-5, rtol=0)
-    step.keep(torch.tensor([1]))
+    step.select(torch.tensor([1]))
     said = torch.cat([said[3:], some_tokens(1, 3, 1)[0]], 1)
     anew = decoder(said[None], memory.select([1]))[0, :, -1]
     torch.testing.assert_close(step(said[:, -1]), anew, atol=1e-5, rtol=0)

@@ -9,22 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmx.config.schema import TransformerConfig
+from mmx.config.schema import BaseTransformerConfig
 from mmx.nn.layers import (
     Dropout,
-    LearnedPositions,
-    Rotary,
+    LearnedPositionEmbedding,
+    RotaryEmbedding,
     SelfAttention,
-    SinusoidalPositions,
+    SinusoidalPositionEmbedding,
     TanhGate,
     TokenEmbedding,
     build_feed_forward,
     build_norm,
-    build_positions,
+    build_position_embedding,
     build_residual,
-    initialise,
+    init_weights,
     merge_heads,
-    real_positions,
+    position_ids_from_mask,
     split_heads,
 )
 
@@ -32,7 +32,7 @@ properties = settings(max_examples=50, deadline=None)
 
 
 def config(**facts):
-    return TransformerConfig(**{"width": 8, "heads": 2, "layers": 1, "dropout": 0.0, **facts})
+    return BaseTransformerConfig(**{"width": 8, "heads": 2, "layers": 1, "dropout": 0.0, **facts})
 
 
 # ---- positions -------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def config(**facts):
 @pytest.mark.parametrize("width", [2, 8, 9])
 def test_sinusoidal_positions_against_the_formula(width):
     half = width // 2
-    made = SinusoidalPositions(width)(torch.tensor([[0, 1, 50], [7, 3, 1000]]))
+    made = SinusoidalPositionEmbedding(width)(torch.tensor([[0, 1, 50], [7, 3, 1000]]))
     for row, places in enumerate(([0, 1, 50], [7, 3, 1000])):
         for column, place in enumerate(places):
             for wave in range(half):
@@ -53,19 +53,19 @@ def test_sinusoidal_positions_against_the_formula(width):
 
 
 def test_learned_positions_are_rows_of_a_table():
-    positions = LearnedPositions(10, 4)
-    assert torch.equal(positions(torch.tensor([[3, 0]])), positions.table[[3, 0]][None])
+    positions = LearnedPositionEmbedding(10, 4)
+    assert torch.equal(positions(torch.tensor([[3, 0]])), positions.weight[[3, 0]][None])
 
 
 @pytest.mark.parametrize("kind", ["rope", "none"])
 def test_some_schemes_add_nothing(kind):
-    assert build_positions(config(positions=kind))(torch.tensor([[1, 2]])) == 0.0
+    assert build_position_embedding(config(positions=kind))(torch.tensor([[1, 2]])) == 0.0
 
 
 @properties
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 200), st.sampled_from([2, 4, 16]))
 def test_rotary_scores_depend_on_the_distance_alone(place, other, shift, width):
-    rotary, (query, key) = Rotary(width), torch.randn(2, 1, 1, 1, width)
+    rotary, (query, key) = RotaryEmbedding(width), torch.randn(2, 1, 1, 1, width)
 
     def score(p, q):
         return (rotary(query, torch.tensor([[p]])) * rotary(key, torch.tensor([[q]]))).sum()
@@ -75,7 +75,7 @@ def test_rotary_scores_depend_on_the_distance_alone(place, other, shift, width):
 
 
 def test_rotary_turns_and_keeps_lengths():
-    rotary, x = Rotary(4, theta=100.0), torch.randn(2, 3, 5, 4)
+    rotary, x = RotaryEmbedding(4, theta=100.0), torch.randn(2, 3, 5, 4)
     positions = torch.arange(5).expand(2, 5)
     turned = rotary(x, positions)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
@@ -89,7 +89,7 @@ def test_rotary_turns_and_keeps_lengths():
 
 def test_padding_counts_no_position():
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
-    assert real_positions(mask).tolist() == [[0, 1, 2, 2], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert position_ids_from_mask(mask).tolist() == [[0, 1, 2, 2], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
 
 
 # ---- norms, feed-forwards, gates, residuals --------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_gate_starts_shut_and_can_open():
     assert (gate(x) == 0).all()
     (opening,) = torch.autograd.grad(gate(x).sum(), gate.parameters())
     torch.testing.assert_close(opening[0], x.sum())
-    nn.init.constant_(gate.opening, 0.5)
+    nn.init.constant_(gate.alpha, 0.5)
     torch.testing.assert_close(gate(x), math.tanh(0.5) * x)
 
 
@@ -149,7 +149,7 @@ def test_token_embedding_against_its_formula():
     layer = TokenEmbedding(config(embedding_scale=3.0, embedding_norm=True), 11)
     nn.init.normal_(layer.norm.bias)
     tokens, positions = torch.tensor([[4, 4, 0]]), torch.tensor([[0, 1, 2]])
-    expected = layer.norm(3.0 * layer.table[tokens] + layer.positions.table[positions])
+    expected = layer.norm(3.0 * layer.weight[tokens] + layer.positions.table[positions])
     torch.testing.assert_close(layer(tokens, positions), expected)
 
 
@@ -233,7 +233,7 @@ def test_merging_heads_undoes_splitting(n, length, heads, width):
 
 def test_initial_weights_shrink_with_depth_on_the_way_back():
     layer = SelfAttention(config(width=256, heads=4)).requires_grad_(False)
-    initialise(nn.ModuleDict({"self_attention": layer}), 8)
+    init_weights(nn.ModuleDict({"self_attention": layer}), 8)
     assert float(layer.qkv.weight.std()) == pytest.approx(0.02, rel=0.02)
     assert float(layer.out.weight.std()) == pytest.approx(0.02 / 4, rel=0.02)
     assert not layer.qkv.bias.any()

@@ -10,10 +10,10 @@ from torch import nn
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, load
 from mmx.models.checkpoint import load_model, save_model
-from mmx.nn.prepack import LEAST, Int8Linear, PackedLinear, can_pack, pack, packed
+from mmx.nn.prepack import MIN_NUMEL, Int8Linear, PrepackedLinear, can_prepack, prepack, prepack_linear
 from mmx.testing import tiny_model
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_prepack(), reason="this build of torch has no oneDNN")
 WIDE = {"width": 256, "heads": 4}  # maps large enough to be packed
 
 
@@ -22,13 +22,13 @@ WIDE = {"width": 256, "heads": 4}  # maps large enough to be packed
 def test_a_packed_map_gives_what_the_plain_one_gives(rows, bias):
     torch.manual_seed(0)
     plain, x = nn.Linear(192, 320, bias=bias), torch.randn(*rows, 192)
-    torch.testing.assert_close(packed(plain.weight, plain.bias, "blocks")(x), plain(x).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(prepack_linear(plain.weight, plain.bias, "blocks")(x), plain(x).detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_int8_is_off_by_less_than_half_a_step_of_each_row_and_what_bfloat16_rounds():
     torch.manual_seed(0)
     plain = nn.Linear(256, 128)
-    whole = packed(plain.weight, plain.bias, "int8")
+    whole = prepack_linear(plain.weight, plain.bias, "int8")
     steps = plain.weight.abs().amax(1, keepdim=True) / 127
     assert ((whole.weights() - plain.weight).abs() <= steps * (0.5 + 127 * 2**-8)).all(), "scales are bfloat16"
     x = torch.randn(9, 256)
@@ -44,7 +44,7 @@ def test_gradients_pass_through_to_what_was_given(rows, bias, kind):
     """They are those of nn.Linear with the weights that were kept; the numbers forward are the same as without them."""
     torch.manual_seed(0)
     plain, x = nn.Linear(192, 320, bias=bias), torch.randn(*rows, 192)
-    whole = packed(plain.weight, plain.bias, kind)
+    whole = prepack_linear(plain.weight, plain.bias, kind)
     plain.weight.data = whole.weights()
     given, twin = x.clone().requires_grad_(), x.clone().requires_grad_()
     read, upstream = whole(given), torch.randn(*rows, 320)
@@ -59,13 +59,13 @@ def test_gradients_pass_through_to_what_was_given(rows, bias, kind):
 def test_a_row_of_zeros_stays_one():
     weight = torch.randn(64, 64)
     weight[3] = 0
-    assert (packed(weight, None, "int8")(torch.randn(2, 64))[:, 3] == 0).all()
+    assert (prepack_linear(weight, None, "int8")(torch.randn(2, 64))[:, 3] == 0).all()
 
 
 @pytest.mark.parametrize("kind", ["blocks", "int8"])
 def test_packed_maps_copy_pickle_and_tell_their_weights(kind):
     plain = nn.Linear(256, 256)
-    whole = packed(plain.weight, plain.bias, kind)
+    whole = prepack_linear(plain.weight, plain.bias, kind)
     x = torch.randn(3, 256)
     for again in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
         torch.testing.assert_close(again(x), whole(x), atol=0.02 if kind == "int8" else 1e-5, rtol=1e-2)
@@ -77,16 +77,16 @@ def test_packed_maps_copy_pickle_and_tell_their_weights(kind):
 
 def test_large_maps_alone_are_packed():
     parts = nn.ModuleDict({"large": nn.Linear(256, 256), "small": nn.Linear(16, 16)})
-    assert parts["large"].weight.numel() >= LEAST
-    pack(parts, "blocks")
-    assert type(parts["large"]) is PackedLinear and type(parts["small"]) is nn.Linear
-    pack(parts, "int8")
-    assert type(parts["large"]) is PackedLinear, "what is packed stays as it is"
+    assert parts["large"].weight.numel() >= MIN_NUMEL
+    prepack(parts, "blocks")
+    assert type(parts["large"]) is PrepackedLinear and type(parts["small"]) is nn.Linear
+    prepack(parts, "int8")
+    assert type(parts["large"]) is PrepackedLinear, "what is packed stays as it is"
 
 
 def test_weights_of_another_kind_are_refused():
     with pytest.raises(MmxError, match="weights of torch.float64 on cpu cannot be packed"):
-        packed(torch.randn(256, 256, dtype=torch.float64), None, "blocks")
+        prepack_linear(torch.randn(256, 256, dtype=torch.float64), None, "blocks")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
 def test_a_loaded_model_is_packed_speaks_alike_and_can_be_saved_again(folder, tmp_path):
     asked, plain = load(folder), Pipeline(load_model(folder))
     kinds = {type(part) for part in asked.model.decoder.modules()}
-    assert PackedLinear in kinds
+    assert PrepackedLinear in kinds
     inputs = [{"numbers": [0.1 * i, 0.5]} for i in range(6)]
     assert asked.caption(inputs, max_new_tokens=6) == plain.caption(inputs, max_new_tokens=6)
     again = load_model(save_model(tmp_path / "again", asked.model))
@@ -115,6 +115,6 @@ def test_other_types_speak(folder, dtype):
     tokens = torch.tensor([[[1, 3, 7, 9]]])
     with torch.inference_mode():
         expected = plain.model.decoder(tokens, memory)
-        kept = memory.to(dtype=asked.model.decoder.embedding.table.dtype)
+        kept = memory.to(dtype=asked.model.decoder.embedding.weight.dtype)
         error = (asked.model.decoder(tokens, kept).float() - expected).abs().max() / expected.abs().max()
     assert 0 < error < 0.05

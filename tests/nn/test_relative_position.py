@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
 from mmx.generation import DecoderStep, generate
 from mmx.generation.decode_step import UncachedStep
-from mmx.interpret import Recorder, attention_maps, looked
-from mmx.memory import Memory, Segment, join
+from mmx.interpret import QueryRecorder, attention_maps, attention_for_tokens
+from mmx.memory import Memory, Segment, cat
 from mmx.nn.attention import attention_weights
-from mmx.nn.relative_position import Distances, RelativeBias, distances, opened, wait_k
+from mmx.nn.relative_position import RelativeDistances, RelativePositionBias, relative_distances, wait_k_mask, wait_k_visibility
 from mmx.testing import tiny_model
 
 properties = settings(max_examples=50, deadline=None)
@@ -32,7 +32,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def text_and_grid(batch=2):
     """A sequence of 5 slots, of which the last is hidden, and a grid of 2 by 2 behind a slot of the whole picture."""
-    return join(some_memory(batch, hidden=1, source="text"), some_memory(batch, slots=5, source="image", grid=(2, 2)))
+    return cat(some_memory(batch, hidden=1, source="text"), some_memory(batch, slots=5, source="image", grid=(2, 2)))
 
 
 def assert_alike(found, expected, atol=2e-6):
@@ -43,14 +43,14 @@ def assert_alike(found, expected, atol=2e-6):
 
 
 def bias_of(table):
-    bias = RelativeBias(len(table), len(table[0]) // 2)
-    bias.table.data = torch.tensor(table)
+    bias = RelativePositionBias(len(table), len(table[0]) // 2)
+    bias.weight.data = torch.tensor(table)
     return bias
 
 
 def test_the_bias_by_hand():
     """Slot less position; a reach of 1 and three numbers: before, here, after."""
-    apart = distances(torch.tensor([[0, 1, 2]]), some_memory(1, slots=4))
+    apart = relative_distances(torch.tensor([[0, 1, 2]]), some_memory(1, slots=4))
     assert apart.offset[0].tolist() == [[0, 1, 2, 3], [-1, 0, 1, 2], [-2, -1, 0, 1]]
     assert apart.ordered.tolist() == [True] * 4
     assert bias_of([[1.0, 2.0, 4.0]])(apart)[0, 0].tolist() == [[2, 4, 4, 4], [1, 2, 4, 4], [1, 1, 2, 4]]
@@ -59,26 +59,26 @@ def test_the_bias_by_hand():
 def test_weights_with_a_known_bias_by_hand():
     """Keys that say nothing: the weights are the softmax of the bias alone, 2 : 2 : 4 : 1."""
     bias = bias_of([[math.log(2.0), math.log(4.0), 0.0], [0.0, 0.0, 0.0]])
-    apart = distances(torch.tensor([[2]]), some_memory(1, slots=4))  # offsets -2, -1, 0, 1
+    apart = relative_distances(torch.tensor([[2]]), some_memory(1, slots=4))  # offsets -2, -1, 0, 1
     weights = attention_weights(torch.randn(1, 2, 1, 8), torch.zeros(1, 2, 4, 8), None, bias(apart))
     assert_alike(weights[0, 0, 0], torch.tensor([2.0, 2.0, 4.0, 1.0]) / 9)
     assert_alike(weights[0, 1, 0], torch.full((4,), 0.25))
 
 
 def test_the_view_by_hand():
-    apart = distances(torch.tensor([[0, 1, 2]]), some_memory(1, slots=4))
+    apart = relative_distances(torch.tensor([[0, 1, 2]]), some_memory(1, slots=4))
     rows = {1: ["x...", "xx..", "xxx."], 2: ["xx..", "xxx.", "xxxx"], 9: ["xxxx"] * 3}
     for k, expected in rows.items():
-        seen = [["x" if may else "." for may in row] for row in opened(apart, k)[0, 0].tolist()]
+        seen = [["x" if may else "." for may in row] for row in wait_k_mask(apart, k)[0, 0].tolist()]
         assert ["".join(row) for row in seen] == expected
-        assert torch.equal(opened(apart, k)[0, 0], wait_k(3, 4, k)), "as a visibility says it"
+        assert torch.equal(wait_k_mask(apart, k)[0, 0], wait_k_visibility(3, 4, k)), "as a visibility says it"
 
 
 def test_nothing_to_see_has_no_distances():
-    apart = distances(torch.zeros(2, 3, dtype=torch.long), Memory.empty(1, 2, 1, 4))
+    apart = relative_distances(torch.zeros(2, 3, dtype=torch.long), Memory.empty(1, 2, 1, 4))
     assert apart.offset.shape == (2, 3, 0) and apart.ordered.shape == (0,)
-    assert RelativeBias(2, 1)(apart).shape == (2, 2, 3, 0)
-    assert opened(apart, 1).shape == (2, 1, 3, 0)
+    assert RelativePositionBias(2, 1)(apart).shape == (2, 2, 3, 0)
+    assert wait_k_mask(apart, 1).shape == (2, 1, 3, 0)
 
 
 layouts = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4)
@@ -90,10 +90,10 @@ def test_bias_and_view_are_those_of_a_loop(parts, batch, streams, reach, k, seed
     torch.manual_seed(seed)
     memories = [some_memory(batch, slots=n, source=str(i), grid=(1, n) if grid else None)
                 for i, (n, grid) in enumerate(parts)]  # fmt: skip
-    memory, bias = join(*memories), enliven(RelativeBias(2, reach))
+    memory, bias = cat(*memories), enliven(RelativePositionBias(2, reach))
     positions = torch.randint(8, (batch * streams, 3))
-    apart = distances(positions, memory)
-    found, seen = bias(apart), opened(apart, k)
+    apart = relative_distances(positions, memory)
+    found, seen = bias(apart), wait_k_mask(apart, k)
     for b in range(batch):
         for query in range(streams * 3):
             position = int(positions[b * streams + query // 3, query % 3])
@@ -110,14 +110,14 @@ def test_bias_and_view_are_those_of_a_loop(parts, batch, streams, reach, k, seed
 @properties
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 9))
 def test_a_view_opens_by_one_slot_a_step(length, slots, k):
-    view = wait_k(length, slots, k)
+    view = wait_k_visibility(length, slots, k)
     assert view.sum(-1).tolist() == [min(t + k, slots) for t in range(length)]
     assert (view.long().diff(dim=-1) <= 0).all(), "the first slots, without a gap"
 
 
 def test_beyond_its_reach_all_is_equally_far():
-    bias = enliven(RelativeBias(2, 2))
-    far = bias(Distances(torch.tensor([[[-100, -3, -2, -1, 0, 1, 2, 3, 100]]]), torch.ones(9, dtype=torch.bool)))[
+    bias = enliven(RelativePositionBias(2, 2))
+    far = bias(RelativeDistances(torch.tensor([[[-100, -3, -2, -1, 0, 1, 2, 3, 100]]]), torch.ones(9, dtype=torch.bool)))[
         0, :, 0
     ]
     assert torch.equal(far[:, 2:7], bias.table.data)
@@ -131,7 +131,7 @@ def test_beyond_its_reach_all_is_equally_far():
 @every_kind
 def test_the_maps_are_the_weights_that_the_values_were_read_with(kind):
     """By loops from the recorded queries, and by what came out: maps @ values enters the layer's last linear map."""
-    decoder, memory, tokens, recorder = some_decoder(**KINDS[kind]), text_and_grid(), some_tokens(2, 3, 4), Recorder()
+    decoder, memory, tokens, recorder = some_decoder(**KINDS[kind]), text_and_grid(), some_tokens(2, 3, 4), QueryRecorder()
     read = []
     handle = decoder.blocks[1].cross_attention.out.register_forward_hook(lambda _, given, __: read.append(given[0]))
     decoder(tokens, memory, recorder=recorder)
@@ -153,13 +153,13 @@ def test_the_maps_are_the_weights_that_the_values_were_read_with(kind):
 
 @every_kind
 def test_a_text_that_is_there_is_looked_over_as_it_was_said(kind):
-    decoder, memory, tokens, recorder = some_decoder(**KINDS[kind]), text_and_grid(), some_tokens(2, 2, 5), Recorder()
+    decoder, memory, tokens, recorder = some_decoder(**KINDS[kind]), text_and_grid(), some_tokens(2, 2, 5), QueryRecorder()
     with torch.no_grad():
         step = DecoderStep(decoder, memory, 4, recorder)
         step.prefill(tokens[:, :, :2], torch.ones(2, 2, 2, dtype=torch.bool))
         [step(tokens[:, :, place].flatten()) for place in range(2, 5)]
     stepwise = torch.stack([attention_maps(recorder, memory, 2, layer) for layer in (0, 1)], 3)
-    assert_alike(stepwise, looked(decoder, memory, tokens), atol=1e-5)
+    assert_alike(stepwise, attention_for_tokens(decoder, memory, tokens), atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 1], [3, 3, 3, 3], [3, 1, 2, 3]], ids=str)
@@ -183,7 +183,7 @@ def test_one_pass_is_step_by_step_unrolled_or_not(kind, lengths):
         if turn == 2 and streams == 2:
             [step.reorder(torch.tensor([1, 1, 3, 2])) for step in steps]
         if turn == 4:
-            [step.keep(torch.tensor([1, 0])) for step in steps]
+            [step.select(torch.tensor([1, 0])) for step in steps]
 
 
 @every_kind
@@ -217,9 +217,9 @@ def test_the_order_of_joined_sources_changes_no_output(kind):
     """Each source counts its own slots from nought, wherever it stands in the memory."""
     decoder, tokens = some_decoder(**KINDS[kind]), some_tokens(2, 2, 4)
     parts = [some_memory(slots=n, hidden=1, source=str(n)) for n in (3, 5)] + [some_memory(slots=4, grid=(2, 2))]
-    first = decoder(tokens, join(*parts))
-    assert_alike(decoder(tokens, join(*parts[::-1])), first)
-    assert_alike(decoder(tokens, join(parts[1], parts[2], parts[0])), first)
+    first = decoder(tokens, cat(*parts))
+    assert_alike(decoder(tokens, cat(*parts[::-1])), first)
+    assert_alike(decoder(tokens, cat(parts[1], parts[2], parts[0])), first)
 
 
 @every_kind
@@ -231,23 +231,23 @@ def test_a_grid_has_no_distance_and_is_in_view_from_the_start(kind):
     assert torch.allclose(decoder(tokens, grid), plain(tokens, grid), atol=1e-6)
     sequence = Memory(grid.keys, grid.values, grid.mask, (Segment("text", 0, 5),))
     assert (decoder(tokens, sequence) - plain(tokens, sequence)).abs().max() > 1e-2
-    assert (looked(decoder, grid, tokens) > 0).all()
+    assert (attention_for_tokens(decoder, grid, tokens) > 0).all()
 
 
 def test_a_visibility_and_what_is_hidden_narrow_the_view_further():
     decoder, memory, tokens = some_decoder(wait_k=2), some_memory(slots=5), some_tokens(2, 1, 4)
-    recorder, hidden = Recorder(), torch.tensor([True, False, False, False, False])
+    recorder, hidden = QueryRecorder(), torch.tensor([True, False, False, False, False])
     visibility = torch.rand(4, 5) < 0.7
     decoder(tokens, memory.hide(hidden), recorder=recorder, visibility=visibility)
     maps = attention_maps(recorder, memory, 1, 0)[:, 0]
-    seen = visibility & wait_k(4, 5, 2) & ~hidden
+    seen = visibility & wait_k_visibility(4, 5, 2) & ~hidden
     assert torch.equal(maps > 0, seen[None, :, None].expand_as(maps))
 
 
 def test_wait_k_in_the_decoder_is_the_visibility_given_to_a_plain_one():
     waits, plain, memory, tokens = some_decoder(wait_k=2), some_decoder(), some_memory(), some_tokens(2, 2, 4)
     plain.load_state_dict(waits.state_dict())
-    assert torch.equal(waits(tokens, memory), plain(tokens, memory, visibility=wait_k(4, 5, 2)))
+    assert torch.equal(waits(tokens, memory), plain(tokens, memory, visibility=wait_k_visibility(4, 5, 2)))
 
 
 def test_gradients_reach_the_table_where_a_distance_occurs():
@@ -300,7 +300,7 @@ SOURCE, EQUAL = "xyxz", (0, 2)  # two equal words, with another between them
 def reads(position="none", encoder="none", causal=False, **decoder):
     """A lively model of one text source, whose encoder sees all and whose positions are where they are asked for."""
     options = {"width": 32, "layers": 2, "heads": 4, "positions": encoder, "causal": causal}
-    source = SourceConfig(encoder="text", options=options, projection=ProjectionConfig(position=position))
+    source = SourceConfig(encoder="text", options=options, projection=ProjectionConfig(positions=position))
     return enliven(tiny_model({"text": source}, **decoder)).requires_grad_(False)
 
 
@@ -315,7 +315,7 @@ def places_of(model):
 def apart(model):
     """The largest difference, over words, layers and heads, of the weights on two equal words of the source."""
     memory, tokens = model.encode({"text": model.collate("text", [SOURCE])}, 1), torch.randint(6, 262, (1, 2, 5))
-    maps = looked(model.decoder, memory, tokens)
+    maps = attention_for_tokens(model.decoder, memory, tokens)
     first, second = places_of(model)
     return float((maps[..., first] - maps[..., second]).abs().max())
 

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 from transformers import ViTImageProcessor as Processor
 
-from mmx.config.schema import Config
+from mmx.config.schema import RunConfig
 from mmx.hub.language_model import is_new
 from mmx.models.checkpoint import load_model
 from mmx.training.loop import Trainer
@@ -47,7 +47,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def stands_in(document: dict[str, Any], place: Path) -> Config:
+def stands_in(document: dict[str, Any], place: Path) -> RunConfig:
     """The configuration with the weights, data and sizes of a test; all else is the file's."""
     source, decoder = document["model"]["sources"]["image"], document["model"]["decoder"]
     if source["encoder"] == "pretrained":
@@ -61,7 +61,7 @@ def stands_in(document: dict[str, Any], place: Path) -> Config:
         data.pop("split", None)
         data["path"] = str(place / "list.jsonl")
     document["training"] |= {"steps": 2, "batch_size": 2, "mixed_precision": "no", "log_every": 1}
-    return Config.model_validate({**document, "out": str(place / "run")})
+    return RunConfig.model_validate({**document, "out": str(place / "run")})
 
 
 @pytest.mark.parametrize("name", ["gpt2-looks", "smollm2-looks", "pretrained-backbone"])
@@ -78,4 +78,4 @@ def test_it_trains_as_written(place, name):
         assert not any(key.startswith("sources.image.encoder.") for key in moved)
     else:
         assert any(key.startswith("sources.image.encoder.") for key in moved)
-    assert load_model(best).config.decoder.init_from is None
+    assert load_model(best).config.decoder.pretrained is None

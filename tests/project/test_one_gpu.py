@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mmx
-from mmx.data.scenes import draw_scene, picture
+from mmx.data.scenes import generate_scene, render_scene
 from mmx.models.checkpoint import load_provenance
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,14 +32,14 @@ def packed(tmp_path_factory):
         folder.mkdir(parents=True)
     images = []
     for number in range(6):
-        picture(draw_scene(5, number), 192).save(flickr / "images" / f"{number}.jpg")
+        render_scene(generate_scene(5, number), 192).save(flickr / "images" / f"{number}.jpg")
         said = ["a black dog runs to the left", "a dog runs through the grass", "the black dog is in the grass"]
         sentences = [{"raw": text} for text in said]
         images.append({"filename": f"{number}.jpg", "filepath": "images", "split": "train", "sentences": sentences})
     (flickr / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
     lines = []
     for number in range(10):
-        picture(draw_scene(6, number), 64).save(easy / "images" / f"{number}.png")
+        render_scene(generate_scene(6, number), 64).save(easy / "images" / f"{number}.png")
         lines.append({"image": f"images/{number}.png", "question": "is there a circle?", "answer": "no"})
     (easy / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run(FOLDER / "pack.py", place, place / "pack", 4)
@@ -71,4 +71,4 @@ def test_a_student_of_two_teachers_becomes_a_checkpoint(packed, tmp_path):
     facts = load_provenance(tmp_path / "runs" / "student")
     assert facts["steps"] == 2 and facts["pictures seen"] == 16 and facts["phase"]["teachers"] == ["first", "second"]
     model = mmx.load(tmp_path / "runs" / "student")
-    assert model.encode(image=picture(draw_scene(5, 0), SIZE)).slots == 16
+    assert model.encode(image=render_scene(generate_scene(5, 0), SIZE)).slots == 16

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 import mmx
-from mmx.config.loader import read_settings
-from mmx.config.schema import Config
+from mmx.config.loader import load_config
+from mmx.config.schema import RunConfig
 from mmx.testing import check_encoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,7 +70,7 @@ def test_configs_are_valid_and_name_their_command(path):
     first, second = path.read_text().splitlines()[:2]
     assert first.startswith(f"# mmx train configs/{path.name}")
     assert second.startswith("# ")
-    assert read_settings(path, Config).out.startswith("runs/")
+    assert load_config(path, RunConfig).output_dir.startswith("runs/")
 
 
 def test_the_map_names_every_room():

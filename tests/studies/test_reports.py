@@ -11,8 +11,8 @@ from mmx.cli import app as cli
 from mmx.config.schema import ModelConfig
 from mmx.models.model import Model
 from mmx.studies import positions, tying
-from mmx.studies.experiment import Trial, share_in_place
-from mmx.studies.synthetic_text import Pair
+from mmx.studies.experiment import Experiment, share_in_place
+from mmx.studies.synthetic_text import TextExample
 from mmx.testing.toys import toy_tokenizer
 
 
@@ -40,12 +40,12 @@ def test_words_count_in_their_place():
     assert share_in_place(said, lambda word: True) == (4 / 8, 8)
     assert share_in_place(said, lambda word: word == "b") == (1 / 3, 3)
     assert share_in_place(said, lambda word: word == "z") == (0.0, 0)
-    trial = Trial(0.5, (("a b", "a b"), ("a c", "a b")), None)
+    trial = Experiment(0.5, (("a b", "a b"), ("a c", "a b")), None)
     assert (trial.exact, trial.words) == (0.5, 0.75)
 
 
 def test_chance_is_what_a_guess_of_the_order_gets():
-    pairs = [Pair("", "red red blue"), Pair("", "red blue gold")]
+    pairs = [TextExample("", "red red blue"), TextExample("", "red blue gold")]
     hits = [
         [" ".join(order) == pair.target for order in permutations(pair.target.split())].count(True) / 6
         for pair in pairs
@@ -54,16 +54,16 @@ def test_chance_is_what_a_guess_of_the_order_gets():
 
 
 def test_words_are_sorted_by_how_often_they_were_read():
-    assert tying.times_seen([Pair("a b a", "a"), Pair("b, c", "c")]) == {"a": 2, "b": 2, "c": 1}
+    assert tying.times_seen([TextExample("a b a", "a"), TextExample("b, c", "c")]) == {"a": 2, "b": 2, "c": 1}
 
 
 @pytest.mark.parametrize(("kind", "layers"), [("none", 2), ("layers", 1), ("all", 1)])
 def test_bytes_of_a_memory_are_those_of_its_numbers(kind, layers):
-    assert tying.memory_bytes(built(tying.model_facts(kind)), 20) == 2 * layers * 20 * 64 * 4  # keys, values; float32
+    assert tying.memory_bytes(built(tying.model_config(kind)), 20) == 2 * layers * 20 * 64 * 4  # keys, values; float32
 
 
 def test_what_is_tied_is_counted_once():
-    none, layers, all_ = (parameters(built(tying.model_facts(kind))) for kind in tying.KINDS)
+    none, layers, all_ = (parameters(built(tying.model_config(kind))) for kind in tying.TIE_OPTIONS)
     maps = 2 * (64 * 64 + 64)
     assert none - layers == maps, "one of two layers' W_K and W_V"
     assert layers - all_ == 3 * maps, "those of two decoder blocks and of the encoder's"
@@ -73,9 +73,9 @@ def test_what_is_tied_is_counted_once():
 @torch.no_grad()
 def test_place_comes_from_the_keys_alone(scheme):
     """The same words in another order: their states are the same ones, and only places move what is said."""
-    model = built(positions.model_facts(scheme))
+    model = built(positions.model_config(scheme))
     if scheme == "relative":
-        torch.nn.init.normal_(model.decoder.distance_bias.table)  # it starts at nought
+        torch.nn.init.normal_(model.decoder.relative_position_bias.weight)  # it starts at nought
     tokens = torch.tensor([[[1, 3, 70]]])
     one, other = (model.encode({"text": model.collate("text", [text])}, 1) for text in ("ab", "ba"))
     assert torch.allclose(one.values[:, :, :, :4].sort(3)[0], other.values[:, :, :, :4].sort(3)[0], atol=1e-6)
@@ -111,7 +111,7 @@ def test_the_same_seed_finds_the_same(few_texts, mmx_study, tmp_path):
     assert [row["loss"] for row in found["rows"]] == [row.loss for row in report.rows]
     assert [row.kind for row in report.rows] == ["none", "layers", "all"]
     assert [row.nbytes for row in report.rows] == [32768, 16384, 16384]
-    assert report.unseen > report.seldom > 0, "24 texts have seen few of the names"
+    assert report.unseen > report.rare > 0, "24 texts have seen few of the names"
     lines = report.table().splitlines()
     assert len(lines) == 1 + 3 + 2
     assert lines[3].split()[:3] == ["all", f"{report.rows[2].parameters:,}", "16,384"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import MmxError
-from mmx.studies.synthetic_text import COLOURS, LONGEST, SHORTEST, arrangements, copying, invented, ordering, parted
+from mmx.studies.synthetic_text import COLOURS, LONGEST, SHORTEST, arrangements, copying, invented, ordering, split_held_out
 
 GENERATORS = pytest.mark.parametrize("make", [ordering, copying])
 
@@ -70,7 +70,7 @@ def test_a_meeting_is_written_down_in_one_form():
 
 
 def test_names_have_a_long_tail():
-    learned, held = parted(copying(3000, 0), 200)
+    learned, held = split_held_out(copying(3000, 0), 200)
     seen = Counter(word for pair in learned for word in pair.target.replace(",", "").split())
     names = [seen[word] for pair in held for word in pair.target.split(",")[0].split()]
     assert sum(n == 0 for n in names) / len(names) > 0.1, "some are new"
@@ -92,6 +92,6 @@ def test_texts_that_do_not_exist_are_refused(monkeypatch):
 @pytest.mark.parametrize("held", [0, 5, 6])
 def test_something_is_left_to_train_on_and_to_measure(held):
     with pytest.raises(MmxError, match=f"{held} of 5 texts are held out; expected at least one, and fewer than all"):
-        parted(ordering(5, 0), held)
-    learned, rest = parted(ordering(5, 0), 2)
+        split_held_out(ordering(5, 0), held)
+    learned, rest = split_held_out(ordering(5, 0), 2)
     assert learned + rest == ordering(5, 0) and len(rest) == 2

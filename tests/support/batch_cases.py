@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import torch
 
-from mmx.config.loader import parse_settings
+from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
 from mmx.errors import ImageError, MmxError
-from mmx.inference.batch_inference import Asked, Said, answers, captions
+from mmx.inference.batch_inference import Question, GeneratedText, answers, captions
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
@@ -44,7 +44,7 @@ class FakeSpeaker:
 
     def options(self, changes):
         changed = {name: value for name, value in changes.items() if value is not None}
-        return parse_settings({"max_new_tokens": 4, **changed}, GenerationConfig, where="generation options")
+        return parse_config({"max_new_tokens": 4, **changed}, GenerationConfig, where="generation options")
 
     def prepare(self, image):
         self.prepared += 1
@@ -73,13 +73,13 @@ class FakeSpeaker:
         self.said.append((len(memory), max(map(len, questions))))
         time.sleep(self.seconds * streams)
         named = zip(memory, questions, strict=True)
-        return [[[Said(text if q is None else f"{text} {q}", -0.5, ())] for q in row] for text, row in named]
+        return [[[GeneratedText(text if q is None else f"{text} {q}", -0.5, ())] for q in row] for text, row in named]
 
     def captions(self, images, batch_size=16, **options):
         return captions(self, images, batch_size, self.options(options))
 
     def answers(self, asked, batch_size=16, **options):
-        return answers(self, [Asked(*item) for item in asked], batch_size, self.options(options))
+        return answers(self, [Question(*item) for item in asked], batch_size, self.options(options))
 
 
 def write_texts(folder, contents):

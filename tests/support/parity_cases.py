@@ -24,7 +24,7 @@ from transformers.utils import logging
 from mmx.config.schema import GenerationConfig
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, generate
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.memory import Memory
 from mmx.models.model import Model
 
@@ -68,7 +68,7 @@ def saved(folder: Path, *parts: Any) -> str:
 
 def read(folder: str) -> Model:
     """The model mmx makes of a folder, in float64."""
-    return load_published(folder)[0].double()
+    return load_hf_model(folder)[0].double()
 
 
 def assert_logits(model: Model, memory: Memory, tokens: Tensor, expected: Tensor) -> None:
@@ -126,7 +126,7 @@ def change(folder: str | Path, made: Any) -> dict[str, Tensor]:
 def refused(folder: str | Path, **how: Any) -> str:
     """The one sentence that says why a folder is not read."""
     with pytest.raises(MmxError) as caught:
-        load_published(str(folder), **how)
+        load_hf_model(str(folder), **how)
     sentence = str(caught.value)
     assert "\n" not in sentence and len(sentence) < 500
     return sentence

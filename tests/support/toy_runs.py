@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmx.config.schema import Config
+from mmx.config.schema import RunConfig
 from mmx.training.loop import Trainer
 
 COUNT = 23  # no multiple of any batch size: epochs end inside batches
@@ -24,7 +24,7 @@ def write_numbers(folder: Path, count: int = COUNT, bad: int | None = None, name
     return str(path)
 
 
-def number_config(data: str, out: Path, validate: bool = False, dropout: float = 0.1, **training: Any) -> Config:
+def number_config(data: str, out: Path, validate: bool = False, dropout: float = 0.1, **training: Any) -> RunConfig:
     """A run of a tiny model on numbers; `training` changes fields of TrainingConfig."""
     facts = {"steps": 12, "batch_size": 4, "streams": 2, "warmup": 3, "lr": 3e-3, "ema": 0.9, "log_every": 1}
     facts |= {"save_every": 4, "validate_every": 6} | training
@@ -35,14 +35,14 @@ def number_config(data: str, out: Path, validate: bool = False, dropout: float =
     }
     validation = {"some": {"path": data, "limit": 7}} if validate else {}
     document = {"model": model, "train": [{"path": data}], "validation": validation, "training": facts}
-    return Config.model_validate({**document, "generation": {"max_new_tokens": 4}, "out": str(out)})
+    return RunConfig.model_validate({**document, "generation": {"max_new_tokens": 4}, "out": str(out)})
 
 
-def critical_config(data: str, out: Path, streams: int = 4, **training: Any) -> Config:
+def critical_config(data: str, out: Path, streams: int = 4, **training: Any) -> RunConfig:
     """Captions of the numbers by reward, and beside them the same word by word."""
     document = number_config(data, out, streams=streams, **training).model_dump(mode="json")
     document["train"] = [{"path": data, "reward": "cider"}, {"path": data}]
-    return Config.model_validate(document)
+    return RunConfig.model_validate(document)
 
 
 class Watched(Trainer):
@@ -50,13 +50,13 @@ class Watched(Trainer):
 
     stop_in: int | None = None
 
-    def __init__(self, config: Config, resume: bool = False) -> None:
+    def __init__(self, config: RunConfig, resume: bool = False) -> None:
         super().__init__(config, resume, quiet=True)
         self.taken: list[tuple[int, float, float, list[str]]] = []
 
     def _step(self, batches: Any) -> tuple[float, bool]:
         if self.progress.step + 1 == self.stop_in:
-            self.stop.raised = True
+            self.stop.received = True
         loss, stopping = super()._step(batches)
         ids = [name for batch in batches for name in batch.ids]
         self.taken.append((self.progress.step, loss, self._rate(), ids))

@@ -69,6 +69,6 @@ note("rewarded", watched(critical_config(data, folder / "rewarded")))
 examples = read_examples(DataConfig(path=data))
 for count in (1, 2, 5, 6, 7, 8):
     pipeline = Pipeline(tiny_model())
-    options = pipeline.options({"max_new_tokens": 4})
+    options = pipeline.generation_config({"max_new_tokens": 4})
     found = evaluate(pipeline, examples[:count], options, 2, trainer_rank(), 2, gather_object)
-    note(f"evaluated-{count}", {"metrics": found.metrics, "texts": [asdict(text) for text in found.texts]})
+    note(f"evaluated-{count}", {"metrics": found.metrics, "texts": [asdict(text) for text in found.predictions]})

@@ -53,7 +53,7 @@ def test_a_failure_that_is_expected_has_its_reason_and_must_happen():
     reason = "a mean over the batch's length"
     known = {"alone": reason, "padding": reason}
     results = check_encoder(kind, only=["alone", "padding", "order"], expected_failures=known)
-    assert [(r.name, r.status, r.said) for r in results if r.status == "expected"] == [
+    assert [(r.name, r.status, r.message) for r in results if r.status == "expected"] == [
         ("padding", "expected", reason),
         ("alone", "expected", reason),
     ]
@@ -110,4 +110,4 @@ def test_what_an_import_does_besides_is_seen(tmp_path, monkeypatch, line):
             sys.modules.pop(name, None)
     assert result.status == ("failed" if LOUD[line] else "passed"), result
     if LOUD[line]:
-        assert f"importing {name} {LOUD[line]}" in result.said
+        assert f"importing {name} {LOUD[line]}" in result.message

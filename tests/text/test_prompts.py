@@ -11,14 +11,14 @@ from mmx.text.prompts import (
     ANSWER,
     BOS,
     CAPTION,
-    MARKS,
+    SPECIAL_TOKENS,
     QUESTION,
     answer_prompt,
     caption_prompt,
     question_prompt,
-    tidy_caption,
-    tidy_question,
-    tidy_text,
+    normalize_caption,
+    normalize_question,
+    normalize_whitespace,
 )
 
 EFFORT = settings(max_examples=50, deadline=None)
@@ -28,7 +28,7 @@ def test_the_three_prompts():
     assert caption_prompt() == (BOS, CAPTION)
     assert question_prompt(" what  is this ") == (BOS, QUESTION, "what is this?", ANSWER)
     assert answer_prompt() == (BOS, ANSWER)
-    assert len({mark.text for mark in MARKS}) == len(MARKS) == 6
+    assert len({mark.text for mark in SPECIAL_TOKENS}) == len(SPECIAL_TOKENS) == 6
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_three_prompts():
     ],
 )
 def test_questions_are_spelt_one_way(given_, tidy):
-    assert tidy_question(given_) == tidy
+    assert normalize_question(given_) == tidy
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def test_questions_are_spelt_one_way(given_, tidy):
     ],
 )
 def test_decoded_text_is_written_as_people_write(given_, tidy):
-    assert tidy_text(given_) == tidy
+    assert normalize_whitespace(given_) == tidy
 
 
 def test_captions_as_targets():
-    assert tidy_caption("A Dog runs , fast . ") == "a dog runs, fast"
-    assert tidy_caption("...") == ""
+    assert normalize_caption("A Dog runs , fast . ") == "a dog runs, fast"
+    assert normalize_caption("...") == ""
 
 
 @EFFORT
 @given(st.text(max_size=40))
 def test_tidying_a_question_twice_is_tidying_it_once(text):
-    once = tidy_question(text)
-    assert tidy_question(once) == once
+    once = normalize_question(text)
+    assert normalize_question(once) == once
     assert once.endswith("?")
     assert once == once.strip()
 
@@ -79,7 +79,7 @@ def test_tidying_a_question_twice_is_tidying_it_once(text):
 @EFFORT
 @given(st.text(" .,a'sn?t\n", max_size=30))
 def test_tidied_text_has_single_spaces_and_none_at_its_ends(text):
-    once = tidy_text(text)
+    once = normalize_whitespace(text)
     assert "  " not in once
     assert once == once.strip()
     assert once.replace(" ", "") == "".join(text.split())

@@ -11,7 +11,7 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mmx.errors import CheckpointError, MmxError
-from mmx.text.prompts import BOS, EOS, MARKS, PAD, QUESTION, Mark, question_prompt, tidy_text
+from mmx.text.prompts import BOS, EOS, SPECIAL_TOKENS, PAD, QUESTION, SpecialToken, question_prompt, normalize_whitespace
 from mmx.text.tokenizer import Tokenizer
 
 CORPUS = ["a red dog on the green grass", "the dog is red", "what is on the grass?", "two dogs, one cat"] * 20
@@ -49,7 +49,7 @@ def test_any_text_comes_back_normalised_byte_for_byte(tokenizer, text):
     raw = tokenizer.engine.decode(tokens, skip_special_tokens=True)
     # The first word is spelt as one after a space, as every other word is.
     assert raw in (expected, " " + expected)
-    assert tokenizer.decode(tokens) == tidy_text(expected)
+    assert tokenizer.decode(tokens) == normalize_whitespace(expected)
     assert all(0 <= token < len(tokenizer) for token in tokens)
 
 
@@ -63,15 +63,15 @@ def test_case_and_compatible_forms_are_folded(text):
 
 @BOTH
 @EFFORT
-@given(text=st.lists(st.sampled_from([m.text for m in MARKS]) | st.text(max_size=5), max_size=5).map("".join))
+@given(text=st.lists(st.sampled_from([m.text for m in SPECIAL_TOKENS]) | st.text(max_size=5), max_size=5).map("".join))
 def test_typed_marks_are_letters(tokenizer, text):
     assert not set(tokenizer.encode(text)) & {i for ids in tokenizer.marks.values() for i in ids}
-    assert tokenizer.decode(tokenizer.encode(text)) == tidy_text(normalised(tokenizer, text))
+    assert tokenizer.decode(tokenizer.encode(text)) == normalize_whitespace(normalised(tokenizer, text))
 
 
 @BOTH
 def test_marks_have_ids_of_their_own_and_leave_no_text(tokenizer):
-    ids = [token for mark in MARKS for token in tokenizer.marks[mark]]
+    ids = [token for mark in SPECIAL_TOKENS for token in tokenizer.marks[mark]]
     assert sorted(ids) == list(range(6))
     assert [[tokenizer.pad], [tokenizer.eos]] == [tokenizer.marks[mark] for mark in (PAD, EOS)]
     assert tokenizer.decode([*ids, *tokenizer.encode("a dog"), *ids]) == "a dog"
@@ -86,7 +86,7 @@ def test_a_prompt_is_marks_by_id_and_text_by_spelling():
 
 def test_an_unknown_mark_in_a_prompt_is_a_mistake():
     with pytest.raises(KeyError):
-        BYTES.prompt((Mark("<dance>"),))
+        BYTES.prompt((SpecialToken("<dance>"),))
 
 
 def test_learning_finds_words_and_keeps_to_its_size():
@@ -120,7 +120,7 @@ def test_transformers_reads_the_file_and_gives_the_same_ids(tokenizer, tmp_path)
     assert len(foreign) == len(tokenizer)
     for sample in [text for text in [*NASTY, *CORPUS] if "<" not in text]:
         assert foreign(sample, add_special_tokens=False)["input_ids"] == tokenizer.encode(sample)
-        assert tidy_text(foreign.decode(tokenizer.encode(sample))) == tokenizer.decode(tokenizer.encode(sample))
+        assert normalize_whitespace(foreign.decode(tokenizer.encode(sample))) == tokenizer.decode(tokenizer.encode(sample))
 
 
 @pytest.mark.parametrize(
@@ -156,14 +156,14 @@ def test_words_have_the_places_of_their_tokens(tokenizer):
 
 
 def test_marks_belong_to_no_word_and_a_token_over_two_words_to_both():
-    vocabulary = {mark.text: place for place, mark in enumerate(MARKS)} | {
+    vocabulary = {mark.text: place for place, mark in enumerate(SPECIAL_TOKENS)} | {
         "\u0120a": 6,
         "\u0120of\u0120the": 7,
         "\u0120dog": 8,
     }
-    engine = Engine(models.WordLevel(vocabulary, unk_token=MARKS[0].text))
+    engine = Engine(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[0].text))
     engine.decoder = decoders.ByteLevel()
-    engine.add_special_tokens([mark.text for mark in MARKS])
+    engine.add_special_tokens([mark.text for mark in SPECIAL_TOKENS])
     assert Tokenizer(engine).words([6, 7, 8, 2]) == [("a", [0]), ("of", [1]), ("the", [1]), ("dog", [2])]
 
 

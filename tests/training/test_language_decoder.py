@@ -12,8 +12,8 @@ from toy_runs import Watched, number_config, state_bytes, write_numbers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import mmx
-from mmx.config.loader import read_settings
-from mmx.config.schema import Config
+from mmx.config.loader import load_config
+from mmx.config.schema import RunConfig
 from mmx.errors import ConfigError, MmxError
 from mmx.hub.language_model import is_new, read_language_model
 from mmx.models.checkpoint import load_model, read_tensors
@@ -47,7 +47,7 @@ def config(place, speaker="speaker", out="run", validate=False, decoder=None, **
     data = str(path) if path.exists() else write_numbers(place)
     given = number_config(data, place / out, validate, **{**STEPS, **training}).model_dump()
     given["model"]["decoder"] = {"init_from": str(place / speaker), "gate": "tanh", "dropout": 0.1, **(decoder or {})}
-    return Config.model_validate(given)
+    return RunConfig.model_validate(given)
 
 
 def from_language_model(model):
@@ -69,8 +69,8 @@ def test_it_learns_to_look_and_forgets_nothing(place, speaker):
         assert all(torch.equal(weights[name], tensor) for name, tensor in known.items())
         gates = [w for name, w in weights.items() if name.endswith("gate.opening")]
         assert len(gates) == 1 and all(gate.abs() > 0.01 for gate in gates)
-    assert model.config.decoder.init_from is None
-    assert model.config.decoder.cross_every == 2 and model.config.decoder.dropout == 0.1
+    assert model.config.decoder.pretrained is None
+    assert model.config.decoder.cross_attention_every_n_layers == 2 and model.config.decoder.dropout == 0.1
     assert model.tokenizer.prompt(model.prompt("what")) == [0, *model.tokenizer.encode(" Question:what? Answer:")]
     assert model.tokenizer.prompt(model.prompt()) == [0]
 
@@ -139,8 +139,8 @@ def test_its_parts_are_trained_when_they_are_named(place):
 def test_what_is_frozen_stands_still(place):
     """Dropout too: the language model is asked as it was trained to be asked."""
     trainer = Trainer(config(place), False, True)
-    set_mode(trainer.model, trainer.options.parts)
-    block = trainer.model.decoder.blocks[0]
+    set_mode(trainer.model, trainer.options.param_groups)
+    block = trainer.model.decoder.layers[0]
     assert not trainer.model.decoder.embedding.dropout.training
     assert not block.self_residual.dropout.training and not block.feed_residual.dropout.training
     assert block.cross_residual.dropout.training and trainer.model.sources["numbers"].training
@@ -234,7 +234,7 @@ def test_adapters_of_a_checkpoint_freeze_its_decoder(place):
     """Without a language model too: what an adapter is for is to leave the rest as it is."""
     folder = Watched(config(place)).run()
     given = config(place, out="further", lora=LORA).model_dump() | {"model": None, "init": str(folder)}
-    run = Watched(Config.model_validate(given))
+    run = Watched(RunConfig.model_validate(given))
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     run.run()
     changed = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -245,8 +245,8 @@ def test_adapters_of_a_checkpoint_freeze_its_decoder(place):
 
 def test_a_run_with_adapters_tells_of_them_in_its_configuration(place):
     Trainer(config(place, lora=LORA), False, True)
-    written = read_settings(place / "run" / "config.yaml", Config)
-    assert written.training.lora.rank == 4 and written.training.parts == {}
+    written = load_config(place / "run" / "config.yaml", RunConfig)
+    assert written.training.lora.r == 4 and written.training.param_groups == {}
 
 
 def test_adapters_without_peft_or_without_a_map_are_refused(place, monkeypatch):

@@ -14,18 +14,18 @@ import torch
 from safetensors.torch import load_file
 from toy_runs import COUNT, Watched, number_config, reports, state_bytes, write_numbers
 
-from mmx.config.schema import Config
+from mmx.config.schema import RunConfig
 from mmx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mmx.models.checkpoint import load_model, load_provenance
 from mmx.training.loop import train
-from mmx.training.state import newest
+from mmx.training.state import latest_state
 
 
 def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return load_file(out / name / "training" / "model.safetensors")
 
 
-def watched(config: Config, resume: bool = False, stop_in: int | None = None) -> Watched:
+def watched(config: RunConfig, resume: bool = False, stop_in: int | None = None) -> Watched:
     """A whole run; with `stop_in`, one that is asked to stop in that step and does."""
     trainer = Watched(config, resume)
     trainer.stop_in = stop_in
@@ -125,7 +125,7 @@ def test_workers_change_nothing(tmp_path):
     assert state_bytes(tmp_path / "w0") == state_bytes(tmp_path / "w2")
 
 
-def scene_config(out: Path, **training: Any) -> Config:
+def scene_config(out: Path, **training: Any) -> RunConfig:
     """A convolutional encoder with batch norms, and augmented pictures."""
     options = {"backbone": "resnet10t", "size": 32, "stage": 1}
     facts = {"steps": 4, "batch_size": 3, "streams": 2, "warmup": 1, "log_every": 1, "save_every": 4, "ema": 0.9}
@@ -136,7 +136,7 @@ def scene_config(out: Path, **training: Any) -> Config:
         "vocabulary": 300,
     }
     data = {"path": "scenes", "count": 10, "augment": augment}
-    return Config.model_validate({"model": model, "train": [data], "training": facts | training, "out": str(out)})
+    return RunConfig.model_validate({"model": model, "train": [data], "training": facts | training, "out": str(out)})
 
 
 def test_pictures_resume_to_the_bit_too(tmp_path):
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, acc
     assert trainer.progress.step == done
     assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
     if done:
-        assert int(newest(tmp_path / "run").name) == done
+        assert int(latest_state(tmp_path / "run").name) == done
         saved = weights(tmp_path / "run")
         assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())
         again = Watched(config, resume=True)
@@ -331,7 +331,7 @@ def test_sigterm_saves_a_complete_state_and_says_so(tmp_path):
         trainer.run()
     assert time.monotonic() - started < 30
     assert signal.getsignal(signal.SIGTERM) == before
-    assert newest(tmp_path / "run").name == "000004"
+    assert latest_state(tmp_path / "run").name == "000004"
     load_model(tmp_path / "run" / "last")
     assert Watched(config, resume=True).progress.step == 4
 

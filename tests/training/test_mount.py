@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mmx.config.loader import parse_settings
-from mmx.config.schema import Config, SourceConfig
+from mmx.config.loader import parse_config
+from mmx.config.schema import RunConfig, SourceConfig
 from mmx.errors import ConfigError
 from mmx.inference.pipeline import Pipeline
 from mmx.models.checkpoint import load_model, save_model
@@ -35,7 +35,7 @@ def experienced(tmp_path_factory):
         "training": {"steps": 60, "batch_size": 12, "streams": 1, "lr": 0.005, "warmup": 5, "label_smoothing": 0.0},
         "out": str(folder / "run"),
     }
-    return train(parse_settings(document, Config, where="test"), quiet=True)
+    return train(parse_config(document, RunConfig, where="test"), quiet=True)
 
 
 def config(init, data, out, **training):
@@ -47,7 +47,7 @@ def config(init, data, out, **training):
         "training": {**facts, "parts": FROZEN, **training},
         "out": str(out),
     }
-    return parse_settings(document, Config, where="test")
+    return parse_config(document, RunConfig, where="test")
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_mounting_shares_the_old_parts_and_draws_new_ones():
     grown = mount(model, {"later": SourceConfig(**NUMBERS)})
     assert grown.decoder is model.decoder
     assert grown.sources["image"] is model.sources["image"]
-    assert grown.encoder("later").width == 16
+    assert grown.encoder("later").feature_size == 16
     assert grown.config.sources["later"].options == {"features": 16}
     assert mount(model, {}) is model
     with pytest.raises(ConfigError, match="mount names image, which the model of init has already; choose another"):
@@ -148,4 +148,4 @@ def test_a_batch_without_the_new_source_teaches_nothing_and_stops_nothing(tmp_pa
 )
 def test_where_a_run_starts_is_said_once(document, said):
     with pytest.raises(ConfigError, match=said):
-        parse_settings(document, Config, where="test")
+        parse_config(document, RunConfig, where="test")

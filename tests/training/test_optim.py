@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mmx.config.schema import PartConfig, TrainingConfig
+from mmx.config.schema import ParamGroupConfig, TrainingConfig
 from mmx.errors import ConfigError
 from mmx.training.optim import (
-    MovingAverage,
+    ExponentialMovingAverage,
     build_optimizer,
-    check_parts,
-    learning_rate,
-    mixed_loss,
-    part_of,
+    check_param_groups,
+    lr_factor,
+    scst_loss,
+    param_group_for,
     set_mode,
     token_loss,
 )
@@ -38,7 +38,7 @@ class Little(nn.Module):
 def stepped(model: nn.Module, config: TrainingConfig, steps: int = 3) -> None:
     optimizer = build_optimizer(model, config)
     for _ in range(steps):
-        set_mode(model, config.parts)
+        set_mode(model, config.param_groups)
         model(torch.randn(6, 3)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -66,14 +66,14 @@ def test_mixed_loss_weighs_what_was_said_and_smooths_only_what_people_wrote():
     advantages = torch.tensor([math.nan, 0.5, -2.0, 0.0, math.nan, 1.0])
     logprobs = logits.log_softmax(-1)[range(6), targets.clamp(min=0)]
     expected = token_loss(logits[[0, 4]], targets[[0, 4]], 0.1) - 0.5 * logprobs[1] + 2.0 * logprobs[2]
-    assert float(mixed_loss(logits, targets, 0.1, advantages)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(scst_loss(logits, targets, 0.1, advantages)) == pytest.approx(float(expected), rel=1e-5)
     cool = (logits / 0.5).log_softmax(-1)[range(6), targets.clamp(min=0)]
     expected = token_loss(logits[[0, 4]], targets[[0, 4]], 0.1) - 0.5 * cool[1] + 2.0 * cool[2]
-    assert float(mixed_loss(logits, targets, 0.1, advantages, temperature=0.5)) == pytest.approx(
+    assert float(scst_loss(logits, targets, 0.1, advantages, temperature=0.5)) == pytest.approx(
         float(expected), rel=1e-5
     )
     nobody = torch.full((6,), math.nan)
-    assert float(mixed_loss(logits, targets, 0.1, nobody)) == pytest.approx(float(token_loss(logits, targets, 0.1)))
+    assert float(scst_loss(logits, targets, 0.1, nobody)) == pytest.approx(float(token_loss(logits, targets, 0.1)))
 
 
 def test_token_loss_of_half_precision_is_summed_in_full():
@@ -84,21 +84,21 @@ def test_token_loss_of_half_precision_is_summed_in_full():
 
 
 def test_learning_rate_by_hand():
-    config = TrainingConfig(steps=14, warmup=4, final_lr=0.1)
-    rates = [learning_rate(step, config) for step in range(15)]
+    config = TrainingConfig(max_steps=14, warmup_steps=4, min_lr_ratio=0.1)
+    rates = [lr_factor(step, config) for step in range(15)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[9] == pytest.approx(0.1 + 0.9 * 0.5)  # half way down
     assert rates[11] == pytest.approx(0.1 + 0.45 * (1 + math.cos(0.7 * math.pi)))
     assert rates[14] == pytest.approx(0.1)
-    assert learning_rate(99, config) == pytest.approx(0.1)
+    assert lr_factor(99, config) == pytest.approx(0.1)
 
 
 @given(st.integers(0, 50), st.integers(1, 80), st.floats(0, 1))
 @settings(max_examples=50, deadline=None)
 def test_learning_rate_rises_then_falls_and_stays_a_share(warmup, steps, final):
-    config = TrainingConfig(steps=steps, warmup=warmup, final_lr=final)
-    rates = [learning_rate(step, config) for step in range(steps)]
+    config = TrainingConfig(max_steps=steps, warmup_steps=warmup, min_lr_ratio=final)
+    rates = [lr_factor(step, config) for step in range(steps)]
     assert all(0 < rate <= 1 or rate == final for rate in rates)
     peak = min(max(warmup - 1, 0), steps - 1)
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
@@ -106,7 +106,7 @@ def test_learning_rate_rises_then_falls_and_stays_a_share(warmup, steps, final):
 
 
 def test_each_part_has_its_rate_and_vectors_and_tables_do_not_decay():
-    config = TrainingConfig(lr=0.01, weight_decay=0.5, parts={"encoder": PartConfig(lr=0.1)})
+    config = TrainingConfig(learning_rate=0.01, weight_decay=0.5, param_groups={"encoder": ParamGroupConfig(lr_scale=0.1)})
     model = Little()
     found = {
         id(p): (group["lr"], group["weight_decay"])
@@ -121,15 +121,15 @@ def test_each_part_has_its_rate_and_vectors_and_tables_do_not_decay():
 
 
 def test_the_longest_prefix_wins_and_a_prefix_is_whole_names():
-    parts = {"encoder": PartConfig(lr=0.1), "encoder.2": PartConfig(lr=0.2)}
-    lrs = [part_of(name, parts).lr for name in ("encoder.0.weight", "encoder.2.0.weight", "encoder2.x", "decoder")]
+    parts = {"encoder": ParamGroupConfig(lr_scale=0.1), "encoder.2": ParamGroupConfig(lr_scale=0.2)}
+    lrs = [param_group_for(name, parts).lr_scale for name in ("encoder.0.weight", "encoder.2.0.weight", "encoder2.x", "decoder")]
     assert lrs == [0.1, 0.2, 1.0, 1.0]
 
 
 def test_a_frozen_part_is_bit_equal_afterwards_statistics_included():
     model = Little()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stepped(model, TrainingConfig(lr=0.1, parts={"encoder": PartConfig(freeze=True)}))
+    stepped(model, TrainingConfig(learning_rate=0.1, param_groups={"encoder": ParamGroupConfig(freeze=True)}))
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("encoder"))
     assert not any(torch.equal(before[name], after[name]) for name in before if name.startswith("decoder"))
@@ -139,9 +139,9 @@ def test_a_frozen_part_is_bit_equal_afterwards_statistics_included():
 
 def test_a_trained_part_inside_a_frozen_one_is_in_training_mode():
     model = Little()
-    parts = {"encoder": PartConfig(freeze=True), "encoder.2": PartConfig()}
+    parts = {"encoder": ParamGroupConfig(freeze=True), "encoder.2": ParamGroupConfig()}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stepped(model, TrainingConfig(lr=0.1, parts=parts))
+    stepped(model, TrainingConfig(learning_rate=0.1, param_groups=parts))
     assert [m.training for m in (model.encoder, model.encoder[1], model.encoder[2], model.encoder[2][1])] == [
         False,
         False,
@@ -156,26 +156,26 @@ def test_a_trained_part_inside_a_frozen_one_is_in_training_mode():
 def test_a_rate_of_zero_moves_nothing():
     model = Little()
     before = model.encoder[0].weight.clone()
-    stepped(model, TrainingConfig(lr=0.1, parts={"encoder": PartConfig(lr=0.0)}))
+    stepped(model, TrainingConfig(learning_rate=0.1, param_groups={"encoder": ParamGroupConfig(lr_scale=0.0)}))
     assert torch.equal(before, model.encoder[0].weight)
 
 
 def test_an_unknown_part_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"'encodr'.*did you mean 'encoder'"):
-        check_parts(Little(), {"encodr": PartConfig()})
+        check_param_groups(Little(), {"encodr": ParamGroupConfig()})
 
 
 def test_freezing_everything_is_refused():
-    parts = {name: PartConfig(freeze=True) for name in ("encoder", "decoder", "table")}
+    parts = {name: ParamGroupConfig(freeze=True) for name in ("encoder", "decoder", "table")}
     with pytest.raises(ConfigError, match="at least one"):
-        build_optimizer(Little(), TrainingConfig(parts=parts))
+        build_optimizer(Little(), TrainingConfig(param_groups=parts))
 
 
 def test_moving_average_by_hand():
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    average, expected = MovingAverage(model, 0.5), 1.0
+    average, expected = ExponentialMovingAverage(model, 0.5), 1.0
     for step, value in enumerate((2.0, 5.0, -1.0, 7.0, 7.0, 3.0), start=1):
         with torch.no_grad():
             model.weight.fill_(value)
@@ -187,8 +187,8 @@ def test_moving_average_by_hand():
 
 def test_swapping_twice_is_nothing_and_once_is_the_average():
     model = Little()
-    average = MovingAverage(model, 0.9)
-    stepped(model, TrainingConfig(lr=0.1))
+    average = ExponentialMovingAverage(model, 0.9)
+    stepped(model, TrainingConfig(learning_rate=0.1))
     raw = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kept = {name: tensor.clone() for name, tensor in average.weights.items()}
     average.swap(model)
@@ -200,9 +200,9 @@ def test_swapping_twice_is_nothing_and_once_is_the_average():
 
 def test_no_decay_means_no_average_and_frozen_parts_are_not_kept_twice():
     model = Little()
-    average = MovingAverage(model, 0.0)
+    average = ExponentialMovingAverage(model, 0.0)
     average.update(model, 1)
     average.swap(model)
     assert average.weights == {}
     model.encoder.requires_grad_(False)
-    assert {name.split(".")[0] for name in MovingAverage(model, 0.9).weights} == {"decoder", "table"}
+    assert {name.split(".")[0] for name in ExponentialMovingAverage(model, 0.9).weights} == {"decoder", "table"}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from toy_runs import Watched, critical_config, number_config, reports, state_bytes, write_numbers
 
-from mmx.config.schema import Config
-from mmx.data.batching import IGNORED, Batch
+from mmx.config.schema import RunConfig
+from mmx.data.batching import IGNORE_INDEX, Batch
 from mmx.errors import ConfigError, TrainingError
 from mmx.evaluation.metrics.captions import Cider
 from mmx.training.loop import Trainer
-from mmx.training.scst import END, ended
+from mmx.training.scst import END, tokens_with_end
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def batches(trainer: Trainer) -> tuple[Batch, Batch]:
     """A batch before and after the model spoke."""
     (before,) = next(trainer._groups())
     assert trainer.critic is not None
-    return before, trainer.critic.speak(before, seed=5)
+    return before, trainer.critic.sample_batch(before, seed=5)
 
 
 def texts_of(trainer: Trainer, batch: Batch) -> list[list[tuple[str, list[int]]]]:
     """Each text of each row: its words, and the labels that are learned from it."""
-    targets = torch.full_like(batch.tokens, IGNORED)
-    for place, label in zip(batch.wanted.tolist(), batch.labels.tolist(), strict=True):
-        if label != IGNORED:
+    targets = torch.full_like(batch.tokens, IGNORE_INDEX)
+    for place, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
+        if label != IGNORE_INDEX:
             targets.view(-1)[place] = label
     decode = trainer.model.tokenizer.decode
     return [
-        [(decode(t[m].tolist()), w[w != IGNORED].tolist()) for t, m, w in zip(*row, strict=True)]
+        [(decode(t[m].tolist()), w[w != IGNORE_INDEX].tolist()) for t, m, w in zip(*row, strict=True)]
         for row in zip(batch.tokens, batch.mask, targets, strict=True)
     ]
 
@@ -62,15 +62,15 @@ def test_rows_by_reward_hold_what_was_said_and_the_others_what_people_said(train
 def test_advantages_are_ciders_of_the_texts(trainer, batches):
     before, after = batches
     assert any(before.references)
-    corpus = Cider([ended(e.turns[0].targets) for e in trainer.data.sets[0][1]])
+    corpus = Cider([tokens_with_end(e.turns[0].targets) for e in trainer.data.sets[0][1]])
     for row, references in enumerate(before.references):
         if references:
             rewards = []
             for _, labels in texts_of(trainer, after)[row]:
                 finished = labels[-1] == trainer.model.tokenizer.eos
                 said = trainer.model.tokenizer.decode(labels[: -1 if finished else None])
-                tokens = ended([said])[0]
-                rewards.append(corpus.score(tokens if finished else tokens[:-1], ended(references)))
+                tokens = tokens_with_end([said])[0]
+                rewards.append(corpus.score(tokens if finished else tokens[:-1], tokens_with_end(references)))
             others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
             expected = [reward - other for reward, other in zip(rewards, others, strict=True)]
             assert after.advantages[row].tolist() == pytest.approx(expected, abs=1e-5)
@@ -93,7 +93,7 @@ def test_a_batch_without_rewards_is_left_alone(trainer, batches):
 
 
 def test_the_end_is_a_word_of_its_own():
-    assert ended(["A dog runs ."]) == [["a", "dog", "runs", END]]
+    assert tokens_with_end(["A dog runs ."]) == [["a", "dog", "runs", END]]
 
 
 def rewards_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: float) -> list[float]:
@@ -104,7 +104,7 @@ def rewards_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: float) -> 
     best = Trainer(start, resume=False, quiet=True).run()
     document = critical_config(data, tmp_path / "run", **facts | {"steps": 60, "lr": 0.003}).model_dump(mode="json")
     document |= {"model": None, "init": str(best), "train": [{"path": data, "reward": "cider"}]}
-    trainer = Trainer(Config.model_validate(document), resume=False, quiet=True)
+    trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
     rewards = trainer.critic._rewards
     monkeypatch.setattr(trainer.critic, "_rewards", lambda *given: [sign * reward for reward in rewards(*given)])
     trainer.run()
@@ -128,15 +128,15 @@ def test_a_caption_fits_into_the_positions(tmp_path):
     document = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12).model_dump(mode="json")
     document["model"]["decoder"]["max_positions"] = 16
     document["generation"]["max_new_tokens"] = 40
-    trainer = Trainer(Config.model_validate(document), resume=False, quiet=True)
+    trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
     (batch,) = next(trainer._groups())
-    assert trainer.critic.speak(batch, seed=1).mask.sum(-1).max() == 16
+    assert trainer.critic.sample_batch(batch, seed=1).mask.sum(-1).max() == 16
 
 
 def test_the_first_word_after_a_mark_of_one_token_is_learned(trainer, batches):
     """Place 0 of the batch, which the filling of `wanted` points at as well."""
     before, _ = batches
-    filled = Batch(**{**vars(before), "wanted": torch.tensor([0, 1, 0]), "labels": torch.tensor([7, 8, IGNORED])})
+    filled = Batch(**{**vars(before), "wanted": torch.tensor([0, 1, 0]), "labels": torch.tensor([7, 8, IGNORE_INDEX])})
     filled.references = [(), *[("number 1",)] * (len(filled.ids) - 1)]
     after = trainer.critic.speak(filled, seed=5)
     assert after.labels[after.wanted == 0].tolist()[0] == 7
@@ -168,7 +168,7 @@ def test_where_questions_go_to_an_encoder_captions_are_said_of_the_picture_alone
     rows = [{"numbers": [n / 9], "question": f"what is {n}?", "answer": "it"} for n in range(9)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     document["train"][1] = {"path": str(tmp_path / "asked.jsonl")}
-    trainer = Trainer(Config.model_validate(document), resume=False, quiet=True)
+    trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
     (batch,) = next(trainer._groups())
     rewarded = [row for row, references in enumerate(batch.references) if references]
     assert "text" in batch.sources and 0 < len(rewarded) < len(batch.ids)

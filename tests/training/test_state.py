@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_runs import number_config
 
-from mmx.config.schema import PartConfig, TrainingConfig
+from mmx.config.schema import ParamGroupConfig, TrainingConfig
 from mmx.errors import CheckpointError
 from mmx.models.checkpoint import load_model
 from mmx.models.model import Model
 from mmx.testing import tiny_model
-from mmx.training.optim import MovingAverage, build_optimizer
-from mmx.training.state import Progress, load_state, newest, point, save_state
+from mmx.training.optim import ExponentialMovingAverage, build_optimizer
+from mmx.training.state import TrainingProgress, load_state, latest_state, point_symlink, save_state
 
 
 class Run:
@@ -30,9 +30,9 @@ class Run:
     def __init__(self, out: Path, steps: int = 2, keep: int = 2, parts: Any = None, model: Model | None = None) -> None:
         self.out, self.model = out, model or tiny_model(layers=1)
         self.config = number_config("nowhere.jsonl", out, keep=keep)
-        training = TrainingConfig(lr=0.01, parts=parts or {}, ema=0.5)
-        self.optimizer, self.average = build_optimizer(self.model, training), MovingAverage(self.model, 0.5)
-        self.progress = Progress()
+        training = TrainingConfig(learning_rate=0.01, param_groups=parts or {}, ema_decay=0.5)
+        self.optimizer, self.average = build_optimizer(self.model, training), ExponentialMovingAverage(self.model, 0.5)
+        self.progress = TrainingProgress()
         for _ in range(steps):
             self.step()
 
@@ -41,7 +41,7 @@ class Run:
             parameter.grad = torch.randn_like(parameter)
         self.optimizer.step()
         self.progress.step += 1
-        self.progress.seen += 4
+        self.progress.samples_seen += 4
         self.average.update(self.model, self.progress.step)
 
     def save(self) -> Path:
@@ -69,7 +69,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_everything_comes_back_to_the_bit(tmp_path):
     run = Run(tmp_path, steps=3)
-    run.progress.best, run.progress.best_step, run.progress.bad = -1.25, 3, ["one"]
+    run.progress.best, run.progress.best_step, run.progress.skipped = -1.25, 3, ["one"]
     folder = run.save()
     other = Run(tmp_path, steps=0, model=tiny_model(layers=1, seed=9))
     other.load(folder)
@@ -104,7 +104,7 @@ def test_momentum_finds_its_weight_where_convolutions_lie_channels_last():
         optimizer.zero_grad()
 
     one, other = convolution(), convolution()
-    first, second = build_optimizer(one, TrainingConfig(lr=0.1)), build_optimizer(other, TrainingConfig(lr=0.1))
+    first, second = build_optimizer(one, TrainingConfig(learning_rate=0.1)), build_optimizer(other, TrainingConfig(learning_rate=0.1))
     for seed in range(3):
         stepped(one, first, seed)
     other.load_state_dict(one.state_dict())
@@ -125,7 +125,7 @@ def test_links_pruning_and_the_best(tmp_path):
     assert names(run) == ["000002", "000004", "000005"]
     assert os.readlink(tmp_path / "last") == "steps/000005"
     assert os.readlink(tmp_path / "best") == "steps/000002"
-    assert newest(tmp_path) == tmp_path / "steps" / "000005"
+    assert latest_state(tmp_path) == tmp_path / "steps" / "000005"
     load_model(tmp_path / "best")
 
 
@@ -152,8 +152,8 @@ def test_steps_are_compared_as_numbers(tmp_path):
         (tmp_path / "steps" / name / "training").mkdir(parents=True)
         (tmp_path / "steps" / name / "training" / "progress.json").write_text("{}")
     (tmp_path / "steps" / "2000000" / "training").mkdir(parents=True)  # not complete
-    assert newest(tmp_path) == tmp_path / "steps" / "1000000"
-    assert newest(tmp_path / "nowhere") is None
+    assert latest_state(tmp_path) == tmp_path / "steps" / "1000000"
+    assert latest_state(tmp_path / "nowhere") is None
 
 
 def test_what_killed_processes_left_behind_is_removed(tmp_path):
@@ -167,7 +167,7 @@ def test_what_killed_processes_left_behind_is_removed(tmp_path):
 def test_links_change_from_one_moment_to_the_next(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        point(tmp_path / "link", tmp_path / name)
+        point_symlink(tmp_path / "link", tmp_path / name)
         assert (tmp_path / "link").resolve() == (tmp_path / name).resolve()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "link"]
 
@@ -189,7 +189,7 @@ def test_a_state_of_an_older_copy_loads(tmp_path):
     other = Run(tmp_path, steps=0)
     other.load(folder)
     assert same(other.tensors(), run.tensors())
-    assert (other.progress.step, other.progress.seen, other.progress.window) == (2, 8, [])
+    assert (other.progress.step, other.progress.samples_seen, other.progress.window) == (2, 8, [])
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -197,7 +197,7 @@ def test_other_frozen_parts_are_refused(tmp_path, older):
     folder = Run(tmp_path).save()
     if older:
         as_older_copies_wrote_it(folder)
-    other = Run(tmp_path, steps=0, parts={"decoder": PartConfig(freeze=True)})
+    other = Run(tmp_path, steps=0, parts={"decoder": ParamGroupConfig(freeze=True)})
     with pytest.raises(CheckpointError, match="other parts frozen"):
         other.load(folder)
 
@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_previous_state_alone(tmp_path):
     assert "\n" not in str(caught.value)
     assert names(run) == ["000001"]
     assert {path: path.read_bytes() for path in before} == before
-    assert newest(tmp_path) == tmp_path / "steps" / "000001"
+    assert latest_state(tmp_path) == tmp_path / "steps" / "000001"
     run.save()
     assert names(run) == ["000001", "000002"]
 
@@ -255,14 +255,14 @@ def test_ten_kills_while_saving_leave_a_state_that_loads(tmp_path):
     for number in range(10):
         child = context.Process(target=save_for_ever, args=(tmp_path, 1000 * (number + 1)))
         child.start()
-        seen = newest(tmp_path)
+        seen = latest_state(tmp_path)
         deadline = time.monotonic() + 60
-        while newest(tmp_path) == seen and time.monotonic() < deadline:  # until it saves at full speed
+        while latest_state(tmp_path) == seen and time.monotonic() < deadline:  # until it saves at full speed
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        found = newest(tmp_path)
+        found = latest_state(tmp_path)
         other = Run(tmp_path, steps=0)
         other.load(found)
         load_model(found)

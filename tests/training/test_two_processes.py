@@ -17,7 +17,7 @@ from mmx.data.formats import read_examples
 from mmx.evaluation.evaluate import evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
-from mmx.training.state import newest
+from mmx.training.state import latest_state
 
 SCRIPT = Path(__file__).parents[1] / "support" / "two_ranks.py"
 BAD = 11
@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_both(folder, accumulation):
     assert "not finite" in first["error"]
     assert len(first["taken"]) == len(second["taken"])
     run = folder / f"broken-{accumulation}"
-    last = newest(run)
+    last = latest_state(run)
     assert len(reports(run)) == len(first["taken"])
     if last is not None:
         assert int(last.name) == len(first["taken"])
@@ -119,9 +119,9 @@ def one_thread():
 def test_evaluation_over_two_processes_equals_one(folder, count, one_thread):
     examples = read_examples(DataConfig(path=str(folder / "numbers.jsonl")))[:count]
     pipeline = Pipeline(tiny_model())
-    expected = evaluate(pipeline, examples, pipeline.options({"max_new_tokens": 4}), 2)
+    expected = evaluate(pipeline, examples, pipeline.generation_config({"max_new_tokens": 4}), 2)
     for found in noted(folder, f"evaluated-{count}"):
         assert found["metrics"].keys() == expected.metrics.keys()
         assert all(abs(found["metrics"][key] - value) <= 1e-12 for key, value in expected.metrics.items())
-        assert found["texts"] == json.loads(json.dumps([asdict(text) for text in expected.texts]))
+        assert found["texts"] == json.loads(json.dumps([asdict(text) for text in expected.predictions]))
         assert len({tuple(text["key"]) for text in found["texts"]}) == count

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from mmx.encoders.base import Encoder, Features
 from mmx.encoders.pretrained.hf_models import (
-    FAMILIES,
+    HF_FAMILIES,
     TOKENIZER,
     TOWERS,
     PretrainedOptions,
-    build_upstream,
+    build_hf_encoder,
     class_of,
-    load_upstream,
-    reading,
+    load_hf_encoder,
+    hf_errors,
 )
 from mmx.errors import EncoderError
 from mmx.io import audio, images
 
-__all__ = ["FAMILIES", "TOWERS", "PretrainedEncoder"]
+__all__ = ["HF_FAMILIES", "TOWERS", "PretrainedEncoder"]
 
 MOST_STRETCHED = 16  # long side / short side that a picture keeps before its short side is scaled and the rest cropped
 
@@ -43,13 +43,13 @@ class PretrainedEncoder(Encoder):
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         if options.architecture is None:
-            self.options, self.model, tokenizer = load_upstream(options)
+            self.options, self.model, tokenizer = load_hf_encoder(options)
         else:
-            self.model, tokenizer = build_upstream(options.architecture, options.layer, options.name or "options"), None
-        self.modality = FAMILIES[self.model.config.model_type].modality
+            self.model, tokenizer = build_hf_encoder(options.architecture, options.layer, options.name or "options"), None
+        self.modality = HF_FAMILIES[self.model.config.model_type].modality
         reader: Any = {"image": _Pictures, "text": _Texts, "audio": _Sounds}[self.modality]
         self._reader = reader(self.options, self.model, tokenizer)
-        self.dimensions, self.width = self._reader.dimensions, self._reader.width
+        self.dimensions, self.feature_size = self._reader.dimensions, self._reader.width
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         """A picture -> {"pixels": [3, H, W]}; a text -> {"tokens": [S], "mask": [S]}; a sound (see `load_sound`) ->
@@ -58,7 +58,7 @@ class PretrainedEncoder(Encoder):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """A batch -> Features; those of pictures have a grid, and what stands for the whole picture comes first."""
-        device, exact = next(self.model.parameters()).device.type, FAMILIES[self.model.config.model_type].exact
+        device, exact = next(self.model.parameters()).device.type, HF_FAMILIES[self.model.config.model_type].exact
         with torch.autocast(device, enabled=False) if exact else nullcontext():
             return self._reader.features(self.model, batch)
 
@@ -85,7 +85,7 @@ class PretrainedEncoder(Encoder):
         from tokenizers import Tokenizer
 
         if isinstance(self._reader, _Texts):
-            with reading(str(folder), "tokenizer", f"a whole {TOKENIZER}"):
+            with hf_errors(str(folder), "tokenizer", f"a whole {TOKENIZER}"):
                 self._reader = _Texts(self.options, self.model, Tokenizer.from_file(str(folder / TOKENIZER)))
 
 
@@ -112,7 +112,7 @@ class _Pictures:
         """Of a picture of (width, height): scaled by its short side, it is cropped to what the model reads."""
         side, crop = self.facts.get("size", {}).get("shortest_edge"), self.facts.get("crop_size") or {}
         if not (side and self.facts.get("do_center_crop")):
-            return images.middle_square(size) if side else (0.0, 0.0, 1.0, 1.0)
+            return images.center_square(size) if side else (0.0, 0.0, 1.0, 1.0)
         width, height = (n * side / min(size) for n in size)
         x, y = (max(0.0, (1 - crop.get(k, side) / n) / 2) for k, n in (("width", width), ("height", height)))
         return (x, y, 1 - x, 1 - y)
@@ -196,7 +196,7 @@ class _Sounds:
             self.least = (self.least - 1) * stride + kernel
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
-        samples = audio.load_sound(raw, self.rate)
+        samples = audio.load_audio(raw, self.rate)
         samples = nn.functional.pad(samples, (0, max(0, self.least - len(samples))))
         read = self.extractor(samples.numpy(), sampling_rate=self.rate, return_tensors="pt")
         if not self.convolutions:

@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from mmx.config.schema import Frozen
+from mmx.config.schema import FrozenModel
 from mmx.errors import EncoderError
 
 
@@ -38,7 +38,7 @@ class Family:
     exact: bool = False
 
 
-FAMILIES = {
+HF_FAMILIES = {
     "vit": Family("image", "ViTModel", "layernorm"),
     "deit": Family("image", "DeiTModel", "layernorm"),
     "beit": Family("image", "BeitModel", "layernorm"),
@@ -88,7 +88,7 @@ TOKENIZER = "tokenizer.json"
 SPARE = ("pooler.", "embeddings.position_ids")  # may lie beside an encoder's tensors: they hand nothing over
 
 
-class PretrainedOptions(Frozen):
+class PretrainedOptions(FrozenModel):
     """`name`: a folder with config.json and model.safetensors, or a public name; `tower`: which encoder of two.
 
     `layer`: the states after so many blocks (of a pyramid: stages), before the last norm; what is above is cut off.
@@ -106,7 +106,7 @@ class PretrainedOptions(Frozen):
     preprocessing: dict[str, Any] | None = None
 
 
-def load_upstream(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, Any]:
+def load_hf_encoder(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, Any]:
     """Options with all that was found filled in, the encoder, and its tokenizer."""
     import transformers
 
@@ -116,20 +116,20 @@ def load_upstream(options: PretrainedOptions) -> tuple[PretrainedOptions, Any, A
     there = str(folder) if folder.is_dir() else name
     place: dict[str, Any] = {"pretrained_model_name_or_path": there, "revision": options.revision}
     _fetch(name, folder, place)
-    with quietly():
-        with reading(name, "config", "a whole config.json"):
+    with suppress_hf_output():
+        with hf_errors(name, "config", "a whole config.json"):
             whole = _config(_clean(transformers.PreTrainedConfig.get_config_dict(**place)[0]), name)
         architecture, layer = _resolve(whole, options)
-        encoder = build_upstream(architecture, layer, name, place)
-        modality = FAMILIES[architecture["model_type"]].modality
+        encoder = build_hf_encoder(architecture, layer, name, place)
+        modality = HF_FAMILIES[architecture["model_type"]].modality
         kind = {"image": "ImageProcessor", "text": "Tokenizer", "audio": "FeatureExtractor"}[modality]
         expected = f"preprocessor_config.json, for texts {TOKENIZER} (others: pip install sentencepiece protobuf)"
-        with reading(name, kind, expected):
+        with hf_errors(name, kind, expected):
             processor = getattr(transformers, f"Auto{kind}").from_pretrained(
                 **place, config=whole, trust_remote_code=False
             )
             tokenizer, most = getattr(processor, "backend_tokenizer", None), getattr(processor, "model_max_length", 0)
-            facts = {"max_tokens": most if most < 10**6 else None} if tokenizer else _facts(processor)
+            facts = {"max_tokens": most if most < 10**6 else None} if tokenizer else _config_dict(processor)
             if tokenizer and not any(_has(place, file) for file in processor.vocab_files_names.values()):
                 raise FileNotFoundError  # transformers would go on with an empty vocabulary
     found = {"layer": layer, "architecture": architecture, "preprocessing": facts}
@@ -142,22 +142,22 @@ def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[st
     that lies in the folder."""
     import transformers
 
-    with quietly():
+    with suppress_hf_output():
         whole = _config(_clean(config), name)
         architecture, _ = _resolve(whole, PretrainedOptions(name=name))
-        kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[FAMILIES[architecture["model_type"]].modality]
-        with reading(name, kind, "preprocessor_config.json"):
+        kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[HF_FAMILIES[architecture["model_type"]].modality]
+        with hf_errors(name, kind, "preprocessor_config.json"):
             processor = getattr(transformers, f"Auto{kind}").from_pretrained(str(folder), trust_remote_code=False)
-    return {"architecture": architecture, "preprocessing": _facts(processor)}
+    return {"architecture": architecture, "preprocessing": _config_dict(processor)}
 
 
 def load_tensors(name: str, architecture: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Published tensors of one encoder, under the names that its module has here. None may lack or be left over."""
-    _, _, path = FAMILIES[architecture["model_type"]].model.partition(".")
-    with quietly():
+    _, _, path = HF_FAMILIES[architecture["model_type"]].model.partition(".")
+    with suppress_hf_output():
         whole = {f"{path}.{own}" if path else own: tensor for own, tensor in tensors.items()}
         source = {"pretrained_model_name_or_path": None, "state_dict": whole}
-        return dict(build_upstream(architecture, None, name, source).state_dict())
+        return dict(build_hf_encoder(architecture, None, name, source).state_dict())
 
 
 def _has(place: dict[str, Any], file: str) -> bool:
@@ -183,12 +183,12 @@ def _fetch(name: str, folder: Path, place: dict[str, Any]) -> None:
 
 def _resolve(whole: Any, options: PretrainedOptions) -> tuple[dict[str, Any], int | None]:
     """The architecture of the encoder alone, up to the layer; and the layer, counted from the start."""
-    towers = TOWERS.get(whole.model_type) or {FAMILIES[whole.model_type].modality: ""}
+    towers = TOWERS.get(whole.model_type) or {HF_FAMILIES[whole.model_type].modality: ""}
     tower: str = options.tower or next(iter(towers))
     if tower not in towers:
         raise EncoderError(f"{options.name!r} has no {tower} encoder of use here; expected tower {', '.join(towers)}.")
     config = getattr(whole, towers[tower]) if towers[tower] else whole
-    facts = _facts(config, use_diff=False)
+    facts = _config_dict(config, use_diff=False)
     facts |= {fact: value for fact, value in DECIDED.items() if fact in facts}
     if (layer := options.layer) is None:
         return facts, None
@@ -202,13 +202,13 @@ def _resolve(whole: Any, options: PretrainedOptions) -> tuple[dict[str, Any], in
     return facts | cut | {fact: chosen for fact in ("num_stages", blocks) if fact in facts}, chosen
 
 
-def build_upstream(
+def build_hf_encoder(
     architecture: dict[str, Any], layer: int | None, name: str, source: dict[str, Any] | None = None
 ) -> Any:
     """The encoder of an architecture, with the float32 weights of a source, or random ones; without the parts whose
     output is not handed over. No weight may be lacking: transformers would draw it at random."""
     config = _config(architecture, name)
-    family = FAMILIES[config.model_type]
+    family = HF_FAMILIES[config.model_type]
     made, _, path = family.model.partition(".")
     kind, pooling = class_of(made, "Model"), "add_pooling_layer"
     arguments: dict[str, Any] = {pooling: False} if pooling in signature(kind).parameters else {}
@@ -219,7 +219,7 @@ def build_upstream(
         arguments |= {"key_mapping": {f"^{family.prefix}": ""}} if family.prefix else {}
         arguments |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         arguments |= {"dtype": torch.float32, **source}
-    with reading(name, "weights" if source else "architecture", "whole safetensors" if source else "one that fits"):
+    with hf_errors(name, "weights" if source else "architecture", "whole safetensors" if source else "one that fits"):
         model, report = kind.from_pretrained(config=config, **arguments) if source else (kind(config, **arguments), {})
     lacking = {*report.get("missing_keys", ()), *(key for key, *_ in report.get("mismatched_keys", ()))}
     if own := sorted(key for key in lacking if key.startswith(path) and not key.startswith(unused)):
@@ -245,11 +245,11 @@ def _config(facts: dict[str, Any], name: str) -> Any:
     """The facts as a config of transformers."""
     from transformers import AutoConfig
 
-    known = FAMILIES.keys() | TOWERS
+    known = HF_FAMILIES.keys() | TOWERS
     if facts.get("model_type") not in known:
         given = f"{name!r} has model_type {facts.get('model_type')!r}"
         raise EncoderError(f"{given}; expected one of {', '.join(sorted(known))}.")
-    with reading(name, f"{facts['model_type']} architecture", "one that transformers can build"):
+    with hf_errors(name, f"{facts['model_type']} architecture", "one that transformers can build"):
         return AutoConfig.for_model(**facts)
 
 
@@ -263,7 +263,7 @@ def class_of(name: Any, ending: str) -> Any:
     return found
 
 
-def _facts(thing: Any, **how: bool) -> dict[str, Any]:
+def _config_dict(thing: Any, **how: bool) -> dict[str, Any]:
     return _clean(json.loads(thing.to_json_string(**how)))
 
 
@@ -274,7 +274,7 @@ def _clean(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def reading(name: str, what: str, expected: str) -> Iterator[None]:
+def hf_errors(name: str, what: str, expected: str) -> Iterator[None]:
     """Whatever goes wrong while one thing is read becomes a sentence that names it."""
     try:
         yield
@@ -286,7 +286,7 @@ def reading(name: str, what: str, expected: str) -> Iterator[None]:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def suppress_hf_output() -> Iterator[None]:
     """Without what transformers tells while it loads and saves; what is lacking, we tell ourselves."""
     from transformers.utils import logging
 

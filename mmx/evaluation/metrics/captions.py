@@ -21,7 +21,7 @@ MAX_N = 4
 
 
 def caption_metrics(
-    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], known: Iterable[str] = ()
+    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], training_captions: Iterable[str] = ()
 ) -> dict[str, float]:
     """All caption metrics of predicted sentences, by picture id; tokenized as coco-caption tokenizes.
 
@@ -32,7 +32,7 @@ def caption_metrics(
     _check_ids(predictions, references)
     candidates = [ptb_tokens(predictions[key]) for key in references]
     targets = [[ptb_tokens(sentence) for sentence in sentences] for sentences in references.values()]
-    heard = {tuple(ptb_tokens(sentence)) for sentence in known}
+    heard = {tuple(ptb_tokens(sentence)) for sentence in training_captions}
     return {
         **{f"BLEU-{n}": score for n, score in enumerate(bleu(candidates, targets), start=1)},
         "ROUGE-L": rouge_l(candidates, targets),

@@ -10,12 +10,12 @@ from itertools import chain
 from typing import NamedTuple
 
 from mmx.config.schema import GenerationConfig
-from mmx.encoders.contract import Prepared
+from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import group_keys, mention
-from mmx.inference.batch_inference.out_of_memory import Halving
-from mmx.inference.batch_inference.prefetch import reading, stretches
-from mmx.inference.outputs import Asked, Read, Said, Speaker, read
+from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
+from mmx.inference.batch_inference.prefetch import prefetcher, batched
+from mmx.inference.outputs import Question, PreparedOrError, GeneratedText, TextGenerator, prepare_or_error
 from mmx.memory import Memory, check_box
 
 # Pictures x questions x (prompt + answer) x beams that are held at a time. In the cache of a decoder of 12 layers and
@@ -23,10 +23,10 @@ from mmx.memory import Memory, check_box
 MOST_TOKENS = 16_384
 
 Places = Sequence[int]  # of questions about the same content
-Found = dict[int, Said | MmxError]  # by place
+Found = dict[int, GeneratedText | MmxError]  # by place
 
 
-class Pair(NamedTuple):
+class StreamIndex(NamedTuple):
     """One stream: a row of the memory, and the place of the question that it is asked."""
 
     row: int
@@ -37,28 +37,28 @@ class Work(NamedTuple):
     """What stays the same over a call: who speaks, what is asked, the tokens of each prompt, how words are chosen, and
     how many rows are encoded, and pairs answered, at a time."""
 
-    speaker: Speaker
-    questions: Sequence[Asked]
+    speaker: TextGenerator
+    questions: Sequence[Question]
     prompts: dict[int, int]
     options: GenerationConfig
-    rows: Halving
-    pairs: Halving
+    rows: AdaptiveBatchSize
+    pairs: AdaptiveBatchSize
 
 
 def answers(
-    speaker: Speaker, questions: Sequence[Asked], batch_size: int, options: GenerationConfig
-) -> Iterator[Said | MmxError]:
+    speaker: TextGenerator, questions: Sequence[Question], batch_size: int, options: GenerationConfig
+) -> Iterator[GeneratedText | MmxError]:
     """See Pipeline.answers."""
     found, prompts = _checked(speaker, questions)
-    work = Work(speaker, questions, prompts, options, Halving(), Halving())
+    work = Work(speaker, questions, prompts, options, AdaptiveBatchSize(), AdaptiveBatchSize())
 
-    def prepare(places: Places) -> Read:
-        return read(speaker, questions[places[0]].image)
+    def prepare(places: Places) -> PreparedOrError:
+        return prepare_or_error(speaker, questions[places[0]].image)
 
     due = 0
-    with reading(speaker.model.device) as ahead:
-        batches = ahead(prepare, stretches(_groups(work), batch_size))
-        nothing: tuple[Sequence[Places], list[Read]] = ([], [])
+    with prefetcher(speaker.model.device) as ahead:
+        batches = ahead(prepare, batched(_groups(work), batch_size))
+        nothing: tuple[Sequence[Places], list[PreparedOrError]] = ([], [])
         for groups, prepared in chain(batches, [nothing]):  # the last: errors that no picture is for
             found |= _answered(work, list(zip(prepared, groups, strict=True)))
             while due in found:
@@ -66,7 +66,7 @@ def answers(
                 due += 1
 
 
-def _checked(speaker: Speaker, questions: Sequence[Asked]) -> tuple[Found, dict[int, int]]:
+def _checked(speaker: TextGenerator, questions: Sequence[Question]) -> tuple[Found, dict[int, int]]:
     """What cannot be asked, and the length of what can, by place."""
     wrong: Found = {}
     prompts: dict[int, int] = {}
@@ -89,17 +89,17 @@ def _groups(work: Work) -> list[list[int]]:
     return list(places.values())
 
 
-def _answered(work: Work, prepared: Sequence[tuple[Read, Places]]) -> Found:
+def _answered(work: Work, prepared: Sequence[tuple[PreparedOrError, Places]]) -> Found:
     """By their places, the answers of some groups of questions about the same content each, in one batch."""
     found: Found = {}
-    good: list[tuple[dict[str, Prepared], Places]] = []
+    good: list[tuple[dict[str, PreparedInput], Places]] = []
     for item, places in prepared:
         if isinstance(item, MmxError):
             found |= {place: _reason(work, place, places[0], item) for place in places}
         else:
             good.append((item, places))
 
-    def answer(groups: Sequence[tuple[dict[str, Prepared], Places]]) -> list[Found]:
+    def answer(groups: Sequence[tuple[dict[str, PreparedInput], Places]]) -> list[Found]:
         memory = work.speaker.encode_prepared([item for item, _ in groups])
         return _spoken(work, memory, [places for _, places in groups])
 
@@ -113,7 +113,7 @@ def _reason(work: Work, place: int, first: int, error: MmxError) -> MmxError:
     image = work.questions[place].image
     if mention(image) == mention(work.questions[first].image):
         return error
-    own = read(work.speaker, image)
+    own = prepare_or_error(work.speaker, image)
     return own if isinstance(own, MmxError) else error
 
 
@@ -121,7 +121,7 @@ def _spoken(work: Work, memory: Memory, groups: Sequence[Places]) -> list[Found]
     """The answers to the questions of each group, over a memory of as many rows."""
     found: list[Found] = [{} for _ in groups]
 
-    def say(pairs: Sequence[Pair]) -> list[Said]:
+    def say(pairs: Sequence[StreamIndex]) -> list[GeneratedText]:
         return _say(work, memory, pairs)
 
     for pairs in _pieces(work, groups):
@@ -130,7 +130,7 @@ def _spoken(work: Work, memory: Memory, groups: Sequence[Places]) -> list[Found]
     return found
 
 
-def _pieces(work: Work, groups: Sequence[Places]) -> Iterator[list[Pair]]:
+def _pieces(work: Work, groups: Sequence[Places]) -> Iterator[list[StreamIndex]]:
     """Stretches of pairs, as many questions of each row as MOST_TOKENS allow, those of lower rows first."""
     longest = max(work.prompts[place] for places in groups for place in places) + work.options.max_new_tokens
     beams = max(work.options.num_beams, work.options.num_return_sequences)
@@ -139,19 +139,19 @@ def _pieces(work: Work, groups: Sequence[Places]) -> Iterator[list[Pair]]:
     while left:
         rows = list(left)[:streams]
         each = max(1, streams // len(rows))
-        yield [Pair(row, place) for row in rows for place in left[row][:each]]
+        yield [StreamIndex(row, place) for row in rows for place in left[row][:each]]
         left |= {row: left[row][each:] for row in rows}
         left = {row: places for row, places in left.items() if places}
 
 
-def _say(work: Work, memory: Memory, pairs: Sequence[Pair]) -> list[Said]:
+def _say(work: Work, memory: Memory, pairs: Sequence[StreamIndex]) -> list[GeneratedText]:
     """The answers of some pairs, all at once: their rows of the memory, each with its questions."""
     asked: dict[int, list[int]] = {}
     for pair in pairs:
         asked.setdefault(pair.row, []).append(pair.place)
-    part = memory if len(asked) == memory.batch else memory.select(list(asked))
+    part = memory if len(asked) == memory.batch_size else memory.select(list(asked))
     rows = [[work.questions[place] for place in places] for places in asked.values()]
-    texts = work.speaker.say(
+    texts = work.speaker.generate(
         part, [[q.question for q in row] for row in rows], work.options, [[q.box for q in row] for row in rows]
     )
     said = {

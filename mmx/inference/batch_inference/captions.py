@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from mmx.config.schema import GenerationConfig
 from mmx.errors import MmxError
-from mmx.inference.batch_inference.dedup import Twins, content_key
-from mmx.inference.batch_inference.out_of_memory import Halving
-from mmx.inference.batch_inference.prefetch import reading, stretches
-from mmx.inference.outputs import Read, Said, Speaker, read
+from mmx.inference.batch_inference.dedup import ResultCache, content_key
+from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
+from mmx.inference.batch_inference.prefetch import prefetcher, batched
+from mmx.inference.outputs import PreparedOrError, GeneratedText, TextGenerator, prepare_or_error
 
 CROWD = 16  # times as many pictures as are spoken of, most of them known already, before their captions are given
 
@@ -24,31 +24,31 @@ class Piece(NamedTuple):
 
 
 def captions(
-    speaker: Speaker, images: Iterable[Any], batch_size: int, options: GenerationConfig
-) -> Iterator[tuple[Any, Said | MmxError]]:
+    speaker: TextGenerator, images: Iterable[Any], batch_size: int, options: GenerationConfig
+) -> Iterator[tuple[Any, GeneratedText | MmxError]]:
     """See Pipeline.captions. Pictures are taken as they are needed; one that comes as an error stays that."""
-    twins, halving = Twins(), Halving()
+    twins, halving = ResultCache(), AdaptiveBatchSize()
 
     def key(image: Any) -> Hashable | None:
         return content_key(speaker, image)
 
-    def prepare(piece: Piece) -> Read | None:
-        return read(speaker, piece.image) if piece.first else None
+    def prepare(piece: Piece) -> PreparedOrError | None:
+        return prepare_or_error(speaker, piece.image) if piece.first else None
 
-    with reading(speaker.model.device) as ahead:
-        keyed = (pair for batch, keys in ahead(key, stretches(images, batch_size)) for pair in zip(batch, keys))
+    with prefetcher(speaker.model.device) as ahead:
+        keyed = (pair for batch, keys in ahead(key, batched(images, batch_size)) for pair in zip(batch, keys))
         for pieces, prepared in ahead(prepare, _batches(keyed, twins, batch_size)):
             fresh = _said(speaker, [item for item in prepared if item is not None], options, halving)
             for piece, said in zip((piece for piece in pieces if piece.first), fresh, strict=True):
                 twins.remember(piece.key, said)
             due = iter(fresh)
             for piece in pieces:
-                known = next(due) if piece.first else twins.said(piece.key)
+                known = next(due) if piece.first else twins.output(piece.key)
                 # A twin of what could not be read, or of what was forgotten, speaks for itself.
-                yield piece.image, known or _said(speaker, [read(speaker, piece.image)], options, halving)[0]
+                yield piece.image, known or _said(speaker, [prepare_or_error(speaker, piece.image)], options, halving)[0]
 
 
-def _batches(keyed: Iterable[tuple[Any, Hashable | None]], twins: Twins, size: int) -> Iterator[list[Piece]]:
+def _batches(keyed: Iterable[tuple[Any, Hashable | None]], twins: ResultCache, size: int) -> Iterator[list[Piece]]:
     """Stretches with up to `size` pictures that are the first of their twins."""
     batch: list[Piece] = []
     first = 0
@@ -63,12 +63,12 @@ def _batches(keyed: Iterable[tuple[Any, Hashable | None]], twins: Twins, size: i
 
 
 def _said(
-    speaker: Speaker, prepared: Sequence[Read], options: GenerationConfig, halving: Halving
-) -> list[Said | MmxError]:
+    speaker: TextGenerator, prepared: Sequence[PreparedOrError], options: GenerationConfig, halving: AdaptiveBatchSize
+) -> list[GeneratedText | MmxError]:
     """The captions of a batch, with the errors in their places."""
 
-    def say(rows: Sequence[Any]) -> list[Said]:
-        return [row[0][0] for row in speaker.say(speaker.encode_prepared(rows), [[None]] * len(rows), options)]
+    def say(rows: Sequence[Any]) -> list[GeneratedText]:
+        return [row[0][0] for row in speaker.generate(speaker.encode_prepared(rows), [[None]] * len(rows), options)]
 
     said = iter(halving.run([item for item in prepared if not isinstance(item, MmxError)], say))
     return [item if isinstance(item, MmxError) else next(said) for item in prepared]

@@ -10,19 +10,19 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 from mmx.errors import MmxError
-from mmx.inference.outputs import Said, Speaker
-from mmx.models.source import Encoders, source_of
+from mmx.inference.outputs import GeneratedText, TextGenerator
+from mmx.models.source import Encoders, find_source
 
 MOST = 8192  # texts that are kept: about 25 MB with the scores of their tokens
 LARGEST = 256 * 2**20  # bytes; a larger file is none of a picture or a sound
 
 
-class Twins:
+class ResultCache:
     """Key of an input -> what was said about it; the MOST latest are kept, so that memory does not grow."""
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self.known: OrderedDict[Hashable, Said | None] = OrderedDict()  # None: met, and not yet spoken of
+        self.known: OrderedDict[Hashable, GeneratedText | None] = OrderedDict()  # None: met, and not yet spoken of
 
     def meet(self, key: Hashable | None) -> bool:
         """Whether an input is the first of its key; one without a key always is."""
@@ -34,22 +34,22 @@ class Twins:
         self._keep(key, None)
         return True
 
-    def remember(self, key: Hashable | None, said: Said | MmxError) -> None:
+    def remember(self, key: Hashable | None, said: GeneratedText | MmxError) -> None:
         """An error is not kept: it names a file, and its twin has another name."""
-        if key is not None and isinstance(said, Said):
+        if key is not None and isinstance(said, GeneratedText):
             self._keep(key, said)
 
-    def said(self, key: Hashable | None) -> Said | None:
+    def output(self, key: Hashable | None) -> GeneratedText | None:
         """What was said about the first of its key, if that went well and is not long ago."""
         return self.known.get(key)
 
-    def _keep(self, key: Hashable, said: Said | None) -> None:
+    def _keep(self, key: Hashable, said: GeneratedText | None) -> None:
         self.known[key] = said
         while len(self.known) > self.most:
             self.known.popitem(last=False)
 
 
-def content_key(speaker: Speaker, image: Any) -> Hashable | None:
+def content_key(speaker: TextGenerator, image: Any) -> Hashable | None:
     """What inputs of the same bytes have in common; None for what has no bytes to compare (an open picture, an error).
 
     The ending of a name is part of it, for an encoder may go by that.
@@ -59,7 +59,7 @@ def content_key(speaker: Speaker, image: Any) -> Hashable | None:
     return None if not parts or any(content is None for _, content in parts) else tuple(parts)
 
 
-def group_keys(speaker: Speaker, images: Iterable[Any]) -> dict[Hashable, Hashable]:
+def group_keys(speaker: TextGenerator, images: Iterable[Any]) -> dict[Hashable, Hashable]:
     """`mention` of each input -> what inputs of the same bytes have in common.
 
     Only files of equal sizes are read for it, for others are no twins.
@@ -89,7 +89,7 @@ def _by_source(encoders: Encoders, image: Any) -> Mapping[str, Any]:
     if not isinstance(image, str | bytes | os.PathLike):
         return {}
     try:
-        return {source_of(encoders, os.fspath(image) if isinstance(image, os.PathLike) else image): image}
+        return {find_source(encoders, os.fspath(image) if isinstance(image, os.PathLike) else image): image}
     except MmxError:
         return {}
 

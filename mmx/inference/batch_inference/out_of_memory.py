@@ -24,7 +24,7 @@ _TOLD = (
 )
 
 
-class Halving:
+class AdaptiveBatchSize:
     """Works on rows in stretches that memory has room for; the size that was found is kept for what follows."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class Ahead(Protocol):
+class Prefetcher(Protocol):
     """Each batch with what a function makes of its items."""
 
     def __call__(
@@ -24,7 +24,7 @@ class Ahead(Protocol):
 
 
 @contextmanager
-def reading(device: torch.device) -> Iterator[Ahead]:
+def prefetcher(device: torch.device) -> Iterator[Prefetcher]:
     """How files are read beside a device.
 
     Beside a GPU, those of the next batch are read and decoded in threads while this one is spoken about; on a CPU the
@@ -50,7 +50,7 @@ def _when_due(
     return ((batch, [make(item) for item in batch]) for batch in batches)
 
 
-def stretches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Stretches of up to `size` items."""
     following = iter(items)
     while batch := list(islice(following, max(1, size))):

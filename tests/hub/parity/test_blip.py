@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
 
 from mmx.errors import CheckpointError, MmxError
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.inference.pipeline import Pipeline
 
 HEAD = "text_decoder.cls.predictions"
@@ -107,7 +107,7 @@ def test_prompts_over_one_picture_are_each_continued_as_alone(pair):
 def test_the_verbs_work_on_a_real_picture(published):
     """From the folder to the words, the picture's processor between."""
     reference, folder = published
-    model, generation, _ = load_published(folder)
+    model, generation, _ = load_hf_model(folder)
     pipeline = Pipeline(model.double(), generation)
     image = Image.effect_noise((50, 40), 90).convert("RGB")
     pixels = processor()(image, return_tensors="pt")["pixel_values"].double()
@@ -142,14 +142,14 @@ def test_a_missing_tensor_is_named(tensors, name):
     theirs, written = tensors
     part = name.removeprefix("vision_model.")  # its encoder knows it by this name
     with pytest.raises(MmxError, match=rf"^[^\n]* lacks [^\n]*{re.escape(part)}[^\n]*\.$"):
-        load_published(written({key: tensor for key, tensor in theirs.items() if key != name}))
+        load_hf_model(written({key: tensor for key, tensor in theirs.items() if key != name}))
 
 
 @pytest.mark.parametrize("name", ["text_decoder.bert.pooler.dense.weight", "itm_head.bias", "vision_model.more.weight"])
 def test_an_extra_tensor_is_named(tensors, name):
     theirs, written = tensors
     with pytest.raises(MmxError, match=rf"^[^\n]* holds {re.escape(name.removeprefix('vision_model.'))}[^\n]*$"):
-        load_published(written({**theirs, name: torch.zeros(3)}))
+        load_hf_model(written({**theirs, name: torch.zeros(3)}))
 
 
 def test_tied_tensors_and_buffers_may_be_stored_twice_or_under_the_other_name(pair, tensors):
@@ -174,13 +174,13 @@ def test_facts_that_would_change_the_numbers_are_refused(published, tmp_path):
     finally:
         reference.config.text_config.tie_word_embeddings = True
     with pytest.raises(CheckpointError, match="has tie_word_embeddings False; mmx reads its family with True alone"):
-        load_published(folder)
+        load_hf_model(folder)
 
 
 @pytest.mark.slow
 def test_the_published_size(tmp_path):
     reference = shaken(BlipForConditionalGeneration(full_config()), size=0.05)
-    model, _, _ = load_published(saved(tmp_path, reference, tokenizer(), processor(384)))
+    model, _, _ = load_hf_model(saved(tmp_path, reference, tokenizer(), processor(384)))
     pixels, tokens = pictures(1, 384).float(), torch.randint(0, 30524, (1, 8))
     with torch.no_grad():
         expected = reference(pixel_values=pixels, input_ids=tokens).logits

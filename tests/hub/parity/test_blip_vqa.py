@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipForQuestionAnswering
 
 from mmx.config.schema import DataConfig
-from mmx.data.batching import IGNORED, TrainingSet
-from mmx.data.examples import Example, Turn
+from mmx.data.batching import IGNORE_INDEX, TrainingDataset
+from mmx.data.examples import Example, TextTask
 from mmx.errors import MmxError
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.inference.pipeline import Pipeline
 from mmx.models.checkpoint import load_model, save_model
 from mmx.models.model import Model
@@ -177,7 +177,7 @@ def test_a_question_is_opened_and_closed_as_by_the_tokenizer(pair):
 
 def test_the_verbs_work_on_a_real_picture(published):
     reference, folder = published
-    model, generation, origin = load_published(folder)
+    model, generation, origin = load_hf_model(folder)
     assert origin["family"] == "blip BlipForQuestionAnswering"
     pipeline, image = Pipeline(model.double(), generation), Image.effect_noise((50, 40), 90).convert("RGB")
     pixels = processor()(image, return_tensors="pt")["pixel_values"].double()
@@ -223,14 +223,14 @@ def test_a_missing_tensor_is_named(published, tmp_path, name):
     theirs, folder = _copied(published, tmp_path)
     save_file({key: tensor for key, tensor in theirs.items() if key != name}, f"{folder}/model.safetensors")
     with pytest.raises(MmxError, match=rf"^[^\n]* lacks {re.escape(name)}; [^\n]*\.$"):
-        load_published(folder)
+        load_hf_model(folder)
 
 
 def test_an_extra_tensor_is_named(published, tmp_path):
     theirs, folder = _copied(published, tmp_path)
     save_file({**theirs, "text_encoder.pooler.dense.bias": torch.zeros(3)}, f"{folder}/model.safetensors")
     with pytest.raises(MmxError, match=r"^[^\n]* holds text_encoder\.pooler\.dense\.bias, which its family has not"):
-        load_published(folder)
+        load_hf_model(folder)
 
 
 def _copied(published, folder):
@@ -241,31 +241,31 @@ def _copied(published, folder):
 def test_it_can_be_trained(published):
     """A batch of questions about pictures gives every part that is used a gradient; captions are no task of it."""
     _, folder = published
-    model, _, _ = load_published(folder)
+    model, _, _ = load_hf_model(folder)
     image = Image.effect_noise((50, 40), 90).convert("RGB")
-    turns = (Turn(("a dog",), "what is it?"), Turn(("no",), "is it red?"))
+    turns = (TextTask(("a dog",), "what is it?"), TextTask(("no",), "is it red?"))
     examples = [
         Example("two", {"image": image}, turns),
-        Example("caption", {"image": image}, (Turn(("a dog",)),)),
+        Example("caption", {"image": image}, (TextTask(("a dog",)),)),
         Example("one", {"image": image}, turns[:1]),
     ]
-    data = TrainingSet(model, [(DataConfig(path="x"), examples)], seed=0, streams=2, max_text=20)
+    data = TrainingDataset(model, [(DataConfig(path="x"), examples)], seed=0, streams=2, max_text=20)
     prepared = [data[position] for position in range(3)]
-    (sentence,) = [sentence for item in prepared for sentence in item.bad]
+    (sentence,) = [sentence for item in prepared for sentence in item.skipped]
     assert sentence.startswith("this model was made to answer questions, not to caption")
     batch = data.collate(prepared)
-    found = model(batch.sources, batch.tokens, batch.mask, batch.wanted)
-    torch.nn.functional.cross_entropy(found, batch.labels, ignore_index=IGNORED).backward()
+    found = model(batch.sources, batch.tokens, batch.mask, batch.label_positions)
+    torch.nn.functional.cross_entropy(found, batch.labels, ignore_index=IGNORE_INDEX).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
-    moved = [name for name, parameter in model.reader.named_parameters() if parameter.grad.abs().max() > 1e-7]
-    assert {name for name, _ in model.reader.named_parameters()} - set(moved) <= {"projection.key.bias"}
+    moved = [name for name, parameter in model.question_encoder.named_parameters() if parameter.grad.abs().max() > 1e-7]
+    assert {name for name, _ in model.question_encoder.named_parameters()} - set(moved) <= {"projection.key.bias"}
 
 
 @pytest.mark.slow
 def test_the_published_size(tmp_path):
     reference = shaken(BlipForQuestionAnswering(full_config()), size=0.05)
-    model, _, _ = load_published(saved(tmp_path, reference, tokenizer(), processor(384)))
+    model, _, _ = load_hf_model(saved(tmp_path, reference, tokenizer(), processor(384)))
     pixels, tokens = pictures(1, 384).float(), torch.randint(0, 30524, (2, 6))
     with torch.no_grad():
         memory = asked_about(model, pixels, ASKED[:2], streams=2)

@@ -120,7 +120,7 @@ def test_an_open_gate_lets_the_memory_in(reference, tmp_path):
     tokens = torch.randint(2, SIZE, (1, 1, 5), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         shut = decoder(tokens, some_memory(decoder, 1))
-        for block in decoder.blocks:
+        for block in decoder.layers:
             block.cross_residual.gate.opening.fill_(0.5)
         assert (decoder(tokens, some_memory(decoder, 1)) - shut).abs().max() > 0.1
 
@@ -141,7 +141,7 @@ def test_a_stack_saved_without_its_head_is_read_as_well(tmp_path):
     """As "gpt2" itself is published."""
     whole = shaken(gpt2())
     decoder, _ = decoder_of(published(tmp_path, whole.transformer))
-    assert torch.equal(decoder.embedding.table.float(), whole.transformer.wte.weight)
+    assert torch.equal(decoder.embedding.weight.float(), whole.transformer.wte.weight)
 
 
 def test_older_files_tell_their_rope_in_two_places(tmp_path):

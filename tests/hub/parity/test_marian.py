@@ -11,10 +11,10 @@ import torch
 from parity_cases import assert_diverse, assert_logits, change, read, refused, saved, shaken, spoken, until_end
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.inference.pipeline import Pipeline
 from mmx.models.source import SourceBatch
-from mmx.text.prompts import tidy_text
+from mmx.text.prompts import normalize_whitespace
 from mmx.text.tokenizer import Tokenizer
 
 END, SHARED = 0, "model.shared.weight"
@@ -142,13 +142,13 @@ def test_texts_are_the_same(pair, theirs, batch, options):
 def test_a_folder_tells_how_it_translates_and_does_so(trained, theirs, tmp_path):
     """From the text to the text, with the published beams."""
     reference = build(len(theirs))
-    model, generation, _ = load_published(saved(tmp_path, reference, theirs))
+    model, generation, _ = load_hf_model(saved(tmp_path, reference, theirs))
     pad = len(theirs) - 1
     assert (generation.num_beams, generation.max_new_tokens) == (4, 19)
     assert (generation.suppress_tokens, generation.forced_eos_token_id) == ((pad,), END)
     with torch.no_grad():
         said = reference.generate(**theirs(TEXTS, return_tensors="pt", padding=True))
-    expected = [tidy_text(text) for text in theirs.batch_decode(said, skip_special_tokens=True)]
+    expected = [normalize_whitespace(text) for text in theirs.batch_decode(said, skip_special_tokens=True)]
     assert Pipeline(model, generation).caption(TEXTS) == expected
     assert len(set(expected)) == 3
 
@@ -159,7 +159,7 @@ def test_a_folder_tells_how_it_translates_and_does_so(trained, theirs, tmp_path)
 @pytest.fixture(scope="module")
 def ours(theirs, tmp_path_factory):
     """The tokenizer that mmx made, after a journey through its own file."""
-    model = load_published(saved(tmp_path_factory.mktemp("tokens"), build(len(theirs)), theirs))[0]
+    model = load_hf_model(saved(tmp_path_factory.mktemp("tokens"), build(len(theirs)), theirs))[0]
     marks = {mark.text.strip("<>"): tokens for mark, tokens in model.tokenizer.marks.items()}
     return Tokenizer.from_json(model.tokenizer.to_json(), marks=marks)
 
@@ -181,7 +181,7 @@ def test_sentences_become_the_same_pieces_and_come_back(ours, theirs):
         assert ours.engine.decode(tokens) == theirs.decode(tokens) == text
     for text in sentences(FRENCH, 300, seed=2):
         tokens = theirs(text_target=text).input_ids
-        assert ours.decode(tokens) == tidy_text(theirs.decode(tokens, skip_special_tokens=True)) == text
+        assert ours.decode(tokens) == normalize_whitespace(theirs.decode(tokens, skip_special_tokens=True)) == text
 
 
 @pytest.mark.parametrize("code", [">>fr<<", ">>es<<"])
@@ -304,7 +304,7 @@ def test_logits_are_the_same_at_the_published_size(tmp_path, trained, theirs):
     size |= {"encoder_attention_heads": 8, "decoder_attention_heads": 8}
     torch.manual_seed(0)
     reference = build(58101, None, **size)
-    model = load_published(saved(tmp_path, reference))[0]
+    model = load_hf_model(saved(tmp_path, reference))[0]
     tokens = torch.randint(0, 58101, (3, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         inputs = [model.tokenizer.encode(text) + [END] for text in TEXTS]

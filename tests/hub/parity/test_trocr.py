@@ -11,7 +11,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.models.source import SourceBatch
 
 SIDE, SIZE, BOS, PAD, EOS = 32, 90, 0, 1, 2
@@ -96,7 +96,7 @@ def test_texts_are_the_same(pair, batch, options):
 
 def test_a_marker_of_older_files_is_dropped_where_positions_are_computed(tmp_path):
     change(save(tmp_path, build(**PRINTED)), lambda tensors: tensors | {MARKER: torch.ones(1)})
-    load_published(str(tmp_path))
+    load_hf_model(str(tmp_path))
     learned = tmp_path / "learned"
     change(save(learned, build(**HANDWRITTEN)), lambda tensors: tensors | {MARKER: torch.ones(1)})
     assert MARKER in refused(str(learned))
@@ -146,7 +146,7 @@ def test_logits_are_the_same_at_the_published_size(tmp_path):
         vision={**wide, "image_size": 384, "patch_size": 16},
         **{**deep, "cross_attention_hidden_size": 768, "max_position_embeddings": 512, "vocab_size": 50265},
     ).eval()
-    model = load_published(save(tmp_path, reference, 384))[0]
+    model = load_hf_model(save(tmp_path, reference, 384))[0]
     pixels, tokens = pictures(1, 384, torch.float32), words(1, 20, 50265)
     with torch.no_grad():
         expected = reference(pixel_values=pixels, decoder_input_ids=tokens).logits

@@ -11,7 +11,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.models.source import SourceBatch
 
 SIDE, SIZE, EOS = 32, 90, 0
@@ -78,7 +78,7 @@ def test_logits_are_the_same_at_the_published_size(tmp_path):
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = EOS, EOS, EOS
     reference = VisionEncoderDecoderModel(config).eval()
     tokenizer = letters(SIZE, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
-    model = load_published(saved(tmp_path, reference, tokenizer, ViTImageProcessor()))[0]
+    model = load_hf_model(saved(tmp_path, reference, tokenizer, ViTImageProcessor()))[0]
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(7))
     tokens = torch.randint(1, text.vocab_size, (1, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

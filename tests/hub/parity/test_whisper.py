@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from mmx.errors import CheckpointError
-from mmx.hub import load_published
+from mmx.hub import load_hf_model
 from mmx.models.source import SourceBatch
 
 MEL, FRAMES, SIZE = 8, 50, 120
@@ -94,7 +94,7 @@ def test_texts_are_the_same(pair, batch, options):
 def test_as_it_is_published_it_says_what_transformers_own_whisper_says(tmp_path):
     """With the opening, the lengths and the suppressed tokens of the folder itself, nothing said by the caller."""
     folder = published(tmp_path, build(), **MULTILINGUAL, language="en", task="transcribe")
-    model, generation, _ = load_published(folder)
+    model, generation, _ = load_hf_model(folder)
     model.double()
     assert model.tokenizer.prompt(model.prompt()) == PROMPT
     assert generation.max_new_tokens == 30 - len(PROMPT), "no more than there are positions for"
@@ -138,7 +138,7 @@ def test_the_waves_of_a_sound_are_looked_at_as_transformers_hears_them(pair):
     ids=["nothing said", "a name", "a token", "a task forced", "all forced", "English alone", "English, forced"],
 )
 def test_the_opening_is_what_the_folder_says(tmp_path, facts, expected):
-    model, generation, _ = load_published(published(tmp_path, build(), **facts))
+    model, generation, _ = load_hf_model(published(tmp_path, build(), **facts))
     assert model.tokenizer.prompt(model.prompt()) == expected
     assert generation.suppress_tokens == tuple(SUPPRESSED["suppress_tokens"])
     assert generation.begin_suppress_tokens == tuple(SUPPRESSED["begin_suppress_tokens"])
@@ -147,7 +147,7 @@ def test_the_opening_is_what_the_folder_says(tmp_path, facts, expected):
 def test_a_language_that_it_does_not_speak_is_refused(tmp_path):
     folder = published(tmp_path, build(), **MULTILINGUAL, language="finnish")
     with pytest.raises(CheckpointError, match=r"is set to speak 'finnish'; expected one of en, de\.$"):
-        load_published(folder)
+        load_hf_model(folder)
 
 
 def test_keys_have_no_bias(pair):
@@ -171,7 +171,7 @@ def test_logits_are_the_same_at_the_published_size(tmp_path):
     folder = saved(tmp_path, reference, tokenizer, WhisperFeatureExtractor())
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | FACTS | MULTILINGUAL))
-    model = load_published(folder)[0]
+    model = load_hf_model(folder)[0]
     given = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(7))
     tokens = torch.randint(1, 51865, (1, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

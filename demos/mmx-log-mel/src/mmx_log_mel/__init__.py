@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from mmx import Encoder, Features, load_sound
-from mmx.config.schema import Frozen
+from mmx.config.schema import FrozenModel
 from mmx.io.audio import SUFFIXES
 
 
@@ -19,7 +19,7 @@ class LogMelEncoder(Encoder):
 
     modality = "audio"
 
-    class Options(Frozen):
+    class Options(FrozenModel):
         """`rate`: samples a second; `window` and `hop`: samples; `mels`: bands; `seconds`: longer sounds are cut."""
 
         rate: PositiveInt = 8_000
