@@ -1,69 +1,90 @@
-"""Every error mmx raises on purpose: one sentence that says what was given, what was expected and what to type.
+"""Exceptions of mmx. Every message is one sentence: what was given, what was expected, what to type.
 
-`MmxError` and its children never carry another library's text: messages are ours, short, and free of addresses.
-The command line prints the sentence and leaves with exit code 2; from Python they are ordinary exceptions.
+Each exception carries a stable `code`, such as `memory.shape`, and `details`: the facts of the message as values, such as
+`path`, `line` or `key`. Programs and tests read these; the wording of a message may change. Messages never contain the
+text of another library's exception or a memory address.
 """
 
+from __future__ import annotations
+
 from difflib import get_close_matches
+from typing import ClassVar
 
 
 class MmxError(Exception):
-    """Base of all errors raised on purpose. `str(error)` is one sentence for a person."""
+    """Base of all exceptions that mmx raises on purpose.
+
+    Args:
+        message: one sentence.
+        code: stable identifier, `part.reason` in lower case; defaults to the class's own `default_code`.
+        details: facts of the message by name; picklable, because data workers send exceptions to their parent.
+    """
+
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, **details: object) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.details = details
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the keyword arguments too, which BaseException leaves out."""
+        return _rebuild, (type(self), str(self), self.code, self.details)
 
 
 class ConfigError(MmxError):
     """A configuration that cannot be used: an unknown key, a wrong type, a contradiction."""
 
-
-class ImageError(MmxError):
-    """A picture that cannot be read. `source` names it, `kind` is a stable word (missing, empty, damaged, ...)."""
-
-    def __init__(self, message: str, *, kind: str, source: str) -> None:
-        super().__init__(message)
-        self.kind, self.source = kind, source
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Data workers send errors to their parent as pickles, which know nothing of keyword arguments."""
-        return _image_error, (str(self), self.kind, self.source)
+    default_code = "config"
 
 
-class AudioError(MmxError):
-    """A sound that cannot be read. `source` names it, `kind` is a stable word (missing, empty, damaged, long, ...)."""
+class InputError(MmxError):
+    """An input that cannot be read. `details["source"]` names it; `code` is `image.REASON` or `audio.REASON`."""
 
-    def __init__(self, message: str, *, kind: str, source: str) -> None:
-        super().__init__(message)
-        self.kind, self.source = kind, source
+    default_code = "input"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """As for pictures: an error travels between processes."""
-        return _sound_error, (str(self), self.kind, self.source)
+
+class ImageError(InputError):
+    """An image that cannot be read, for a reason such as image.missing, image.empty or image.damaged."""
+
+    default_code = "image"
+
+
+class AudioError(InputError):
+    """Audio that cannot be read, for a reason such as audio.missing, audio.empty or audio.damaged."""
+
+    default_code = "audio"
 
 
 class DataError(MmxError):
-    """A manifest or data set that cannot be read, named by file and line."""
+    """A data set that cannot be read. `details` name the file and the line."""
+
+    default_code = "data"
 
 
 class EncoderError(MmxError):
     """An encoder that does not exist, cannot be imported, or breaks its contract."""
 
+    default_code = "encoder"
+
 
 class CheckpointError(MmxError):
     """A checkpoint folder that is missing, incomplete, or does not fit the model."""
 
+    default_code = "checkpoint"
+
 
 class TrainingError(MmxError):
-    """Training that had to stop: a loss that is not finite, too many unreadable samples."""
+    """Training that had to stop: a loss that is not finite, too many unreadable examples, a request to stop."""
 
-
-def _image_error(message: str, kind: str, source: str) -> ImageError:
-    return ImageError(message, kind=kind, source=source)
-
-
-def _sound_error(message: str, kind: str, source: str) -> AudioError:
-    return AudioError(message, kind=kind, source=source)
+    default_code = "training"
 
 
 def suggest(given: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them when none is near."""
+    """Return the end of a sentence about an unknown name: the nearest known name, or all of them if none is near."""
     near = get_close_matches(given, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}."
+
+
+def _rebuild(kind: type[MmxError], message: str, code: str, details: dict[str, object]) -> MmxError:
+    return kind(message, code=code, **details)

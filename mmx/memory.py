@@ -289,7 +289,11 @@ def check_box(box: Any) -> None:
 
 def _boxes_without_none(box: Any) -> Any:
     """Streams that point at nothing, None, get the box that says so."""
-    return [NO_BOX if part is None else _boxes_without_none(part) for part in box] if isinstance(box, list | tuple) else box
+    return (
+        [NO_BOX if part is None else _boxes_without_none(part) for part in box]
+        if isinstance(box, list | tuple)
+        else box
+    )
 
 
 def _box_error(box: Any, batch: int) -> str:

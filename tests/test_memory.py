@@ -27,7 +27,7 @@ def pictured(rows=2, columns=3, prefix=0, batch=2, slots_before=()):
 
 def test_its_numbers():
     memory = some_memory(batch=2, slots=5, layers=3, heads=4, width=8)
-    assert (memory.batch, memory.slots) == (2, 5)
+    assert (memory.batch_size, memory.num_slots) == (2, 5)
     assert memory.nbytes == 2 * 3 * 2 * 4 * 5 * 8 * 4
     assert memory.to(dtype=torch.bfloat16).nbytes == memory.nbytes // 2
     keys, values = memory.layer(2)
@@ -50,7 +50,7 @@ def test_to_changes_the_numbers_type_alone():
 @properties
 @given(st.lists(st.integers(0, 3), min_size=0, max_size=6))
 def test_select_takes_the_rows_in_the_order_asked(rows):
-    memory = some_memory(batch=4, hidden=2).hide(torch.eye(4, 5).bool())
+    memory = some_memory(batch=4, hidden=2).mask_out(torch.eye(4, 5).bool())
     picked = memory.select(rows)
     assert picked.batch == len(rows)
     for place, row in enumerate(rows):
@@ -66,7 +66,7 @@ def test_select_takes_the_rows_in_the_order_asked(rows):
 def test_spread_then_select_is_the_same_and_the_others_see_nothing(order, count):
     rows = torch.tensor(order[:count])
     memory = some_memory(batch=count, hidden=1)
-    spread = memory.spread(rows, 6)
+    spread = memory.scatter(rows, 6)
     back = spread.select(rows)
     assert torch.equal(back.keys, memory.keys)
     assert torch.equal(back.values, memory.values)
@@ -79,7 +79,7 @@ def test_spread_then_select_is_the_same_and_the_others_see_nothing(order, count)
 
 def test_by_stream_stands_the_texts_of_a_row_side_by_side():
     memory = some_memory(batch=6, slots=4, hidden=1)
-    folded = memory.by_stream(3)
+    folded = memory.fold_streams(3)
     assert folded.keys.shape == (2, 2, HEADS, 12, 8)
     for row in range(2):
         for k in range(3):
@@ -91,9 +91,9 @@ def test_by_stream_stands_the_texts_of_a_row_side_by_side():
 
 
 def test_seen_by_hand():
-    questions = some_memory(batch=2, slots=2, source="question").by_stream(2)
+    questions = some_memory(batch=2, slots=2, source="question").fold_streams(2)
     memory = cat(some_memory(batch=1, slots=1), questions)
-    assert some_memory().seen_by(4) is None
+    assert some_memory().stream_mask_for(4) is None
     assert memory.stream_mask_for(2).int().tolist() == [[[1, 1, 1, 0, 0], [1, 0, 0, 1, 1]]]
     beams = [[1, 1, 1, 0, 0]] * 2 + [[1, 0, 0, 1, 1]] * 2
     assert memory.stream_mask_for(4).int().tolist() == [beams]
@@ -107,9 +107,9 @@ def test_seen_by_hand():
 def test_questions_as_sources_over_one_picture_are_as_each_alone(beams):
     decoder, picture = some_decoder(), some_memory(batch=2, slots=5)
     questions = some_memory(batch=6, slots=4, source="question")
-    questions = questions.hide(torch.rand(6, 4) < 0.3)
+    questions = questions.mask_out(torch.rand(6, 4) < 0.3)
     tokens = some_tokens(2, 3 * beams, 6)
-    together = decoder(tokens, cat(picture, questions.by_stream(3)))
+    together = decoder(tokens, cat(picture, questions.fold_streams(3)))
     for k in range(3):
         streams = slice(k * beams, (k + 1) * beams)
         alone = decoder(tokens[:, streams], cat(picture, questions.select([k, 3 + k])))
@@ -154,7 +154,7 @@ def test_a_masked_slot_changes_no_logit(seed, size, extra):
 
 def test_hide_masks_and_only_masks():
     memory = some_memory(hidden=2)
-    hidden = memory.hide(torch.tensor([[True], [False]]))
+    hidden = memory.mask_out(torch.tensor([[True], [False]]))
     assert hidden.mask.int().tolist() == [[0] * 5, [1, 1, 1, 0, 0]]
     assert hidden.keys is memory.keys
     assert memory.mask[0].any(), "the memory itself stays as it was"
@@ -234,7 +234,7 @@ def test_bad_boxes_are_refused_with_what_is_expected(box):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_saved_is_loaded_bit_by_bit(tmp_path, dtype):
-    questions = some_memory(batch=4, slots=2, source="question").by_stream(2)
+    questions = some_memory(batch=4, slots=2, source="question").fold_streams(2)
     memory = cat(pictured(prefix=1), questions).to(dtype=dtype).focus((0, 0, 0.5, 0.5))
     memory.save(tmp_path / "memory.safetensors")
     loaded = Memory.load(tmp_path / "memory.safetensors")
@@ -346,26 +346,26 @@ def test_each_stream_points_at_its_own_box_as_if_it_were_alone():
 
 def test_boxes_of_streams_by_hand():
     memory = some_memory(batch=1, slots=5, grid=(2, 2)).focus([[None, (0.0, 0.0, 0.5, 0.5), (0.6, 0.0, 1.0, 1.0)]])
-    assert memory.shown.int().tolist() == [[[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]]
+    assert memory.stream_mask.int().tolist() == [[[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]]
     again = memory.focus([[None, None, (0.0, 0.0, 1.0, 0.5)]])
-    assert again.shown.int().tolist() == [[[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]]
+    assert again.stream_mask.int().tolist() == [[[1, 1, 1, 1, 1], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]]
     assert memory.mask.all(), "the mask says what exists, which pointing does not change"
 
 
 def test_what_is_shown_stays_with_its_memory(tmp_path):
     memory = some_memory(batch=3, slots=5, grid=(2, 2))
     memory = memory.focus([[None, (0.0, 0.0, 0.5, 0.5)], [(0.5, 0.5, 1.0, 1.0), None], [None, None]])
-    assert torch.equal(memory.select([1, 0]).shown, memory.shown[[1, 0]])
-    spread = memory.spread(torch.tensor([2, 0, 3]), 4)
-    assert torch.equal(spread.shown[2], memory.shown[0])
+    assert torch.equal(memory.select([1, 0]).stream_mask, memory.stream_mask[[1, 0]])
+    spread = memory.scatter(torch.tensor([2, 0, 3]), 4)
+    assert torch.equal(spread.stream_mask[2], memory.stream_mask[0])
     assert not spread.mask[1].any()
     memory.save(tmp_path / "memory")
-    assert torch.equal(Memory.load(tmp_path / "memory").stream_mask, memory.shown)
+    assert torch.equal(Memory.load(tmp_path / "memory").stream_mask, memory.stream_mask)
     joined = cat(memory, some_memory(batch=3, slots=2, source="text"))
     assert joined.stream_mask.shape == (3, 2, 7)
     assert joined.stream_mask[:, :, 5:].all(), "what points at the picture hides nothing of a text"
     with pytest.raises(MmxError, match=re.escape("what is shown is torch.float32 [3, 2, 5]; expected bool [B, K, S]")):
-        Memory(memory.keys, memory.values, memory.mask, memory.layout, memory.shown.float())
+        Memory(memory.keys, memory.values, memory.mask, memory.layout, memory.stream_mask.float())
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from mmx.data.formats import read_examples
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import generate_scene
 from mmx.models.checkpoint import BUNDLED, TOKENIZER
-from mmx.text.prompts import caption_prompt, question_prompt, normalize_caption
+from mmx.text.prompts import caption_prompt, normalize_caption, question_prompt
 from mmx.text.tokenizer import Tokenizer
 
 WIDTH = 26  # tokens of the longest text that is kept whole: prompt, target and end

@@ -85,7 +85,7 @@ class Learner:
         self.model = build(phase, data)
         if start is not None:
             self.model.load_state_dict(start.state_dict())
-        width = self.model.encoder("image").feature_size
+        width = self.model.encoder("image").width
         self.naming = nn.Linear(width, data.names.shape[1]).to(data.device)
         with torch.no_grad():
             pixels = torch.zeros(2, 3, phase.size, phase.size, device=data.device)
@@ -222,8 +222,8 @@ def build(phase: Phase, data: Data) -> Model:
         "interpolation": "bilinear",
     }
     source = {"encoder": "image", "options": options, "projection": {"dropout": 0.1}}
-    decoder = {"layers": 3, "width": 256, "heads": 4, "max_positions": 64, "dropout": phase.dropout}
-    settings = {"sources": {"image": source}, "decoder": decoder, "vocabulary": 4096}
+    decoder = {"layers": 3, "width": 256, "heads": 4, "max_position_embeddings": 64, "dropout": phase.dropout}
+    settings = {"sources": {"image": source}, "decoder": decoder, "vocab_size": 4096}
     return Model(parse_config(settings, ModelConfig, where="model"), data.tokenizer).to(data.device).train()
 
 

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 from mmx.bench.decoding import TOKENS, timed_generation
-from mmx.bench.hf_references import ModelPair, BenchSetting, build_pair
+from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import GenerationConfig
-from mmx.interpret.look import MapMethod, Look
+from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import look_at_text, source_views
 from mmx.memory import Memory
 
@@ -34,6 +34,6 @@ def attention_maps(setting: BenchSetting) -> Iterator[BenchResult]:
         )  # fmt: skip
 
 
-def _with_maps(pair: ModelPair, memory: Memory, options: GenerationConfig, by: MapMethod) -> Look:
+def _with_maps(pair: ModelPair, memory: Memory, options: GenerationConfig, method: MapMethod) -> Look:
     said = timed_generation(pair, memory, options)[0][0]
-    return look_at_text(pair.model, memory, [pair.begin], said, None, source_views(pair.model, memory, {}), by)
+    return look_at_text(pair.model, memory, [pair.begin], said, None, source_views(pair.model, memory, {}), method)

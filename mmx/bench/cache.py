@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mmx.bench.hf_references import BenchSetting, build_pair
-from mmx.bench.timing import BenchResult, TimedRuns, Spread, alternate, compare
+from mmx.bench.timing import BenchResult, Spread, TimedRuns, alternate, compare
 from mmx.encoders.contract import encode
 from mmx.errors import MmxError
 from mmx.generation.decode_step import DecoderStep, DecodeStep, UncachedStep

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from mmx.bench.hf_references import QUESTIONS, ModelPair, BenchSetting, build_pair
+from mmx.bench.hf_references import QUESTIONS, BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, TimedRuns, alternate, compare
 from mmx.config.schema import GenerationConfig
 from mmx.generation import DecoderStep, generate
@@ -67,7 +67,7 @@ def bytes_read(model: Model, setting: BenchSetting) -> float:
     tied = model.config.decoder.tie_word_embeddings
     total = 0
     for name, tensor in model.decoder.state_dict().items():
-        if "positions." in name or (name == "embedding.table" and not tied):
+        if "positions." in name or (name == "embedding.weight" and not tied):
             continue
         small = setting.dtype == "int8" and (tensor.ndim < 2 or tensor.numel() < MIN_NUMEL)
         total += tensor.numel() * (4 if small else BYTES[setting.dtype])
@@ -123,7 +123,10 @@ def _beam_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns]:
 
 def cross_bytes(pair: ModelPair, pixels: Tensor) -> str:
     """What is held to be looked at while one beam is followed, and while five are."""
-    held = {n: timed_generation(pair, pair.encode(pixels), GenerationConfig(num_beams=n, **_exactly(2)))[1] for n in (1, BEAMS)}
+    held = {
+        n: timed_generation(pair, pair.encode(pixels), GenerationConfig(num_beams=n, **_exactly(2)))[1]
+        for n in (1, BEAMS)
+    }
     one, five = (held[n] / 1e6 for n in (1, BEAMS))
     return f"our cross keys and values take {one:.2f} MB at 1 beam and {five:.2f} MB at {BEAMS}"
 
@@ -149,7 +152,7 @@ def questions(setting: BenchSetting) -> Iterator[BenchResult]:
     pair.for_inference()
     given = pair.tokenizer(QUESTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
     ids, mask = given["input_ids"].to(setting.device), given["attention_mask"].to(setting.device)
-    pixels, asked = pair.pixels(1), pair.model.collate("reader", QUESTIONS)._replace(streams=len(QUESTIONS))
+    pixels, asked = pair.pixels(1), pair.model.collate("question_encoder", QUESTIONS)._replace(streams=len(QUESTIONS))
     theirs_see = pixels.to(pair.reference.dtype)
     repeated = theirs_see.repeat(len(QUESTIONS), 1, 1, 1)
     contenders: Contenders = {
@@ -159,14 +162,18 @@ def questions(setting: BenchSetting) -> Iterator[BenchResult]:
     }
     runs = alternate(contenders, setting.repeats, setting.device)
     ours, apart, theirs = runs["ours"], runs["ours apart"], runs["theirs"]
-    note = _told(["padding is looked at, as transformers does it; it encodes the picture with each", setting.description])
+    note = _told(
+        ["padding is looked at, as transformers does it; it encodes the picture with each", setting.description]
+    )
     same, name = ours.first == generated_tokens(theirs.first, 1), f"{len(QUESTIONS)} questions, one picture"
     yield compare(name, "ms for all", _milliseconds, ours, theirs, same, note)
     one_by_one = [
         _their_answers(pair, theirs_see, ids[k : k + 1, :length], None) for k, length in enumerate(mask.sum(1).tolist())
     ]
     same, name = apart.first == generated_tokens(torch.cat(one_by_one), 1), f"{len(QUESTIONS)} questions, each as alone"
-    note = _told(["our default, no padding is looked at; same as transformers' answers one by one", setting.description])
+    note = _told(
+        ["our default, no padding is looked at; same as transformers' answers one by one", setting.description]
+    )
     yield compare(name, "ms for all", _milliseconds, apart, theirs, same, note)
 
 
@@ -185,15 +192,17 @@ def _our_answers(pair: ModelPair, model: Model, pixels: Tensor, asked: SourceBat
 def attend_padding(model: Model) -> Model:
     """The model with a reader that shows padding; decoder, sources and weights are the same, not copied."""
     assert model.config.question_encoder is not None and model.question_encoder is not None, "only a reader can"
-    reader = model.config.question_encoder.model_copy(update={"shows_padding": True})
-    twin = Model(model.config.model_copy(update={"reader": reader}), model.tokenizer).to(model.device).eval()
+    reader = model.config.question_encoder.model_copy(update={"attend_padding": True})
+    twin = Model(model.config.model_copy(update={"question_encoder": reader}), model.tokenizer).to(model.device).eval()
     twin.sources, twin.decoder = model.sources, model.decoder
     assert isinstance(twin.question_encoder, nn.Module)
     twin.question_encoder.load_state_dict(model.question_encoder.state_dict(), assign=True)
     return twin
 
 
-def timed_generation(pair: ModelPair, memory: Memory, options: GenerationConfig, streams: int = 1) -> tuple[list[list[int]], int]:
+def timed_generation(
+    pair: ModelPair, memory: Memory, options: GenerationConfig, streams: int = 1
+) -> tuple[list[list[int]], int]:
     """Our tokens of each of B*K texts, and the bytes of the memory that was looked at in the end."""
     tokens = torch.full((memory.batch_size, streams, 1), pair.begin, device=memory.mask.device)
     with torch.inference_mode():

@@ -52,7 +52,9 @@ class ModelShape:
 
 SHAPES = {
     "micro": ModelShape(32, 2, 4, 2, {"gpt2": 120, "blip": 120}, {"gpt2": 40, "blip": 40}, {"gpt2": 32, "blip": 32}, 8),
-    "tiny": ModelShape(256, 3, 4, 6, {"gpt2": 4096, "blip": 4096}, {"gpt2": 64, "blip": 64}, {"gpt2": 128, "blip": 128}),
+    "tiny": ModelShape(
+        256, 3, 4, 6, {"gpt2": 4096, "blip": 4096}, {"gpt2": 64, "blip": 64}, {"gpt2": 128, "blip": 128}
+    ),
     "base": ModelShape(
         768, 12, 12, 12, {"gpt2": 50257, "blip": 30524}, {"gpt2": 1024, "blip": 512}, {"gpt2": 224, "blip": 384}
     ),
@@ -115,7 +117,11 @@ class ModelPair:
         rows = torch.arange(len(pixels), device=pixels.device)
         with torch.inference_mode():
             memory = self.model.encode({"image": SourceBatch({"pixels": pixels}, rows)}, len(pixels))
-            return memory.to(dtype=self.model.decoder.embedding.weight.dtype) if self.model.question_encoder is None else memory
+            return (
+                memory.to(dtype=self.model.decoder.embedding.weight.dtype)
+                if self.model.question_encoder is None
+                else memory
+            )
 
 
 def build_pair(kind: Kind, setting: BenchSetting) -> ModelPair:

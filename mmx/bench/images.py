@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from mmx.bench.hf_references import ModelPair, BenchSetting, build_pair
-from mmx.bench.timing import BenchResult, TimedRuns, Spread, alternate, compare
+from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
+from mmx.bench.timing import BenchResult, Spread, TimedRuns, alternate, compare
 from mmx.data.scenes import generate_scene, render_scene
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, load

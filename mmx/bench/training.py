@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from mmx.bench.hf_references import ModelPair, BenchSetting, build_pair
+from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import TrainingConfig
 from mmx.data.batching import pad_texts

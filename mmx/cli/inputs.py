@@ -214,7 +214,9 @@ def _lines(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
                 if text.strip():
                     yield _line(f"{path}:{number}", text, base, pipeline)
     except OSError as error:
-        yield InputItem({"input": path}, path, MmxError(f"list {path!r} cannot be read: {error.strerror}; check the path."))
+        yield InputItem(
+            {"input": path}, path, MmxError(f"list {path!r} cannot be read: {error.strerror}; check the path.")
+        )
 
 
 def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> InputItem:

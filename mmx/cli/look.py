@@ -25,9 +25,11 @@ def look(
     word: Annotated[list[str] | None, typer.Option("--word", metavar="WORD", help="Show this word alone.")] = None,
     layer: Annotated[int | None, typer.Option("--layer", metavar="N", help="One looking layer, from 0.")] = None,
     head: Annotated[int | None, typer.Option("--head", metavar="N", help="One head, from 0.")] = None,
-    by: Annotated[
+    method: Annotated[
         str,
-        typer.Option("--by", metavar="KIND", help="weighted, attention, relevance (gradients), or both: the truest."),
+        typer.Option(
+            "--method", metavar="KIND", help="weighted, attention, relevance (gradients), or both: the truest."
+        ),
     ] = "weighted",
     box: BoxOption = None,
     also: AlsoOption = None,
@@ -48,13 +50,13 @@ def look(
     from mmx.interpret.look import MapMethod, check_suffix
 
     check_suffix(out)
-    if by not in (known := get_args(MapMethod)):
-        raise MmxError(f"--by was given {by!r}; expected one of {', '.join(known)}.")
+    if method not in (known := get_args(MapMethod)):
+        raise MmxError(f"--by was given {method!r}; expected one of {', '.join(known)}.")
     region, beside = parse_box(box), parse_also(also or [])
     pipeline = load_pipeline(model, device)
     inputs = {**(inputs_named(photo, pipeline) or {"": photo}), **beside}
     found = pipeline.look(
-        by_source(inputs, pipeline), ask, region, text, by=by, num_beams=beams, max_new_tokens=max_tokens  # type: ignore[arg-type]
+        by_source(inputs, pipeline), ask, region, text, method=method, num_beams=beams, max_new_tokens=max_tokens  # type: ignore[arg-type]
     )  # fmt: skip
     found.save(out, word, layer, head)
     if as_json:

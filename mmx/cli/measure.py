@@ -37,7 +37,7 @@ WORKLOADS = ("greedy", "beams", "questions", "cache", "looking", "training", "pi
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in configs/.")],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.steps=100.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes, such as training.max_steps=100.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in `out` stopped.")] = False,
     quiet: QuietOption = False,
@@ -116,7 +116,13 @@ def evaluate_(
     options = pipeline.generation_config({"num_beams": beams, "max_new_tokens": max_tokens})
     with progress_bar(len(examples), quiet) as bar:
         report = evaluate(
-            pipeline, examples, options, batch_size, progress=bar.update, information=information, training_captions=heard
+            pipeline,
+            examples,
+            options,
+            batch_size,
+            progress=bar.update,
+            information=information,
+            training_captions=heard,
         )
     for sentence in report.skipped:
         print(one_line(sentence), file=sys.stderr)

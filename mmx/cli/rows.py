@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mmx.cli.inputs import InputItem, Inputs
 from mmx.errors import MmxError
-from mmx.io.console import Row, skip_one, result_row
+from mmx.io.console import Row, result_row, skip_one
 from mmx.io.results_file import ResultsFile, number_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def remaining(
             skip_one(bar)
 
 
-def caption_rows(todo: Iterable[InputItem], pipeline: Pipeline, batch_size: int, options: dict[str, Any]) -> Iterator[Row]:
+def caption_rows(
+    todo: Iterable[InputItem], pipeline: Pipeline, batch_size: int, options: dict[str, Any]
+) -> Iterator[Row]:
     """The row of each input, in order; what comes as an error is one."""
     waiting: deque[InputItem] = deque()
 

@@ -13,13 +13,13 @@ from mmx.cli.inputs import (
     Inputs,
     at_least_one,
     count,
+    display_name,
     find_source,
     input_items,
     inputs_in,
     refuse_empty,
     refuse_inputs,
     spelled,
-    display_name,
 )
 from mmx.cli.options import (
     BatchOption,
@@ -38,12 +38,12 @@ from mmx.cli.options import (
     TokensOption,
     exit_with_status,
     load_pipeline,
-    run_options,
     parse_shard,
+    run_options,
 )
 from mmx.cli.rows import caption_rows, remaining
 from mmx.errors import MmxError
-from mmx.io.console import Row, column, count_for, write_rows, one_line, progress_bar, result_row, open_results
+from mmx.io.console import Row, column, count_for, one_line, open_results, progress_bar, result_row, write_rows
 from mmx.io.results_file import IDS, row_id
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def caption(
         count_for(bar, lambda: count(photos, pipeline, part[1], out))
         todo = remaining(inputs, part, lambda item: row_id(item.fields, sources), journal, bar)
         rows = caption_rows(todo, pipeline, batch_size, options)
-        well = write_rows(rows, bar, journal, as_json, lambda row: f"{column(row.name)}\t{one_line(row.fields['caption'])}")
+        well = write_rows(
+            rows, bar, journal, as_json, lambda row: f"{column(row.name)}\t{one_line(row.fields['caption'])}"
+        )
     exit_with_status(well)
 
 
@@ -227,7 +229,9 @@ def _asking(told: QuestionRequest, pipeline: Pipeline) -> PreparedQuestion:
     found = by_source({name: raw for name, raw in told.found.items() if name not in kept}, pipeline)
     facts = {**written, **kept, **told.fields}
     box = {"box": facts.pop("box")} if "box" in told.fields else {}
-    return PreparedQuestion({**facts, "question": told.question, **box}, display_name(written), found, told.question, told.box)
+    return PreparedQuestion(
+        {**facts, "question": told.question, **box}, display_name(written), found, told.question, told.box
+    )
 
 
 def _answer_line(asked: Sequence[PreparedQuestion]) -> Callable[[Row], str]:

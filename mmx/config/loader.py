@@ -1,6 +1,6 @@
 """Typed YAML configuration: read it with every mistake named at once, write it back, know no particular schema.
 
-    settings = read_settings("train.yaml", Settings, ["training.steps=100", "data.train.0.weight=0.5"])
+    settings = read_settings("train.yaml", Settings, ["training.max_steps=100", "data.train.0.weight=0.5"])
 
 A schema is a pydantic model; by convention it is frozen and forbids unknown keys, and its validators raise ValueError.
 Nothing becomes another value than was typed: `1e-4` is a number, only `true` and `false` are booleans, and `no`, `012`,
@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json, to_jsonable_python
 
-from mmx.config.validation_errors import Keys, describe_errors, dotted_key, known_fields, single_line, format_value
+from mmx.config.validation_errors import Keys, describe_errors, dotted_key, format_value, known_fields, single_line
 from mmx.errors import ConfigError, suggest
 
 __all__ = ["dump_config", "override_config", "parse_config", "load_config", "config_from_overrides"]
@@ -163,7 +163,9 @@ def _file_text(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _InvalidDocument(SourceLocation(line, f"{path}:{line}"), "this is not UTF-8 text; save the file as UTF-8") from None
+        raise _InvalidDocument(
+            SourceLocation(line, f"{path}:{line}"), "this is not UTF-8 text; save the file as UTF-8"
+        ) from None
 
 
 def _no_file(path: Path) -> str:
@@ -271,7 +273,7 @@ def _override(sheet: _Document, text: str, place: SourceLocation) -> None:
     parts = name.strip().split(".")
     try:
         if not equals or not all(parts):
-            raise _InvalidDocument(place, "expected key=value, as in training.steps=100")
+            raise _InvalidDocument(place, "expected key=value, as in training.max_steps=100")
         node = _compose(value.strip() or "null", lambda line: place)
         if node is None:
             raise _InvalidDocument(place, "'#' begins a comment; put the value in quotes")
@@ -304,7 +306,9 @@ def _key(here: Any, part: str, keys: Keys, place: SourceLocation) -> str | int:
         raise _InvalidDocument(place, f"{dotted_key(keys)} is {format_value(here)}, expected keys and values")
     if part.isdecimal() and len(part) < 9 and int(part) < len(here):
         return int(part)
-    raise _InvalidDocument(place, f"{dotted_key(keys)} has length {len(here)}, counted from 0; there is no item {part!r}")
+    raise _InvalidDocument(
+        place, f"{dotted_key(keys)} has length {len(here)}, counted from 0; there is no item {part!r}"
+    )
 
 
 def _validate(sheet: _Document, schema: type[M]) -> M:

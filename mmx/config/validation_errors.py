@@ -1,6 +1,6 @@
 """pydantic's errors in our sentences: where the value stands, what was given, what was expected, what to type.
 
-    complaints(error, Settings) -> [(("training", "steps"), "training.steps is 'many', expected a whole number"), ...]
+    complaints(error, Settings) -> [(("training", "steps"), "training.max_steps is 'many', expected a whole number"), ...]
 
 pydantic locates an error by a path that mixes keys of the file with labels of a union's alternatives; here the path is
 followed through the types, alternatives that were never meant are dropped, and every value gets one sentence.

@@ -130,7 +130,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         sources = {name: source.to(device) for name, source in self.sources.items()}
-        tensors = ("tokens", "mask", "wanted", "labels", "boxes", "advantages")
+        tensors = ("tokens", "mask", "label_positions", "labels", "boxes", "advantages")
         moved: dict[str, Any] = {name: None if (t := getattr(self, name)) is None else t.to(device) for name in tensors}
         return replace(self, sources=sources, **moved)
 
@@ -147,12 +147,16 @@ class TrainingDataset(Dataset[PreparedExample]):
         max_text: int,
         source_dropout: float = 0.0,
     ) -> None:
-        self.encoders, self.questioned, self.question_to = model.encoders, model.question_reader, model.config.question_input
+        self.encoders, self.question_reader, self.question_input = (
+            model.encoders,
+            model.question_reader,
+            model.config.question_input,
+        )
         self.tokenizer, self.prompt = model.tokenizer, model.prompt
         self.sets, self.seed, self.streams = sets, seed, streams
         self.longest = model.config.decoder.max_position_embeddings
         self.max_text = min(max_text, self.longest)
-        self.source_dropout = source_dropout
+        self.modality_dropout = source_dropout
         self.schedule = ExampleSchedule([len(e) for _, e in sets], [c.sampling_weight for c, _ in sets], seed)
 
     def __getitem__(self, position: int) -> PreparedExample:
@@ -172,19 +176,21 @@ class TrainingDataset(Dataset[PreparedExample]):
         chosen = sample_texts(example.tasks, self.streams, rng)
         if not chosen:
             raise DataError(f"{example.origin or example.id} has nothing to learn: no caption, and no answer.")
-        changes = config.augmentation.without_geometry() if any(turn.box for turn in example.tasks) else config.augmentation
+        changes = (
+            config.augmentation.without_geometry() if any(turn.box for turn in example.tasks) else config.augmentation
+        )
         inputs = prepare_inputs(
             self.encoders, {name: self._opened(raw, name, changes, rng) for name, raw in example.sources.items()}
         )
         questions = {
-            k: prepare(self.questioned, self.question_to, normalize_question(text.question))
+            k: prepare(self.question_reader, self.question_input, normalize_question(text.question))
             for k, text in enumerate(chosen)
-            if text.question and self.questioned is not None
+            if text.question and self.question_reader is not None
         }
         texts = [self._tokens(text.question, text.target) for text in chosen]
         boxes = [text.box for text in chosen]
         references = tuple(target for turn in example.tasks for target in turn.targets) if config.reward else ()
-        withheld = rng.random() < self.source_dropout and not references
+        withheld = rng.random() < self.modality_dropout and not references
         return PreparedExample(example.id, inputs, questions, texts, boxes, references, withheld, bad)
 
     def _opened(self, raw: Any, source: str, changes: AugmentationConfig, rng: Random) -> Any:
@@ -205,10 +211,10 @@ class TrainingDataset(Dataset[PreparedExample]):
         withheld = torch.tensor([item.modality_dropped for item in prepared])
         sources = {name: batch._replace(dropped=withheld[batch.rows]) for name, batch in given.items()}
         asked = [(b * self.streams + k, q) for b, item in enumerate(prepared) for k, q in item.questions.items()]
-        if asked and self.questioned is not None:
-            inputs = collate(self.questioned, self.question_to, [question for _, question in asked])
+        if asked and self.question_reader is not None:
+            inputs = collate(self.question_reader, self.question_input, [question for _, question in asked])
             places = torch.tensor([place for place, _ in asked])
-            sources[self.question_to] = SourceBatch(inputs, places, streams=self.streams)
+            sources[self.question_input] = SourceBatch(inputs, places, streams=self.streams)
         texts = [item.texts for item in prepared]
         tokens, mask, targets = pad_texts(texts, self.streams, self.tokenizer.pad, TEXT_MULTIPLE)
         wanted, labels = select_label_positions(targets, LABEL_MULTIPLE)

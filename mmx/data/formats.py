@@ -16,7 +16,16 @@ from typing import Any, get_args
 from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import derive_questions
 from mmx.data.examples import Example, TextTask
-from mmx.data.json_fields import required_field, load_json, resolve_path, optional_field, read_box, read_lines, single_spaced, text_fields
+from mmx.data.json_fields import (
+    load_json,
+    optional_field,
+    read_box,
+    read_lines,
+    required_field,
+    resolve_path,
+    single_spaced,
+    text_fields,
+)
 from mmx.data.scene_texts import SceneQuestionType, captions, pointed_questions, questions
 from mmx.data.scenes import MOST_OBJECTS, generate_scene, render_scene
 from mmx.errors import DataError, suggest
@@ -156,8 +165,15 @@ class SceneExamples(Sequence[Example]):
     def __init__(self, config: DataConfig) -> None:
         for kind in config.question_types:
             if kind not in SCENE_QUESTION_TYPES:
-                raise DataError(f"scenes have no questions of kind {kind!r}; {suggest(kind, list(SCENE_QUESTION_TYPES))}")
-        if config.max_objects == 1 and config.question_types and set(config.question_types) <= NEED_TWO and "caption" not in config.tasks:
+                raise DataError(
+                    f"scenes have no questions of kind {kind!r}; {suggest(kind, list(SCENE_QUESTION_TYPES))}"
+                )
+        if (
+            config.max_objects == 1
+            and config.question_types
+            and set(config.question_types) <= NEED_TWO
+            and "caption" not in config.tasks
+        ):
             kinds = " or ".join(repr(kind) for kind in config.question_types)
             raise DataError(f"scenes of one object have no questions of kind {kinds}; set objects to 2 or more.")
         self.config, self.size = config, 128
@@ -180,7 +196,10 @@ class SceneExamples(Sequence[Example]):
         if len(scene.objects) > (config.max_objects or MOST_OBJECTS):
             return None
         asked = (*questions(scene), *pointed_questions(scene))
-        said = [TextTask(captions(scene)), *(TextTask((q.answer,), q.question, q.question_type, q.box, q.evidence) for q in asked)]
+        said = [
+            TextTask(captions(scene)),
+            *(TextTask((q.answer,), q.question, q.question_type, q.box, q.evidence) for q in asked),
+        ]
         turns = tuple(turn for turn in said if _is_wanted(turn, config))
         name = f"scene-{config.seed}-{number}"
         return Example(name, {"image": render_scene(scene, self.size)}, turns, name) if turns else None
@@ -246,8 +265,13 @@ def _vqa_answers(path: Path) -> dict[Any, tuple[tuple[str, ...], str | None]]:
     found = {}
     for number, note in enumerate(required_field(_document(path), "annotations", list, str(path))):
         where = f"{path}, annotation {number}"
-        said = tuple(required_field(given, "answer", str, where) for given in required_field(note, "answers", list, where))
-        found[required_field(note, "question_id", (int, str), where)] = (said, optional_field(note, "answer_type", str, where))
+        said = tuple(
+            required_field(given, "answer", str, where) for given in required_field(note, "answers", list, where)
+        )
+        found[required_field(note, "question_id", (int, str), where)] = (
+            said,
+            optional_field(note, "answer_type", str, where),
+        )
     return found
 
 
@@ -280,7 +304,11 @@ def _only_wanted(example: Example, config: DataConfig) -> Example:
 def _is_wanted(turn: TextTask, config: DataConfig) -> bool:
     if turn.question is None:
         return "caption" in config.tasks
-    return not config.reward and "ask" in config.tasks and (not config.question_types or turn.question_type in config.question_types)
+    return (
+        not config.reward
+        and "ask" in config.tasks
+        and (not config.question_types or turn.question_type in config.question_types)
+    )
 
 
 def _refuse_split(config: DataConfig, name: str) -> None:

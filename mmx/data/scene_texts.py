@@ -22,11 +22,11 @@ from mmx.data.scenes import (
     Box,
     Scene,
     SceneObject,
-    relation_holds,
+    corner_name,
     generate_scene,
     offset,
+    relation_holds,
     render_scene,
-    corner_name,
 )
 from mmx.errors import DataError
 
@@ -137,7 +137,9 @@ def write_scenes(folder: Path, count: int, seed: int = 0, size: int = 128) -> Pa
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as workshop:
-        finished = _write_all(Path(workshop) / folder.name, [generate_scene(seed, index, size) for index in range(count)])
+        finished = _write_all(
+            Path(workshop) / folder.name, [generate_scene(seed, index, size) for index in range(count)]
+        )
         if folder.exists():
             folder.rmdir()  # empty, as checked above; a rename onto a folder is not possible everywhere
         finished.rename(folder)

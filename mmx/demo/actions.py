@@ -18,8 +18,8 @@ from mmx.demo.region import to_draw_on
 from mmx.encoders.registry import EncoderDescription
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, RankedAnswer
-from mmx.interpret.look import MapMethod, Look
-from mmx.interpret.render import overlay_heatmap, format_gain
+from mmx.interpret.look import Look, MapMethod
+from mmx.interpret.render import format_gain, overlay_heatmap
 from mmx.io.console import one_line
 from mmx.io.files import ReadFailure, read_file
 from mmx.io.images import MAX_BYTES, load_image
@@ -132,7 +132,9 @@ def ask(pipeline: Pipeline, session: Session, question: Any, box: Box | None = N
     return replace(_saying(session, turn.answer), turns=(*session.turns, turn)[-MOST_TURNS:])
 
 
-def rank(pipeline: Pipeline, session: Session, question: Any, offered: Any, box: Box | None = None) -> list[RankedAnswer]:
+def rank(
+    pipeline: Pipeline, session: Session, question: Any, offered: Any, box: Box | None = None
+) -> list[RankedAnswer]:
     """Offered answers, typed with commas between them, by their probability among each other."""
     text = _text(question, "a question, such as: what is this?")
     parts = [part.strip() for part in _text(offered, "answers with commas between them").split(",")]
@@ -157,7 +159,7 @@ def look(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
     if session.look is not None and session.look.method == kind:
         return session
     seen = {image_source(pipeline): session.picture}
-    look = pipeline.look(session.memory, spoken.question, spoken.box, text=spoken.text, by=kind, picture=seen)
+    look = pipeline.look(session.memory, spoken.question, spoken.box, text=spoken.text, method=kind, picture=seen)
     return replace(session, look=look)
 
 
@@ -165,7 +167,9 @@ def word_heatmap(session: Session, word: Any, layer: Any = None, head: Any = Non
     """The picture under the heat of one word of a session that looked, and a sentence about the word."""
     look = _look(session)
     number = look.index(word if isinstance(word, str) else _whole(word, "the word's place", 10**6, 0))
-    heat = look.heatmap(number, session.picture.height, session.picture.width, _part(layer, "layer"), _part(head, "head"))
+    heat = look.heatmap(
+        number, session.picture.height, session.picture.width, _part(layer, "layer"), _part(head, "head")
+    )
     said = look.words[number]
     return overlay_heatmap(session.picture, heat), f"{one_line(said.text)}: {format_gain(said)} of its surprise"
 

@@ -91,7 +91,7 @@ class Events:
     def ask(self, picture: Any, question: Any, x0: Any, y0: Any, x1: Any, y1: Any, session: Any) -> Outputs:
         """-> answer, seconds, session."""
         session = actions.ask(self.pipeline, self._opened(picture, session), question, box_of(x0, y0, x1, y1))
-        return session.turns[-1].spoken.text, round(session.turns[-1].seconds, 4), session
+        return session.turns[-1].answer.text, round(session.turns[-1].seconds, 4), session
 
     def rank(
         self, picture: Any, question: Any, offered: Any, x0: Any, y0: Any, x1: Any, y1: Any, session: Any
@@ -109,7 +109,7 @@ class Events:
 
     def look_if_said(self, picture: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
         """`look`, where there is something to look into."""
-        if picture is None or session is None or session.spoken is None:
+        if picture is None or session is None or session.current is None:
             return "Caption a picture or ask about it first.", None, session
         return self.look(picture, kind, layer, head, session)
 
@@ -117,7 +117,7 @@ class Events:
         """`word` of the map that a caption is shown with, whatever was asked since then."""
         session = self._opened(picture, session)
         heat, sentence, looked = self.word(picture, word, "both", None, None, actions.select_caption(session))
-        return heat, sentence, looked if looked.spoken is session.spoken else session
+        return heat, sentence, looked if looked.current is session.current else session
 
     def word(self, picture: Any, word: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
         """-> the heat of a word over the picture, a sentence about the word, session."""

@@ -128,7 +128,11 @@ def _ask_tab(does: Events, picture: gr.Image, session: gr.State) -> tuple[gr.Ima
     made.success(lambda held: (events.messages(held), ""), [session], [chat, question], **PRIVATE)
     chat.clear(events.forget, [session], [session], **PRIVATE)
     rank.click(
-        report_errors(does.rank), [picture, question, offered, *sides, session], [table, session], api_name="rank", **MODEL
+        report_errors(does.rank),
+        [picture, question, offered, *sides, session],
+        [table, session],
+        api_name="rank",
+        **MODEL,
     )
 
     def clicked(x0: Any, y0: Any, x1: Any, y1: Any, corner: Any, held: Any, event: gr.SelectData) -> Any:

@@ -22,14 +22,14 @@ class Encoder(nn.Module):
 
     A subclass states its `modality` ("image", "text", "audio", ...), nests its own `Options`, sets `self.width` (F) in
     `__init__(self, options)`, and defines `prepare` and `forward`. `dimensions` is 2 where the features lie on a grid.
-    With `shares_tokenizer` it is built as `cls(options, tokenizer)` and reads text with the model's own tokens.
+    With `uses_tokenizer` it is built as `cls(options, tokenizer)` and reads text with the model's own tokens.
     `self.options` must build it again without fetching anything: its weights lie in the checkpoint by then.
     """
 
     modality: str
     dimensions: int = 1
-    shares_tokenizer: ClassVar[bool] = False
-    feature_size: int
+    uses_tokenizer: ClassVar[bool] = False
+    width: int
 
     class Options(FrozenModel):
         """The encoder's own settings, validated before it is built."""

@@ -68,8 +68,8 @@ def check_features(features: Any, encoder: Encoder, source: str, device: torch.d
     if not isinstance(features, tuple) or [isinstance(part, Tensor) for part in features[:2]] != [True, True]:
         raise refuse(_kinds(features), "Features(states, mask, grid)")
     states, mask, grid = Features(*features[:3])
-    if states.ndim != 3 or states.shape[-1] != encoder.feature_size:
-        raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.feature_size}")
+    if states.ndim != 3 or states.shape[-1] != encoder.width:
+        raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.width}")
     if not states.is_floating_point():
         raise refuse(f"states of {states.dtype}", "floating-point ones")
     if states.layout != torch.strided or mask.layout != torch.strided:

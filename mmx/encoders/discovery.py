@@ -46,7 +46,9 @@ def _told_by_one_process(on_offer: list[EncoderEntry], first: int, patience: flo
             for entry in on_offer[first:]:
                 line = lines.get(timeout=patience) if ready else None
                 if line is None:
-                    yield EncoderDescription(entry, problem=_problem(entry, f"ended the process (exit code {_code(process)})"))
+                    yield EncoderDescription(
+                        entry, problem=_problem(entry, f"ended the process (exit code {_code(process)})")
+                    )
                     return
                 yield EncoderDescription(entry, **json.loads(line))
         except queue.Empty:

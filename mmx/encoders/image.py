@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmx.config.schema import FrozenModel
 from mmx.encoders.base import Encoder, Features
 from mmx.errors import EncoderError
-from mmx.io.images import SUFFIXES, load_image, center_square
+from mmx.io.images import SUFFIXES, center_square, load_image
 
 # Arguments of timm's create_model that other options decide, or that would read a file which does not travel along.
 DECIDED = {"img_size", "num_classes", "in_chans", "features_only", "out_indices", "checkpoint_path"}
@@ -77,7 +77,7 @@ class ImageEncoder(Encoder):
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.options = _resolve(timm, options, self.backbone)
         self._transform = _transform(self.options)
-        self.feature_size = self._probe()
+        self.width = self._probe()
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
         """A path, bytes or PIL picture -> {"pixels": float [3, size, size]}."""

@@ -27,7 +27,7 @@ class TextEncoder(Encoder):
     """Text -> one slot a token; every token sees the whole text, or (`causal`) what came before it."""
 
     modality = "text"
-    shares_tokenizer = True
+    uses_tokenizer = True
 
     class Options(BaseTransformerConfig):
         """A transformer's facts; text past `max_positions` tokens is cut. `causal`: no token sees those after it."""
@@ -36,9 +36,9 @@ class TextEncoder(Encoder):
 
     def __init__(self, options: Options, tokenizer: Tokenizer) -> None:
         super().__init__(options)
-        self.tokenizer, self.feature_size = tokenizer, options.hidden_size
+        self.tokenizer, self.width = tokenizer, options.hidden_size
         self.embedding = TokenEmbedding(options, len(tokenizer))
-        self.blocks = nn.ModuleList(EncoderBlock(options) for _ in range(options.num_layers))
+        self.layers = nn.ModuleList(EncoderLayer(options) for _ in range(options.num_layers))
         final = options.norm if options.norm_placement == "pre" else "none"
         self.norm = build_norm(final, options.hidden_size, options.norm_eps)
         init_weights(self, options.num_layers)
@@ -61,12 +61,12 @@ class TextEncoder(Encoder):
         if self.options.causal:
             may_attend = may_attend & torch.ones(mask.shape[1], mask.shape[1], device=mask.device).tril().bool()
         x = self.embedding(batch["tokens"], positions)
-        for block in self.blocks:
+        for block in self.layers:
             x = block(x, may_attend, positions)
         return Features(self.norm(x), mask)
 
 
-class EncoderBlock(nn.Module):
+class EncoderLayer(nn.Module):
     """Look round in your own text, think it over."""
 
     def __init__(self, options: BaseTransformerConfig) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmx.data.scenes import Scene
 from mmx.errors import MmxError
-from mmx.evaluation.pointing_game import NAMES, PointingMethod, standard_methods, share_text
-from mmx.evaluation.scene_maps import PointingCase, memory_with_questions, batches, compute_scene_maps, case_tensors
+from mmx.evaluation.pointing_game import NAMES, PointingMethod, share_text, standard_methods
+from mmx.evaluation.scene_maps import PointingCase, batches, case_tensors, compute_scene_maps, memory_with_questions
 from mmx.inference.pipeline import Pipeline
 from mmx.memory import Memory
 
@@ -49,12 +49,19 @@ class DeletionReport:
         lines = [f"{f'{self.slots} slots hidden':<32}{'n':>5}  {'bits lost':>9}  {'times chance':>12}  changed"]
         for row in (*self.rows, self.by_chance):
             times = row.bits / self.by_chance.bits if self.by_chance.bits else float("nan")
-            lines.append(f"{row.method:<32}{row.n:>5}  {row.bits:9.3f}  {times:12.2f}  {share_text(row.changed, row.n)}")
+            lines.append(
+                f"{row.method:<32}{row.n:>5}  {row.bits:9.3f}  {times:12.2f}  {share_text(row.changed, row.n)}"
+            )
         return "\n".join(lines)
 
 
 def deletion_test(
-    pipeline: Pipeline, scenes: Sequence[Scene], methods: Sequence[PointingMethod] = (), slots: int = 4, draws: int = 4, seed: int = 0
+    pipeline: Pipeline,
+    scenes: Sequence[Scene],
+    methods: Sequence[PointingMethod] = (),
+    slots: int = 4,
+    draws: int = 4,
+    seed: int = 0,
 ) -> DeletionReport:
     """Hide the `slots` cells that a map points at, and as many at random (`draws` times, by `seed`), and ask again.
 
@@ -102,7 +109,9 @@ def _answered(pipeline: Pipeline, memory: Memory, cases: Sequence[PointingCase])
         read = memory_with_questions(pipeline, memory, cases)
         logits = pipeline.model.decoder(tokens, read, mask).float().log_softmax(-1)
         logprobs = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    options = pipeline.generation_config({"num_beams": 1, "num_return_sequences": 1, "do_sample": False, "max_new_tokens": 8})
+    options = pipeline.generation_config(
+        {"num_beams": 1, "num_return_sequences": 1, "do_sample": False, "max_new_tokens": 8}
+    )
     said = pipeline.generate(memory, [[case.question] for case in cases], options)
     return torch.where(targets >= 0, logprobs, 0.0).sum((1, 2)).double().cpu(), [row[0][0].text for row in said]
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mmx.config.schema import GenerationConfig
-from mmx.data.batching import all_texts, pad_texts, select_label_positions, encode_target
+from mmx.data.batching import all_texts, encode_target, pad_texts, select_label_positions
 from mmx.data.examples import Example, TextTask
 from mmx.encoders.contract import PreparedInput, prepare
 from mmx.errors import DataError, MmxError
@@ -199,7 +199,9 @@ def _judge(
 def _judged(item: Pending, turns: Sequence[tuple[int, TextTask]], said: Sequence[Sequence[Any]]) -> list[EvaluatedText]:
     """What was said in the turns of one example, the best text of each."""
     return [
-        EvaluatedText((item.place, i), item.example.id, t.question, t.question_type, texts[0].text, texts[0].score, t.targets)
+        EvaluatedText(
+            (item.place, i), item.example.id, t.question, t.question_type, texts[0].text, texts[0].score, t.targets
+        )
         for (i, t), texts in zip(turns, said, strict=True)
     ]
 
@@ -287,8 +289,12 @@ def _selected(memory: Memory, rows: list[int]) -> Memory:
 
 def _metrics(judged: Sequence[EvaluatedText], losses: Sequence[BatchLoss], known: Collection[str]) -> dict[str, float]:
     """Every metric that the texts allow: of captions, of answers, of answers by kind."""
-    captions: dict[Hashable, EvaluatedText] = {item.key: item for item in judged if item.question is None and item.targets}
-    answers: dict[Hashable, EvaluatedText] = {item.key: item for item in judged if item.question is not None and item.targets}
+    captions: dict[Hashable, EvaluatedText] = {
+        item.key: item for item in judged if item.question is None and item.targets
+    }
+    answers: dict[Hashable, EvaluatedText] = {
+        item.key: item for item in judged if item.question is not None and item.targets
+    }
     metrics: dict[str, float] = {}
     tokens = sum(loss.tokens for loss in losses)
     if tokens:

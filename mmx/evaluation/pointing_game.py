@@ -91,7 +91,9 @@ class PointingReport:
         """One row. Raises MmxError where there is none."""
         found = [row for row in self.rows if (row.method, row.question_type) == (way, kind)]
         if not found:
-            raise MmxError(f"nothing was measured for {way!r}, {kind!r}; known: {', '.join(self.methods)}; {self.question_types}.")
+            raise MmxError(
+                f"nothing was measured for {way!r}, {kind!r}; known: {', '.join(self.methods)}; {self.question_types}."
+            )
         return found[0]
 
     @property
@@ -155,7 +157,10 @@ def standard_methods(seen: SceneMaps) -> tuple[PointingMethod, ...]:
     for kind, name in NAMES.items():
         ways.append(PointingMethod(name, kind, tuple(single)))
         ways += [PointingMethod(f"{name.removesuffix(MEAN)} of layer {layer}", kind, of) for layer, of in by_layer]
-    return (*ways, *(PointingMethod(f"attention of head {layer}.{head}", "attention", ((layer, head),)) for layer, head in single))
+    return (
+        *ways,
+        *(PointingMethod(f"attention of head {layer}.{head}", "attention", ((layer, head),)) for layer, head in single),
+    )
 
 
 def select_heads(seen: SceneMaps) -> tuple[PointingMethod, ...]:
@@ -168,7 +173,9 @@ def select_heads(seen: SceneMaps) -> tuple[PointingMethod, ...]:
     layers = [way for way in ways if len(way.heads) == width and len({layer for layer, _ in way.heads}) == 1]
     groups = {"best layer": layers, "best head": heads, "best pair": pairs}
     best = {name: max(group, key=lambda way: right[way]) for name, group in groups.items() if group}
-    return tuple(PointingMethod(f"attention, {name} {_names(name, way)}", "attention", way.heads) for name, way in best.items())
+    return tuple(
+        PointingMethod(f"attention, {name} {_names(name, way)}", "attention", way.heads) for name, way in best.items()
+    )
 
 
 def _best_of_its_kind(report: PointingReport, elsewhere: PointingReport) -> tuple[PointingResult, ...]:
@@ -182,7 +189,9 @@ def _best_of_its_kind(report: PointingReport, elsewhere: PointingReport) -> tupl
     return (*rows, PointingResult(OF_ITS_KIND, EVERY, count, *means))
 
 
-def score_pointing(seen: SceneMaps, ways: Sequence[PointingMethod], chosen: Sequence[PointingMethod] = ()) -> PointingReport:
+def score_pointing(
+    seen: SceneMaps, ways: Sequence[PointingMethod], chosen: Sequence[PointingMethod] = ()
+) -> PointingReport:
     """How well these ways point in the cases seen."""
     kinds = {kind: torch.tensor([case.question_type == kind for case in seen.cases]) for kind in KINDS}
     kinds = {kind: of for kind, of in kinds.items() if of.any()} | {EVERY: torch.ones(len(seen.cases)).bool()}

@@ -62,7 +62,12 @@ class _Beams:
     """What every beam has said, its log-probabilities, and the pools of finished texts."""
 
     def __init__(
-        self, step: DecodeStep, options: GenerationConfig, eos: int, rules: Sequence[LogitsProcessor], stops: Sequence[StoppingCriterion]
+        self,
+        step: DecodeStep,
+        options: GenerationConfig,
+        eos: int,
+        rules: Sequence[LogitsProcessor],
+        stops: Sequence[StoppingCriterion],
     ) -> None:
         self.step, self.options, self.eos, self.rules, self.stops = step, options, eos, rules, stops
         self.n = options.num_beams
@@ -153,6 +158,8 @@ class _Beams:
                 said, logprobs = self.said[group, beam].tolist(), self.logprobs[group, beam].tolist()
                 self.pools[group].add(self._text(said, logprobs, total, len(said), finished=False))
 
-    def _text(self, said: list[int], logprobs: list[float], total: float, length: int, finished: bool) -> GenerationOutput:
+    def _text(
+        self, said: list[int], logprobs: list[float], total: float, length: int, finished: bool
+    ) -> GenerationOutput:
         score = total / max(1, length) ** self.options.length_penalty
         return GenerationOutput(tuple(said), tuple(logprobs), score, finished)

@@ -14,7 +14,13 @@ from torch import Tensor
 from mmx.config.schema import GenerationConfig
 from mmx.generation.beam_search import beam_search
 from mmx.generation.decode_step import DecodeStep
-from mmx.generation.logits_processors import MASKED_SCORE, LogitsProcessor, StoppingCriterion, build_logits_processors, eos_when_all_masked
+from mmx.generation.logits_processors import (
+    MASKED_SCORE,
+    LogitsProcessor,
+    StoppingCriterion,
+    build_logits_processors,
+    eos_when_all_masked,
+)
 from mmx.generation.outputs import GenerationOutput
 
 __all__ = ["GenerationOutput", "StoppingCriterion", "generate", "stream"]

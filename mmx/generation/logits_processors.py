@@ -13,7 +13,9 @@ from torch import Tensor
 from mmx.config.schema import GenerationConfig
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
-StoppingCriterion = Callable[[Tensor, Tensor], Tensor]  # (generated [N, t], logits [N, V]) -> bool [N]: this text is over
+StoppingCriterion = Callable[
+    [Tensor, Tensor], Tensor
+]  # (generated [N, t], logits [N, V]) -> bool [N]: this text is over
 MASKED_SCORE = float("-inf")
 
 

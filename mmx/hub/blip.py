@@ -28,7 +28,10 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
     marks = special_tokens(text) | {"caption": []}
     return ConversionSpec(
         config=ModelConfig(
-            sources={"image": vision_source(published)}, decoder=decoder, vocab_size=text["vocab_size"], special_tokens=marks
+            sources={"image": vision_source(published)},
+            decoder=decoder,
+            vocab_size=text["vocab_size"],
+            special_tokens=marks,
         ),
         tokenizer=read_tokenizer(published, marks),
         generation=read_generation(published, prompt=1),
@@ -62,14 +65,14 @@ def transformer_config(published: HFCheckpoint, text: Mapping[str, Any]) -> dict
     require_config(published, published.config, tie_word_embeddings=True)
     require_config(published, text, tie_word_embeddings=True, is_decoder=True, position_embedding_type="absolute")
     return {
-        "width": text["hidden_size"],
-        "layers": text["num_hidden_layers"],
-        "heads": text["num_attention_heads"],
+        "hidden_size": text["hidden_size"],
+        "num_layers": text["num_hidden_layers"],
+        "num_heads": text["num_attention_heads"],
         "norm_placement": "post",
         "norm_eps": text.get("layer_norm_eps", 1e-12),
-        "max_positions": text["max_position_embeddings"],
-        "feed_forward": activation(text.get("hidden_act", "gelu"), published),
-        "feed_forward_width": text["intermediate_size"],
+        "max_position_embeddings": text["max_position_embeddings"],
+        "activation": activation(text.get("hidden_act", "gelu"), published),
+        "intermediate_size": text["intermediate_size"],
         "embedding_norm": True,
         "dropout": text.get("hidden_dropout_prob", 0.0),
         "table": text["vocab_size"],
@@ -82,19 +85,19 @@ def decoder_weights(published: HFCheckpoint, layers: int) -> list[WeightMapping]
     embedding = stored_as(published, f"{DECODER}bert.embeddings.word_embeddings.weight", f"{head}.decoder.weight")
     return [
         *transformer_weights("decoder", f"{DECODER}bert.", layers, embedding),
-        *linear("decoder.head.transform.dense", f"{head}.transform.dense"),
-        *norm("decoder.head.transform.norm", f"{head}.transform.LayerNorm"),
-        WeightMapping("decoder.head.bias", (stored_as(published, f"{head}.bias", f"{head}.decoder.bias"),)),
+        *linear("decoder.lm_head.transform.dense", f"{head}.transform.dense"),
+        *norm("decoder.lm_head.transform.norm", f"{head}.transform.LayerNorm"),
+        WeightMapping("decoder.lm_head.bias", (stored_as(published, f"{head}.bias", f"{head}.decoder.bias"),)),
     ]
 
 
 def transformer_weights(ours: str, prefix: str, layers: int, embedding: str) -> list[WeightMapping]:
     """The weight map of a text stack: everything but the keys and values of what it looks at."""
-    block, layer = f"{ours}.blocks.{{i}}.", f"{prefix}encoder.layer.{{i}}."
+    block, layer = f"{ours}.layers.{{i}}.", f"{prefix}encoder.layer.{{i}}."
     attention = [f"{layer}attention.self.{part}" for part in ("query", "key", "value")]
     return [
-        WeightMapping(f"{ours}.embedding.table", (embedding,)),
-        WeightMapping(f"{ours}.embedding.positions.table", (f"{prefix}embeddings.position_embeddings.weight",)),
+        WeightMapping(f"{ours}.embedding.weight", (embedding,)),
+        WeightMapping(f"{ours}.embedding.positions.weight", (f"{prefix}embeddings.position_embeddings.weight",)),
         *norm(f"{ours}.embedding.norm", f"{prefix}embeddings.LayerNorm"),
         *each_layer(
             layers,

@@ -49,16 +49,18 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
             decoder=decoder,
             question_encoder=reader,
             vocab_size=text["vocab_size"],
-            question_input="reader",
+            question_input="question_encoder",
             special_tokens=marks,
         ),
         tokenizer=tokenizer,
         generation=read_generation(published, prompt=1),
         weights=[
-            *transformer_weights("reader", READER, reader.num_layers, f"{READER}embeddings.word_embeddings.weight"),
+            *transformer_weights(
+                "question_encoder", READER, reader.num_layers, f"{READER}embeddings.word_embeddings.weight"
+            ),
             *key_value_weights(PROJECTION, READER, reader.num_layers),
             *decoder_weights(published, decoder.num_layers),
-            *key_value_weights("reader.projection", f"{DECODER}bert.", decoder.num_layers),
+            *key_value_weights("question_encoder.projection", f"{DECODER}bert.", decoder.num_layers),
         ],
         dropped=(BUFFERS, TIED),
         encoders={"image": VISION},

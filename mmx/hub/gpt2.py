@@ -37,10 +37,10 @@ def decoder_config(published: HFCheckpoint, config: Mapping[str, Any], tied: boo
 
 def decoder_weights(prefix: str, layers: int, head: str | None) -> list[WeightMapping]:
     """The weight map of the language model; `head`: the name of its own output matrix, where it is not tied."""
-    ours, theirs = "decoder.blocks.{i}.", f"{prefix}h.{{i}}."
+    ours, theirs = "decoder.layers.{i}.", f"{prefix}h.{{i}}."
     return [
-        WeightMapping("decoder.embedding.table", (f"{prefix}wte.weight",)),
-        WeightMapping("decoder.embedding.positions.table", (f"{prefix}wpe.weight",)),
+        WeightMapping("decoder.embedding.weight", (f"{prefix}wte.weight",)),
+        WeightMapping("decoder.embedding.positions.weight", (f"{prefix}wpe.weight",)),
         *each_layer(
             layers,
             [
@@ -53,13 +53,13 @@ def decoder_weights(prefix: str, layers: int, head: str | None) -> list[WeightMa
             ],
         ),
         *norm("decoder.norm", f"{prefix}ln_f"),
-        *([WeightMapping("decoder.head.table", (head,))] if head else []),
+        *([WeightMapping("decoder.lm_head.weight", (head,))] if head else []),
     ]
 
 
 def cross_attention_weights(prefix: str, layers: int, projection: str) -> list[WeightMapping]:
     """The weight map of its cross-attention: queries stay in the decoder, keys and values go to the projection."""
-    ours, theirs = "decoder.blocks.{i}.", f"{prefix}h.{{i}}."
+    ours, theirs = "decoder.layers.{i}.", f"{prefix}h.{{i}}."
     return [
         *each_layer(
             layers,

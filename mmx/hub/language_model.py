@@ -16,7 +16,7 @@ from mmx.config.loader import parse_config
 from mmx.config.schema import DecoderConfig, ModelConfig
 from mmx.errors import CheckpointError, ConfigError
 from mmx.hub import gpt2, llama
-from mmx.hub.hf_checkpoint import HFCheckpoint, open_hf_checkpoint, conversion_errors
+from mmx.hub.hf_checkpoint import HFCheckpoint, conversion_errors, open_hf_checkpoint
 from mmx.hub.hf_config import first_token_id, read_tokenizer
 from mmx.hub.vit_gpt2 import has_own_head
 from mmx.hub.weight_mapping import WeightMapping, convert
@@ -26,8 +26,10 @@ from mmx.text.tokenizer import Tokenizer
 
 HEAD = "lm_head.weight"
 CONVERTERS = {"gpt2": ("transformer.", "wte.weight"), "llama": ("model.", "embed_tokens.weight")}
-CONVERTERS["qwen2"] = CONVERTERS["llama"]  # by model_type: before the names of the stack, unless it was saved bare; its table
-OURS = ("cross_every", "gate", "dropout")  # facts that a language model has not, or need not keep
+CONVERTERS["qwen2"] = CONVERTERS[
+    "llama"
+]  # by model_type: before the names of the stack, unless it was saved bare; its table
+OURS = ("cross_attention_every_n_layers", "gate", "dropout")  # facts that a language model has not, or need not keep
 QUESTION, ANSWER = " Question:", " Answer:"  # the marks of mmx.text.prompts, as a model of plain text knows them
 
 
@@ -38,7 +40,7 @@ def build_from_language_model(config: ModelConfig) -> Model:
     """
     decoder, tensors, tokenizer = read_language_model(str(config.decoder.pretrained), config.decoder)
     marks = {mark.text.strip("<>"): tuple(tokens) for mark, tokens in tokenizer.marks.items()}
-    facts = {"decoder": decoder, "vocabulary": decoder.padded_vocab_size, "marks": marks}
+    facts = {"decoder": decoder, "vocab_size": decoder.padded_vocab_size, "special_tokens": marks}
     model = Model(config.model_copy(update=facts), tokenizer)
     lacking, extra = model.load_state_dict(tensors, strict=False)
     unread = [name for name in lacking if name.startswith("decoder.") and not is_new(name)]
@@ -70,7 +72,9 @@ def read_language_model(
     published = open_hf_checkpoint(name, revision, pickles)
     kind = published.config.get("model_type")
     if kind not in CONVERTERS:
-        raise CheckpointError(f"{name!r} has model_type {kind!r}; expected a language model of {', '.join(CONVERTERS)}.")
+        raise CheckpointError(
+            f"{name!r} has model_type {kind!r}; expected a language model of {', '.join(CONVERTERS)}."
+        )
     with conversion_errors(published, str(kind)):
         facts, rules, dropped = _maps(published, str(kind))
         kept = {fact: getattr(ours, fact) for fact in OURS}

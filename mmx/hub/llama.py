@@ -56,7 +56,7 @@ def decoder_weights(config: Mapping[str, Any], prefix: str, layers: int, head: s
 
     Our decoder has biases everywhere or nowhere: those that a family has not are zeros.
     """
-    ours, theirs = "decoder.blocks.{i}.", f"{prefix}layers.{{i}}."
+    ours, theirs = "decoder.layers.{i}.", f"{prefix}layers.{{i}}."
     itself, feed, biases = f"{theirs}self_attn.", f"{theirs}mlp.", _biases(config)
     maps = [
         ("qkv", f"{ours}self_attention.qkv", (f"{itself}q_proj", f"{itself}k_proj", f"{itself}v_proj")),
@@ -72,10 +72,10 @@ def decoder_weights(config: Mapping[str, Any], prefix: str, layers: int, head: s
     ]
     kept = [rule for rule in rules if any(biases.values()) or not rule.ours.endswith(".bias")]
     return [
-        WeightMapping("decoder.embedding.table", (f"{prefix}embed_tokens.weight",)),
+        WeightMapping("decoder.embedding.weight", (f"{prefix}embed_tokens.weight",)),
         *each_layer(layers, [*norms, *kept]),
         WeightMapping("decoder.norm.weight", (f"{prefix}norm.weight",)),
-        *([WeightMapping("decoder.head.table", (head,))] if head else []),
+        *([WeightMapping("decoder.lm_head.weight", (head,))] if head else []),
     ]
 
 

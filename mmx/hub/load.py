@@ -13,7 +13,7 @@ from mmx.config.schema import GenerationConfig
 from mmx.encoders.pretrained.hf_models import load_tensors
 from mmx.errors import CheckpointError
 from mmx.hub.conversion import ConversionSpec
-from mmx.hub.hf_checkpoint import HFCheckpoint, open_hf_checkpoint, conversion_errors
+from mmx.hub.hf_checkpoint import HFCheckpoint, conversion_errors, open_hf_checkpoint
 from mmx.hub.weight_mapping import convert
 from mmx.models.checkpoint import load_strict
 from mmx.models.model import Model

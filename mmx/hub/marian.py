@@ -17,7 +17,7 @@ from mmx.errors import CheckpointError
 from mmx.hub.conversion import ConversionSpec
 from mmx.hub.hf_checkpoint import HFCheckpoint, read_errors
 from mmx.hub.hf_config import activation, computed_mapping, read_generation, require_config, special_token_id
-from mmx.hub.trocr import layer_weights, cross_attention_weights
+from mmx.hub.trocr import cross_attention_weights, layer_weights
 from mmx.hub.vit_gpt2 import has_own_head
 from mmx.hub.weight_mapping import WeightMapping
 from mmx.text.tokenizer import Tokenizer
@@ -47,7 +47,9 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
         projection=ProjectionConfig(positions="none", norm="none"),
     )
     return ConversionSpec(
-        config=ModelConfig(sources={"text": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
+        config=ModelConfig(
+            sources={"text": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks
+        ),
         tokenizer=tokenizer,
         generation=read_generation(published, prompt=1),
         weights=weights(config, decoder, table, own_head, len(tokenizer)),
@@ -58,39 +60,41 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
 def decoder_config(published: HFCheckpoint, config: Mapping[str, Any], tied: bool) -> DecoderConfig:
     """The config map of the decoder."""
     alike = encoder_options(published, config)
-    alike |= {"layers": config["decoder_layers"], "heads": config["decoder_attention_heads"]}
-    alike |= {"feed_forward_width": config["decoder_ffn_dim"]}
+    alike |= {"num_layers": config["decoder_layers"], "num_heads": config["decoder_attention_heads"]}
+    alike |= {"intermediate_size": config["decoder_ffn_dim"]}
     return DecoderConfig(**alike, padded_vocab_size=config["vocab_size"], tie_word_embeddings=tied, lm_head_bias=True)
 
 
 def encoder_options(published: HFCheckpoint, config: Mapping[str, Any]) -> dict[str, Any]:
     """The config map of the encoder."""
     return {
-        "width": config["d_model"],
-        "layers": config["encoder_layers"],
-        "heads": config["encoder_attention_heads"],
+        "hidden_size": config["d_model"],
+        "num_layers": config["encoder_layers"],
+        "num_heads": config["encoder_attention_heads"],
         "norm_placement": "post",
-        "max_positions": config["max_position_embeddings"],
-        "feed_forward": activation(config["activation_function"], published),
-        "feed_forward_width": config["encoder_ffn_dim"],
+        "max_position_embeddings": config["max_position_embeddings"],
+        "activation": activation(config["activation_function"], published),
+        "intermediate_size": config["encoder_ffn_dim"],
         "embedding_scale": sqrt(config["d_model"]) if config.get("scale_embedding") else 1.0,
         "dropout": config.get("dropout", 0.1),
     }
 
 
-def weights(config: Mapping[str, Any], decoder: DecoderConfig, table: str, own_head: bool, tokens: int) -> list[WeightMapping]:
+def weights(
+    config: Mapping[str, Any], decoder: DecoderConfig, table: str, own_head: bool, tokens: int
+) -> list[WeightMapping]:
     """The weight map. The encoder meets no token beyond those of the tokenizer, and has no rows for them."""
     encoder, positions = "sources.text.encoder.", sinusoidal_table(decoder.max_position_embeddings, decoder.hidden_size)
     return [
-        WeightMapping(f"{encoder}embedding.table", (table,), lambda rows: rows[:tokens]),
-        computed_mapping(f"{encoder}embedding.positions.table", table, positions),
-        *layer_weights(f"{encoder}blocks.{{i}}.", "model.encoder.layers.{i}.", config["encoder_layers"]),
-        WeightMapping("decoder.embedding.table", (table,)),
-        computed_mapping("decoder.embedding.positions.table", table, positions),
-        *layer_weights("decoder.blocks.{i}.", "model.decoder.layers.{i}.", decoder.num_layers),
+        WeightMapping(f"{encoder}embedding.weight", (table,), lambda rows: rows[:tokens]),
+        computed_mapping(f"{encoder}embedding.positions.weight", table, positions),
+        *layer_weights(f"{encoder}layers.{{i}}.", "model.encoder.layers.{i}.", config["encoder_layers"]),
+        WeightMapping("decoder.embedding.weight", (table,)),
+        computed_mapping("decoder.embedding.positions.weight", table, positions),
+        *layer_weights("decoder.layers.{i}.", "model.decoder.layers.{i}.", decoder.num_layers),
         *cross_attention_weights("model.decoder.layers.{i}.", decoder.num_layers, "sources.text.projection"),
-        *([WeightMapping("decoder.head.table", (HEAD,))] if own_head else []),
-        WeightMapping("decoder.head.bias", ("final_logits_bias",), lambda bias: bias.squeeze(0)),  # stored as [1, V]
+        *([WeightMapping("decoder.lm_head.weight", (HEAD,))] if own_head else []),
+        WeightMapping("decoder.lm_head.bias", ("final_logits_bias",), lambda bias: bias.squeeze(0)),  # stored as [1, V]
     ]
 
 

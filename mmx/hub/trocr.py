@@ -15,7 +15,14 @@ from torch import Tensor
 from mmx.config.schema import DecoderConfig, ModelConfig
 from mmx.hub.conversion import ConversionSpec
 from mmx.hub.hf_checkpoint import HFCheckpoint
-from mmx.hub.hf_config import activation, computed_mapping, image_source, read_generation, read_tokenizer, special_token_id
+from mmx.hub.hf_config import (
+    activation,
+    computed_mapping,
+    image_source,
+    read_generation,
+    read_tokenizer,
+    special_token_id,
+)
 from mmx.hub.vit_gpt2 import has_own_head
 from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
 from mmx.nn.layers import SinusoidalPositionEmbedding
@@ -33,20 +40,24 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
     untied = HEAD not in tensors and config.get("tie_word_embeddings") is False  # then it must not be lacking
     own_head = untied or has_own_head(published, HEAD, TABLE)
     decoder = decoder_config(published, config, tied=not own_head)
-    pad, start, end = (special_token_id(published, f"{token}_token_id", config) for token in ("pad", "decoder_start", "eos"))
+    pad, start, end = (
+        special_token_id(published, f"{token}_token_id", config) for token in ("pad", "decoder_start", "eos")
+    )
     marks = {"pad": [pad], "bos": [start], "eos": [end], "caption": []}
     source = image_source(published, published.config["encoder"], decoder.hidden_size if bridged else None)
     return ConversionSpec(
-        config=ModelConfig(sources={"image": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
+        config=ModelConfig(
+            sources={"image": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks
+        ),
         tokenizer=read_tokenizer(published, marks),
         generation=read_generation(published, prompt=1),
         weights=[
-            WeightMapping("decoder.embedding.table", (TABLE,)),
+            WeightMapping("decoder.embedding.weight", (TABLE,)),
             _positions(config, decoder),
             *(norm("decoder.embedding.norm", f"{PREFIX}layernorm_embedding") if decoder.embedding_norm else []),
-            *layer_weights("decoder.blocks.{i}.", f"{PREFIX}layers.{{i}}.", decoder.num_layers),
+            *layer_weights("decoder.layers.{i}.", f"{PREFIX}layers.{{i}}.", decoder.num_layers),
             *cross_attention_weights(f"{PREFIX}layers.{{i}}.", decoder.num_layers, PROJECTION),
-            *([WeightMapping("decoder.head.table", (HEAD,))] if own_head else []),
+            *([WeightMapping("decoder.lm_head.weight", (HEAD,))] if own_head else []),
             *(linear(f"{PROJECTION}.bridge", BRIDGE) if bridged else []),
         ],
         dropped=(*(() if own_head else (HEAD,)), *(() if _learned(config) else (MARKER,))),
@@ -92,7 +103,7 @@ def layer_weights(ours: str, theirs: str, layers: int) -> list[WeightMapping]:
 
 def cross_attention_weights(theirs: str, layers: int, projection: str) -> list[WeightMapping]:
     """The weight map of BART's cross-attention; keys and values go to the projection, as wide as the encoder or not."""
-    ours = "decoder.blocks.{i}."
+    ours = "decoder.layers.{i}."
     own = [
         *linear(f"{ours}cross_attention.query", f"{theirs}encoder_attn.q_proj"),
         *linear(f"{ours}cross_attention.out", f"{theirs}encoder_attn.out_proj"),
@@ -111,7 +122,7 @@ def _learned(config: Mapping[str, Any]) -> bool:
 
 def _positions(config: Mapping[str, Any], decoder: DecoderConfig) -> WeightMapping:
     """Learned ones without the rows that no position has, or waves (Vaswani et al. 2017, section 3.5)."""
-    ours = "decoder.embedding.positions.table"
+    ours = "decoder.embedding.positions.weight"
     if _learned(config):
         return WeightMapping(ours, (f"{PREFIX}embed_positions.weight",), lambda table: table[OFFSET:])
     # The wave of the first position is that of pad + 1. They count in float32, and we in the same steps.

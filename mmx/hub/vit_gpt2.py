@@ -27,7 +27,9 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
     marks["caption"] = []
     source = image_source(published, published.config["encoder"], decoder.hidden_size if bridged else None)
     return ConversionSpec(
-        config=ModelConfig(sources={"image": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
+        config=ModelConfig(
+            sources={"image": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks
+        ),
         tokenizer=read_tokenizer(published, marks),
         generation=read_generation(published, prompt=1),
         weights=[

@@ -25,17 +25,21 @@ def conversion(published: HFCheckpoint) -> ConversionSpec:
     own_head = has_own_head(published, HEAD, TABLE)
     decoder = decoder_config(published, tied=not own_head)
     there = (published.folder / "generation_config.json").exists()
-    prompt = decoder_prompt_ids(published, {**config, **(published.read_json("generation_config.json") if there else {})})
+    prompt = decoder_prompt_ids(
+        published, {**config, **(published.read_json("generation_config.json") if there else {})}
+    )
     end, filler = first_token_id(config["eos_token_id"]), config.get("pad_token_id")
     marks = {"pad": [end if filler is None else filler], "bos": prompt, "eos": [end], "caption": []}
     source = image_source(published, config)
     return ConversionSpec(
-        config=ModelConfig(sources={"audio": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks),
+        config=ModelConfig(
+            sources={"audio": source}, decoder=decoder, vocab_size=config["vocab_size"], special_tokens=marks
+        ),
         tokenizer=read_tokenizer(published, marks),
         generation=_within(read_generation(published, len(prompt)), decoder.max_position_embeddings - len(prompt)),
         weights=[
             *decoder_weights(decoder.num_layers),
-            *([WeightMapping("decoder.head.table", (HEAD,))] if own_head else []),
+            *([WeightMapping("decoder.lm_head.weight", (HEAD,))] if own_head else []),
         ],
         dropped=() if own_head else (HEAD,),
         encoders={"audio": "model.encoder."},
@@ -60,12 +64,12 @@ def decoder_config(published: HFCheckpoint, tied: bool) -> DecoderConfig:
 
 def decoder_weights(layers: int) -> list[WeightMapping]:
     """The weight map. Keys have no bias there; here it is one of zeros."""
-    ours, theirs = "decoder.blocks.{i}.", f"{PREFIX}layers.{{i}}."
+    ours, theirs = "decoder.layers.{i}.", f"{PREFIX}layers.{{i}}."
     itself, cross = (f"{theirs}{kind}." for kind in ("self_attn", "encoder_attn"))
     fused = (f"{itself}q_proj", f"{itself}k_proj", f"{itself}v_proj")
     return [
-        WeightMapping("decoder.embedding.table", (TABLE,)),
-        WeightMapping("decoder.embedding.positions.table", (f"{PREFIX}embed_positions.weight",)),
+        WeightMapping("decoder.embedding.weight", (TABLE,)),
+        WeightMapping("decoder.embedding.positions.weight", (f"{PREFIX}embed_positions.weight",)),
         *each_layer(
             layers,
             [

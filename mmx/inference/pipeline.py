@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig, Precision
-from mmx.data.batching import stack_boxes, pad_texts
+from mmx.data.batching import pad_texts, stack_boxes
 from mmx.encoders.contract import PreparedInput, accepts, prepare
 from mmx.errors import MmxError
 from mmx.generation import DecoderStep, DecodeStep, generate, score_texts, stream
@@ -27,13 +27,13 @@ from mmx.generation.generate import GenerationOutput, StoppingCriterion
 from mmx.generation.guidance import GuidedStep
 from mmx.hub import load_hf_model
 from mmx.hub.hf_checkpoint import CONFIG as PUBLISHED
-from mmx.inference.batch_inference import Question, GeneratedText, answers, captions
-from mmx.interpret.look import MapMethod, Look
+from mmx.inference.batch_inference import GeneratedText, Question, answers, captions
+from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import look_at_text, source_views
 from mmx.memory import Box, Memory
 from mmx.models.checkpoint import BUNDLED, is_checkpoint, load_generation, load_model
 from mmx.models.model import Model
-from mmx.models.source import collate_inputs, prepare_inputs, find_source
+from mmx.models.source import collate_inputs, find_source, prepare_inputs
 from mmx.text.prompts import normalize_question
 
 ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
@@ -112,7 +112,9 @@ class Pipeline:
         answers = [row[0].text for row in texts]
         return answers[0] if isinstance(question, str) else answers
 
-    def rank(self, image: Any, question: str | None, candidates: Sequence[str], box: Box | None = None) -> list[RankedAnswer]:
+    def rank(
+        self, image: Any, question: str | None, candidates: Sequence[str], box: Box | None = None
+    ) -> list[RankedAnswer]:
         """Given answers (or captions, where question is None) by their likelihood, most likely first; one pass."""
         if not candidates:
             raise MmxError("rank was given no candidates; pass at least one text.")
@@ -163,7 +165,9 @@ class Pipeline:
         where each question points (None: nowhere)."""
         if not any(questions):
             return [[] for _ in questions]
-        made = self._generate_tokens(self.with_boxes(memory, boxes, max(len(row) for row in questions)), questions, options)
+        made = self._generate_tokens(
+            self.with_boxes(memory, boxes, max(len(row) for row in questions)), questions, options
+        )
         return [
             [[self._generated_text(text, options) for text in stream_] for stream_ in row[: len(asked)]]
             for row, asked in zip(made, questions, strict=True)
@@ -175,7 +179,7 @@ class Pipeline:
         question: str | None = None,
         box: Box | None = None,
         text: str | None = None,
-        by: MapMethod = "weighted",
+        method: MapMethod = "weighted",
         picture: Any = None,
         **options: Any,
     ) -> Look:
@@ -189,7 +193,9 @@ class Pipeline:
         memory, raw = self._single_memory(image, box), image if picture is None else picture
         prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
         if text is None:
-            said = list(self._generate_tokens(memory, [[question]], self.generation_config({**options, **BEST}))[0][0][0].tokens)
+            said = list(
+                self._generate_tokens(memory, [[question]], self.generation_config({**options, **BEST}))[0][0][0].tokens
+            )
         else:
             said = tokenizer.encode(text)
         self._check_length(len(prompt) + len(said) - 1)
@@ -198,11 +204,11 @@ class Pipeline:
             given[self.model.config.question_input] = normalize_question(question)
         memory, blind = (self._decoder_memory(view, question) for view in (memory, self.model.encode({}, 1)))
         places = source_views(self.model, memory, given, self._displacements)
-        return look_at_text(self.model, memory, prompt, said, question, places, by, blind)
+        return look_at_text(self.model, memory, prompt, said, question, places, method, blind)
 
-    def generation_config(self, changes: dict[str, Any]) -> GenerationConfig:
+    def generation_config(self, overrides: dict[str, Any]) -> GenerationConfig:
         """The model's own options with some changed. Raises ConfigError for one that does not exist or contradicts."""
-        merged = {**self.generation.model_dump(), **{k: v for k, v in changes.items() if v is not None}}
+        merged = {**self.generation.model_dump(), **{k: v for k, v in overrides.items() if v is not None}}
         return parse_config(merged, GenerationConfig, where="generation options")
 
     @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Looking inside: what was looked at, how surely, what it was worth, and what moved what. Plots stand beside it."""
 
-from mmx.interpret.attention_maps import attention_maps, attention_for_tokens, value_weighted_attention
+from mmx.interpret.attention_maps import attention_for_tokens, attention_maps, value_weighted_attention
 from mmx.interpret.attention_stats import entropy, relative_entropy
 from mmx.interpret.gradient_flow import gradient_flow
 from mmx.interpret.information import information_gain

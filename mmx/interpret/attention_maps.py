@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmx.interpret.attention_stats import gate_values, cross_attention_layers
+from mmx.interpret.attention_stats import cross_attention_layers, gate_values
 from mmx.interpret.recorder import QueryRecorder
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder

@@ -36,7 +36,7 @@ from mmx.nn.features import Features
 from mmx.nn.layers import PostNorm, PreNorm
 from mmx.nn.transformer import DecoderLayer
 
-ModulePart = Literal["encoder", "features", "projection", "reader", "decoder"]
+ModulePart = Literal["encoder", "features", "projection", "question_encoder", "decoder"]
 Key = tuple[ModulePart, str]
 SPLIT = ("key.weight", "key.bias", "value.weight", "value.bias")  # their rows are those of the looking layers
 
@@ -293,8 +293,8 @@ def _place(name: str) -> tuple[ModulePart, str, str]:
     if first == "sources":
         source, part, rest = rest.split(".", 2)
         return part, source, rest  # type: ignore[return-value]
-    if name.startswith("reader.projection."):
-        return "projection", QUESTION_ENCODER, name.removeprefix("reader.projection.")
+    if name.startswith("question_encoder.projection."):
+        return "projection", QUESTION_ENCODER, name.removeprefix("question_encoder.projection.")
     return first, first, rest  # type: ignore[return-value]
 
 

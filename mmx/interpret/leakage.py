@@ -214,7 +214,9 @@ def _slot_influence(text: _Text, memory: Memory) -> Tensor:
 
     def run(where: Tensor, change: bool) -> Tensor:
         rows = torch.arange(memory.batch_size).repeat(len(where))
-        here = (torch.arange(memory.num_slots) == where.repeat_interleave(memory.batch_size)[:, None]).to(keys.device) & change
+        here = (torch.arange(memory.num_slots) == where.repeat_interleave(memory.batch_size)[:, None]).to(
+            keys.device
+        ) & change
         here, copies = here[None, :, None, :, None], memory.select(rows)
         swapped = [torch.where(here, t[:, rows], old) for t, old in ((keys, copies.keys), (values, copies.values))]
         return text.over_copies(replace(copies, keys=swapped[0], values=swapped[1]))

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmx.errors import MmxError, suggest
-from mmx.interpret.attention_stats import entropy, is_uniform, relative_entropy, attention_sink_mass
+from mmx.interpret.attention_stats import attention_sink_mass, entropy, is_uniform, relative_entropy
 from mmx.interpret.grid import WHOLE, heatmap, segment_cells
 from mmx.interpret.relevance import relevance_maps
 from mmx.io.files import atomic_write
@@ -91,7 +91,9 @@ class Look:
         if self.method in ("relevance", "both") and self.relevance is not None:
             parts.append(relevance_maps(self.relevance[:, layers, heads]))
         if self.method != "relevance":
-            parts.append((self.attention if self.method == "attention" else self.weighted)[:, layers, heads].sum((1, 2)))
+            parts.append(
+                (self.attention if self.method == "attention" else self.weighted)[:, layers, heads].sum((1, 2))
+            )
         shares = torch.stack([part / part.sum(-1, keepdim=True).clamp(min=1e-12) for part in parts])
         return shares.sum(0) / shares.any(-1).sum(0).clamp(min=1)[:, None]  # where one shows nothing, the other alone
 

@@ -21,7 +21,7 @@ from mmx.interpret.attention_maps import all_attention_maps, value_weighted_atte
 from mmx.interpret.attention_stats import gate_values
 from mmx.interpret.grid import displacement
 from mmx.interpret.information import surprisal
-from mmx.interpret.look import MapMethod, Look, SourceView, WordInformation
+from mmx.interpret.look import Look, MapMethod, SourceView, WordInformation
 from mmx.interpret.recorder import QueryRecorder
 from mmx.interpret.relevance import relevance
 from mmx.io.images import load_image
@@ -34,10 +34,10 @@ def look_at_text(
     model: Model,
     memory: Memory,
     prompt: Sequence[int],
-    said: Sequence[int],
+    target: Sequence[int],
     question: str | None,
-    places: Sequence[SourceView],
-    by: MapMethod = "weighted",
+    views: Sequence[SourceView],
+    method: MapMethod = "weighted",
     blind: Memory | None = None,
 ) -> Look:
     """What the words of a text that is there looked at: tokens of a prompt, and those that were `said` after it.
@@ -45,13 +45,13 @@ def look_at_text(
     memory: of one row, as the decoder looked at it; places: those of its segments, see `places_of`; blind: what is left
     without the sources (None: nothing). Raises MmxError for a kind of map that there is not.
     """
-    if by not in (known := get_args(MapMethod)):
-        raise MmxError(f"by was given {by!r}; expected one of {', '.join(known)}.")
+    if method not in (known := get_args(MapMethod)):
+        raise MmxError(f"by was given {method!r}; expected one of {', '.join(known)}.")
     decoder, start = model.decoder, len(prompt) - 1
-    tokens = torch.tensor([[[*prompt, *said]]], device=model.device)[:, :, : start + max(1, len(said))]
+    tokens = torch.tensor([[[*prompt, *target]]], device=model.device)[:, :, : start + max(1, len(target))]
     targets = torch.full_like(tokens, -1)
-    targets[0, 0, start:] = torch.tensor(list(said), device=model.device) if said else -1
-    words = model.tokenizer.words(said)
+    targets[0, 0, start:] = torch.tensor(list(target), device=model.device) if target else -1
+    words = model.tokenizer.words(target)
     here = torch.full_like(tokens, -1)
     for number, (_, pieces) in enumerate(words):
         here[0, 0, [start + piece for piece in pieces]] = number
@@ -66,17 +66,17 @@ def look_at_text(
         WordInformation(text, -math.log(2) * float(seeing[s].sum()), float((without - seeing)[s].sum()))
         for (text, _), s in zip(words, steps)
     ]
-    gained = relevance(decoder, memory, tokens, targets, here)[0, 0].cpu() if by in ("relevance", "both") else None
+    gained = relevance(decoder, memory, tokens, targets, here)[0, 0].cpu() if method in ("relevance", "both") else None
     return Look(
-        text=model.tokenizer.decode(said),
+        text=model.tokenizer.decode(target),
         question=question,
         words=tuple(facts),
         attention=_over_steps(attention[0, 0], steps),
         weighted=_over_steps(weighed[0, 0], steps),
         relevance=gained,
-        method=by,
+        method=method,
         visible=_over_steps(_in_view(recorder, memory, tokens.shape[-1]), steps) > 0,
-        views=tuple(places),
+        views=tuple(views),
         gates=tuple(gate_values(decoder)),
     )
 

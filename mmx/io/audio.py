@@ -1,4 +1,4 @@
-"""The one door for sounds: whatever is given, out come finite mono samples at the rate asked for, or a `SoundError`.
+"""The one door for sounds: whatever is given, out come finite mono samples at the rate asked for, or a `AudioError`.
 
 Files are read with `soundfile` and brought to the rate with `soxr`, both in the extra `audio`; samples that are at the
 rate already need neither. Sizes have their limits here, before anything is decoded. Nothing is fetched.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmx.errors import AudioError
-from mmx.io.files import ReadFailure, read_file, failure_messages, display_name
+from mmx.io.files import ReadFailure, display_name, failure_messages, read_file
 
 Samples: TypeAlias = Tensor | np.ndarray | Sequence[Any]
 AudioInput: TypeAlias = str | os.PathLike[str] | bytes | tuple[Samples, float]
@@ -51,7 +51,7 @@ def load_audio(raw: AudioInput, rate: int) -> Tensor:
     """Mono float32 samples [T] at `rate`, the channels' mean, from a path, the bytes of a file, or (samples, rate).
 
     Samples are a tensor, array or list [T] or [T, channels]: floats, whose full scale is 1, or int8, int16 and int32,
-    which are divided by theirs. Raises SoundError, and nothing else, for all that cannot become such a sound; its
+    which are divided by theirs. Raises AudioError, and nothing else, for all that cannot become such a sound; its
     `kind` is a key of `_REASONS`.
     """
     try:
@@ -63,7 +63,9 @@ def load_audio(raw: AudioInput, rate: int) -> Tensor:
         found = ReadFailure("damaged")
     pair = isinstance(raw, tuple | list)
     label, name = ("the samples given", "samples") if pair else display_name(raw, "sound")
-    raise AudioError(f"{label}: {_REASONS[found.kind]}.", kind=found.kind, source=name)  # no other library's text
+    raise AudioError(
+        f"{label}: {_REASONS[found.kind]}.", code=f"audio.{found.kind}", source=name
+    )  # no other library's text
 
 
 class _File(BytesIO):
@@ -96,7 +98,7 @@ def _open(data: bytes) -> tuple[np.ndarray, float]:
     soundfile = _audio("soundfile")
     try:
         file = soundfile.SoundFile(_File(data))
-    except Exception:  # noqa: BLE001 - as in load_sound
+    except Exception:  # noqa: BLE001 - as in load_audio
         raise ReadFailure("format") from None
     with file:
         rate = _positive(file.samplerate)

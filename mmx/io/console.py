@@ -53,7 +53,9 @@ def open_results(
         yield journal
 
 
-def write_rows(rows: Iterable[Row], bar: Any, journal: ResultsFile | None, as_json: bool, line: Callable[[Row], str]) -> bool:
+def write_rows(
+    rows: Iterable[Row], bar: Any, journal: ResultsFile | None, as_json: bool, line: Callable[[Row], str]
+) -> bool:
     """Print each row, or append it to a file.
 
     Errors go to stderr, each of a picture once, however many questions it was asked. Returns whether all went well, now

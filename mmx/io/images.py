@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmx.errors import ImageError
-from mmx.io.files import ReadFailure, read_file, failure_messages, display_name
+from mmx.io.files import ReadFailure, display_name, failure_messages, read_file
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000  # width x height; decoding takes about 12 bytes for each, so at most some 600 MB
@@ -92,7 +92,7 @@ def center_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
 def _error(source: object, refusal: ReadFailure) -> ImageError:
     opened = isinstance(source, Image.Image)
     label, name = ("the open picture", "picture") if opened else display_name(source, "picture")
-    return ImageError(f"{label}{refusal.detail}: {_REASONS[refusal.kind]}.", kind=refusal.kind, source=name)
+    return ImageError(f"{label}{refusal.detail}: {_REASONS[refusal.kind]}.", code=f"image.{refusal.kind}", source=name)
 
 
 def _decode(source: object) -> Image.Image:

@@ -69,7 +69,9 @@ class _BoundedFile:
         return bytes(self.file.read(size))
 
 
-def _members(path: str, file: _BoundedFile, wanted: Callable[[str], bool], most: int, passable: int) -> Iterator[TarMember]:
+def _members(
+    path: str, file: _BoundedFile, wanted: Callable[[str], bool], most: int, passable: int
+) -> Iterator[TarMember]:
     with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
         passed = 0  # bytes since the last member that was read
         while (info := archive.next()) is not None:

@@ -24,7 +24,9 @@ class LMHead(nn.Module):
 
     def __init__(self, config: DecoderConfig, vocabulary: int) -> None:
         super().__init__()
-        self.weight = None if config.tie_word_embeddings else nn.Parameter(torch.randn(vocabulary, config.hidden_size) * 0.02)
+        self.weight = (
+            None if config.tie_word_embeddings else nn.Parameter(torch.randn(vocabulary, config.hidden_size) * 0.02)
+        )
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.lm_head_bias else None
         self.transform = LMHeadTransform(config) if config.lm_head_transform else nn.Identity()
         self.scores: Callable[[Tensor], Tensor] | None = None  # the same maps packed; no part of what is saved

@@ -34,7 +34,9 @@ class Model(nn.Module):
         self.sources = nn.ModuleDict(
             {name: Source(name, source, config, tokenizer) for name, source in config.sources.items()}
         )
-        self.question_encoder = QuestionEncoder(config.question_encoder, config.decoder, tokenizer) if config.question_encoder else None
+        self.question_encoder = (
+            QuestionEncoder(config.question_encoder, config.decoder, tokenizer) if config.question_encoder else None
+        )
         self.decoder = TextDecoder(config.decoder, len(tokenizer))
         if config.tie_key_value == "all":
             tie_key_value(self.sources, self.decoder)  # type: ignore[arg-type]
@@ -128,20 +130,26 @@ class Model(nn.Module):
     def collate(self, source: str, raw: Sequence[Any], rows: Sequence[int] | None = None) -> SourceBatch:
         """Prepare and collate raw inputs of one source (or questions for the reader), on the model's device; rows
         default to 0, 1, 2, ..."""
-        encoder = self.question_encoder if self.question_encoder is not None and source == QUESTION_ENCODER else self.encoder(source)
+        encoder = (
+            self.question_encoder
+            if self.question_encoder is not None and source == QUESTION_ENCODER
+            else self.encoder(source)
+        )
         inputs = collate(encoder, source, [prepare(encoder, source, item) for item in raw])
         return SourceBatch(inputs, torch.tensor(range(len(raw)) if rows is None else rows)).to(self.device)
 
     def _encode_source(self, name: str, given: SourceBatch, batch: int) -> Memory:
         memory = self.sources[name](given.inputs)
-        if memory.batch != len(given.rows):  # one row would be shown to all of them in silence
-            raise EncoderError(f"source {name!r} gave {memory.batch} rows of features for {len(given.rows)} inputs.")
+        if memory.batch_size != len(given.rows):  # one row would be shown to all of them in silence
+            raise EncoderError(
+                f"source {name!r} gave {memory.batch_size} rows of features for {len(given.rows)} inputs."
+            )
         if given.dropped is not None:
-            memory = memory.hide(given.dropped[:, None])
+            memory = memory.mask_out(given.dropped[:, None])
         if given.streams:
-            return memory.spread(given.rows, batch * given.streams).by_stream(given.streams)
+            return memory.scatter(given.rows, batch * given.streams).fold_streams(given.streams)
         in_order = len(given.rows) == batch and torch.equal(given.rows.cpu(), torch.arange(batch))
-        return memory if in_order else memory.spread(given.rows, batch)
+        return memory if in_order else memory.scatter(given.rows, batch)
 
 
 def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:

@@ -12,11 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import TransformerConfig, ProjectionConfig
+from mmx.config.schema import ProjectionConfig, TransformerConfig
 from mmx.errors import EncoderError
 from mmx.memory import Memory, Segment
 from mmx.nn.features import Features
-from mmx.nn.layers import Dropout, LearnedPositionEmbedding, NoPositionEmbedding, SinusoidalPositionEmbedding, build_norm
+from mmx.nn.layers import (
+    Dropout,
+    LearnedPositionEmbedding,
+    NoPositionEmbedding,
+    SinusoidalPositionEmbedding,
+    build_norm,
+)
 
 
 class KeyPositionEmbedding(nn.Module):
@@ -58,8 +64,13 @@ class KeyValueProjection(nn.Module):
     """Features [B, S, F] to keys and values [L, B, H, S, D] (L = 1 with `tie_layers`)."""
 
     def __init__(
-        self, config: ProjectionConfig, looker: TransformerConfig, width: int, dimensions: int, source: str,
-        tie_layers: bool = False
+        self,
+        config: ProjectionConfig,
+        looker: TransformerConfig,
+        width: int,
+        dimensions: int,
+        source: str,
+        tie_layers: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.heads = source, looker.num_heads

@@ -20,7 +20,7 @@ from mmx.nn.layers import TokenEmbedding, init_weights
 from mmx.nn.transformer import Transformer
 from mmx.text.tokenizer import Tokenizer
 
-QUESTION_ENCODER = "reader"  # its name among the sources of a batch, and that of its slots in a memory
+QUESTION_ENCODER = "question_encoder"  # its name among the sources of a batch, and that of its slots in a memory
 
 
 class AbsolutePositionTokenEmbedding(TokenEmbedding):
@@ -36,7 +36,11 @@ class QuestionEncoder(Transformer):
 
     def __init__(self, config: QuestionEncoderConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, len(tokenizer))
-        self.tokenizer, self.prefix_token_ids, self.suffix_token_ids = tokenizer, list(config.prefix_token_ids), list(config.suffix_token_ids)
+        self.tokenizer, self.prefix_token_ids, self.suffix_token_ids = (
+            tokenizer,
+            list(config.prefix_token_ids),
+            list(config.suffix_token_ids),
+        )
         self.attend_padding = config.attend_padding
         if config.attend_padding:
             self.embedding = AbsolutePositionTokenEmbedding(config, self.vocab_size)
@@ -73,4 +77,4 @@ class QuestionEncoder(Transformer):
         by_stream = (tokens.unflatten(0, (-1, streams)), mask.unflatten(0, (-1, streams)))
         states = self.hidden_states(by_stream[0], memory, by_stream[1], causal=False).flatten(0, 1)
         shown = mask.any(-1, keepdim=True).expand_as(mask) if self.attend_padding else mask
-        return self.projection(Features(states, shown, None)).by_stream(streams)
+        return self.projection(Features(states, shown, None)).fold_streams(streams)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmx.config.loader import parse_config
 from mmx.config.schema import ModelConfig, SourceConfig
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import PreparedInput, accepts, collate, encode, prepare, encoder_errors
+from mmx.encoders.contract import PreparedInput, accepts, collate, encode, encoder_errors, prepare
 from mmx.encoders.registry import resolve
 from mmx.errors import EncoderError, MmxError
 from mmx.memory import Memory
@@ -51,8 +51,15 @@ class Source(nn.Module):
         super().__init__()
         self.name = name
         self.encoder = build_encoder(config, tokenizer, f"model.sources.{name}")
-        dimensions, width = self.encoder.dimensions, self.encoder.feature_size
-        self.projection = KeyValueProjection(config.projection, model.question_encoder or model.decoder, width, dimensions, name)
+        dimensions, width = self.encoder.dimensions, self.encoder.width
+        self.projection = KeyValueProjection(
+            config.projection,
+            model.question_encoder or model.decoder,
+            width,
+            dimensions,
+            name,
+            model.tie_key_value != "none",
+        )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Memory:
         """A batch of inputs to its memory."""
@@ -66,13 +73,15 @@ class Source(nn.Module):
 def build_encoder(config: SourceConfig, tokenizer: Tokenizer, where: str) -> Encoder:
     """The encoder that a source names, with its own options checked. Raises EncoderError or ConfigError."""
     kind = resolve(config.encoder)
-    return construct_encoder(kind, parse_config(config.options, kind.Options, where=f"{where}.options"), tokenizer, where)
+    return construct_encoder(
+        kind, parse_config(config.options, kind.Options, where=f"{where}.options"), tokenizer, where
+    )
 
 
 def construct_encoder(kind: type[Encoder], options: Any, tokenizer: Tokenizer, where: str) -> Encoder:
     """An encoder of a class with its options. Whatever a stranger's constructor raises is told with its name."""
     with encoder_errors(f"encoder {kind.__name__} of {where} cannot be built with its options:"):
-        encoder = kind(options, tokenizer) if kind.shares_tokenizer else kind(options)  # type: ignore[call-arg]
+        encoder = kind(options, tokenizer) if kind.uses_tokenizer else kind(options)  # type: ignore[call-arg]
         options, width = getattr(encoder, "options", None), getattr(encoder, "width", None)
     if not isinstance(options, kind.Options):
         given = (
@@ -100,7 +109,9 @@ def prepare_inputs(encoders: Encoders, raw: Mapping[str, Any]) -> dict[str, Prep
     }
 
 
-def collate_inputs(encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> dict[str, SourceBatch]:
+def collate_inputs(
+    encoders: Encoders, prepared: Sequence[Mapping[str, Mapping[str, Tensor]]]
+) -> dict[str, SourceBatch]:
     """Prepared rows to one batch of each source that any of them has."""
     batch = {}
     for name, encoder in encoders.items():

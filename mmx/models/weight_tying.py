@@ -14,7 +14,7 @@ from mmx.errors import ConfigError
 from mmx.models.decoder import TextDecoder
 from mmx.models.projection import KeyValueProjection
 from mmx.models.source import Source
-from mmx.nn.layers import TiedLinear, TiedQKVProjection, SelfAttention
+from mmx.nn.layers import SelfAttention, TiedLinear, TiedQKVProjection
 
 
 def tie_key_value(sources: Mapping[str, Source], decoder: TextDecoder) -> None:

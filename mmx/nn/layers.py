@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmx.config.schema import RopeScaling, BaseTransformerConfig
+from mmx.config.schema import BaseTransformerConfig, RopeScaling
 from mmx.nn.attention import attention
 
 
@@ -91,7 +91,9 @@ class RotaryEmbedding(nn.Module):
         if self.scaling is None:
             return rates
         low, high = self.scaling.low_freq_factor, self.scaling.high_freq_factor
-        turns = self.scaling.original_max_position_embeddings * rates / (2 * math.pi)  # within the positions that were trained
+        turns = (
+            self.scaling.original_max_position_embeddings * rates / (2 * math.pi)
+        )  # within the positions that were trained
         kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
         return kept * rates + (1 - kept) * rates / self.scaling.factor
 

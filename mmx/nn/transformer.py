@@ -24,7 +24,13 @@ from mmx.nn.layers import (
     position_ids_from_mask,
     split_heads,
 )
-from mmx.nn.relative_position import Recorder, RelativePositionBias, CrossAttentionInputs, relative_distances, wait_k_mask
+from mmx.nn.relative_position import (
+    CrossAttentionInputs,
+    Recorder,
+    RelativePositionBias,
+    relative_distances,
+    wait_k_mask,
+)
 
 
 class CrossAttention(nn.Module):
@@ -59,7 +65,9 @@ class DecoderLayer(nn.Module):
             self.cross_residual = build_residual(config, TanhGate() if config.gate == "tanh" else None)
         self.feed_forward, self.feed_residual = build_feed_forward(config), build_residual(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, positions: Tensor, past: PastKeyValues | None, sight: CrossAttentionInputs) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, positions: Tensor, past: PastKeyValues | None, sight: CrossAttentionInputs
+    ) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
         x = self.self_residual(x, lambda y: self.self_attention(y, mask, positions, past))
         look = self.cross_attention
@@ -80,7 +88,9 @@ class Transformer(nn.Module):
         final = config.norm if config.norm_placement == "pre" else "none"
         self.norm = build_norm(final, config.hidden_size, config.norm_eps)
         relative = config.cross_attention_positions == "relative"
-        self.relative_position_bias = RelativePositionBias(config.num_heads, config.max_relative_distance) if relative else None
+        self.relative_position_bias = (
+            RelativePositionBias(config.num_heads, config.max_relative_distance) if relative else None
+        )
 
     def hidden_states(
         self,
@@ -126,7 +136,9 @@ class Transformer(nn.Module):
         if config.wait_k is not None:
             open_ = wait_k_mask(apart, config.wait_k)
             mask = open_ if mask is None else mask & open_
-        return CrossAttentionInputs(memory, mask, None if self.relative_position_bias is None else self.relative_position_bias(apart), recorder)
+        return CrossAttentionInputs(
+            memory, mask, None if self.relative_position_bias is None else self.relative_position_bias(apart), recorder
+        )
 
     def _check_fit(self, memory: Memory, batch: int) -> None:
         """Without this a memory of fewer rows would be shared out as streams, and a foreign one read layer by layer."""
@@ -142,7 +154,12 @@ class Transformer(nn.Module):
         """Nothing to see, for `batch` rows: what would be said without looking."""
         config, like = self.config, self.embedding.weight
         return Memory.empty(
-            len(config.cross_attention_layers), batch, config.num_heads, config.head_dim, dtype=like.dtype, device=like.device
+            len(config.cross_attention_layers),
+            batch,
+            config.num_heads,
+            config.head_dim,
+            dtype=like.dtype,
+            device=like.device,
         )
 
 

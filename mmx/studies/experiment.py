@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmx.config.loader import parse_config
-from mmx.config.schema import RunConfig, DataConfig
+from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.formats import read_examples
 from mmx.evaluation.evaluate import EvaluatedText, evaluate
 from mmx.inference.pipeline import Pipeline
@@ -60,7 +60,12 @@ def words_of(text: str) -> list[str]:
 
 
 def run_experiment(
-    model: Mapping[str, Any], learned: Sequence[TextExample], held: Sequence[TextExample], steps: int, seed: int, **training: Any
+    model: Mapping[str, Any],
+    learned: Sequence[TextExample],
+    held: Sequence[TextExample],
+    steps: int,
+    seed: int,
+    **training: Any,
 ) -> Experiment:
     """Train a model of this configuration, with one source `text`, and measure it on the held-out pairs.
 
@@ -69,15 +74,20 @@ def run_experiment(
     with TemporaryDirectory() as name:
         folder = Path(name)
         paths = [_write(folder / f"{part}.jsonl", pairs) for part, pairs in (("train", learned), ("held", held))]
-        longest = model["decoder"]["max_positions"]
-        facts = {"batch_size": 32, "streams": 1, "warmup": max(1, steps // 10), "label_smoothing": 0.0}
-        never = {"save_every": NEVER, "validate_every": NEVER, "log_every": NEVER, "max_text": longest}
+        longest = model["decoder"]["max_position_embeddings"]
+        facts = {
+            "per_device_batch_size": 32,
+            "texts_per_image": 1,
+            "warmup_steps": max(1, steps // 10),
+            "label_smoothing": 0.0,
+        }
+        never = {"save_steps": NEVER, "eval_steps": NEVER, "logging_steps": NEVER, "max_target_length": longest}
         document = {
             "model": dict(model),
             "train": [{"path": paths[0]}],
-            "training": {**facts, **never, "steps": steps, "seed": seed, **training},
+            "training": {**facts, **never, "max_steps": steps, "seed": seed, **training},
             "generation": {"max_new_tokens": longest - 2},
-            "out": str(folder / "run"),
+            "output_dir": str(folder / "run"),
         }
         config = parse_config(document, RunConfig, where="study")
         trained = load_model(train(config, quiet=True))

@@ -70,21 +70,21 @@ def chance(pairs: Sequence[TextExample]) -> float:
 
 def model_config(scheme: str) -> dict[str, Any]:
     """The model's configuration: a bag of words as source, and one of SCHEMES on the key side."""
-    size = {"width": 64, "heads": 4, "dropout": 0.0, "max_positions": POSITIONS}
+    size = {"hidden_size": 64, "num_heads": 4, "dropout": 0.0, "max_position_embeddings": POSITIONS}
     relative = scheme == "relative"
     return {
         "sources": {
             "text": {
                 "encoder": "text",
-                "options": {**size, "layers": 1, "positions": "none"},
-                "projection": {"position": "none" if relative else scheme, "max_positions": POSITIONS},
+                "options": {**size, "num_layers": 1, "positions": "none"},
+                "projection": {"positions": "none" if relative else scheme, "max_position_embeddings": POSITIONS},
             }
         },
         "decoder": {
             **size,
-            "layers": 2,
-            "cross_positions": "relative" if relative else "none",
-            "cross_reach": POSITIONS,
+            "num_layers": 2,
+            "cross_attention_positions": "relative" if relative else "none",
+            "max_relative_distance": POSITIONS,
         },
-        "vocabulary": 300,
+        "vocab_size": 300,
     }

@@ -104,11 +104,11 @@ def memory_bytes(model: Model, slots: int) -> int:
 
 def model_config(kind: str) -> dict[str, Any]:
     """The model's configuration, tied in one of KINDS."""
-    size = {"width": 64, "heads": 4, "dropout": 0.0, "max_positions": POSITIONS}
-    projection = {"max_positions": POSITIONS, "share_layers": kind != "none"}
+    size = {"hidden_size": 64, "num_heads": 4, "dropout": 0.0, "max_position_embeddings": POSITIONS}
+    projection = {"max_position_embeddings": POSITIONS}
     return {
-        "sources": {"text": {"encoder": "text", "options": {**size, "layers": 1}, "projection": projection}},
-        "decoder": {**size, "layers": 2},
-        "vocabulary": 320,
-        "share_attention": kind == "all",
+        "sources": {"text": {"encoder": "text", "options": {**size, "num_layers": 1}, "projection": projection}},
+        "decoder": {**size, "num_layers": 2},
+        "vocab_size": 320,
+        "tie_key_value": kind,
     }

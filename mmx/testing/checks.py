@@ -20,7 +20,14 @@ from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate
 from mmx.errors import ConfigError
 from mmx.models.checkpoint import unique_tensors
-from mmx.testing.encoder_under_test import EncoderUnderTest, max_relative_difference, equal, rebuilt_options, unlike, visible
+from mmx.testing.encoder_under_test import (
+    EncoderUnderTest,
+    equal,
+    max_relative_difference,
+    rebuilt_options,
+    unlike,
+    visible,
+)
 from mmx.testing.process_state import effects_of_import, process_state, reseed_all
 
 CLOSE = 1e-3  # kernels add up in another order when the batch has another size
@@ -110,7 +117,9 @@ def mask(subject: EncoderUnderTest) -> None:
     if min(alone) == 0:
         raise CheckFailed(f"nothing of sample {alone.index(0)} may be attended when it is alone; is the mask inverted?")
     if together != alone:
-        raise CheckFailed(f"alone the samples have {alone} visible slots, in one batch {together}; is the mask inverted?")
+        raise CheckFailed(
+            f"alone the samples have {alone} visible slots, in one batch {together}; is the mask inverted?"
+        )
 
 
 def alone(subject: EncoderUnderTest) -> None:
@@ -121,7 +130,9 @@ def alone(subject: EncoderUnderTest) -> None:
     for number, row in enumerate(rows):
         far = max_relative_difference(visible(subject.encode(encoder, [row]), 0), visible(together, number))
         if not far <= CLOSE:
-            raise CheckFailed(f"sample {number} alone and in a batch of {len(rows)} differ by {far:.2g}, above {CLOSE:g}")
+            raise CheckFailed(
+                f"sample {number} alone and in a batch of {len(rows)} differ by {far:.2g}, above {CLOSE:g}"
+            )
 
 
 def padding(subject: EncoderUnderTest) -> None:
@@ -185,7 +196,9 @@ def gradients(subject: EncoderUnderTest) -> None:
     found = torch.autograd.grad((states * weights).sum(), list(wanted.values()), allow_unused=True)
     missed = [name for name, gradient in zip(wanted, found, strict=True) if gradient is None or not gradient.any()]
     if missed:
-        raise CheckFailed(f"no gradient reaches {', '.join(missed[:3])}{f' and {len(missed) - 3} more' * (len(missed) > 3)}")
+        raise CheckFailed(
+            f"no gradient reaches {', '.join(missed[:3])}{f' and {len(missed) - 3} more' * (len(missed) > 3)}"
+        )
 
 
 def saved(subject: EncoderUnderTest) -> None:
@@ -279,7 +292,9 @@ def compiled(subject: EncoderUnderTest) -> None:
         finally:
             torch._dynamo.reset()
     far = (
-        max_relative_difference(plain.states[plain.mask], fast.states[fast.mask]) if torch.equal(plain.mask, fast.mask) else float("inf")
+        max_relative_difference(plain.states[plain.mask], fast.states[fast.mask])
+        if torch.equal(plain.mask, fast.mask)
+        else float("inf")
     )
     if not far <= CLOSE:
         raise CheckFailed(f"compiled, it gives states that differ by {far:.2g}")

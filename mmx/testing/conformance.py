@@ -20,7 +20,7 @@ from mmx.encoders.base import Encoder
 from mmx.encoders.contract import one_line_error
 from mmx.encoders.registry import check_class, resolve
 from mmx.errors import EncoderError, MmxError, suggest
-from mmx.testing.checks import CHECKS, CheckFailed, Check, CheckSkipped
+from mmx.testing.checks import CHECKS, Check, CheckFailed, CheckSkipped
 from mmx.testing.encoder_under_test import EncoderUnderTest, samples_of
 from mmx.testing.process_state import unchanged_process_state
 
@@ -39,9 +39,7 @@ class CheckResult:
     def __str__(self) -> str:
         if self.status != "failed":
             return f"{self.status:<8} {self.name}{f': {self.message}' if self.message else ''}"
-        return (
-            f"FAILED   {self.name}: {self.message}\n         why it matters: {self.reason}\n         remedy: {self.remedy}"
-        )
+        return f"FAILED   {self.name}: {self.message}\n         why it matters: {self.reason}\n         remedy: {self.remedy}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmx.config.loader import dump_config, parse_config
 from mmx.data.scenes import generate_scene, render_scene
 from mmx.encoders.base import Encoder
-from mmx.encoders.contract import PreparedInput, check_features, collate, prepare, encoder_errors
+from mmx.encoders.contract import PreparedInput, check_features, collate, encoder_errors, prepare
 from mmx.errors import EncoderError
 from mmx.models.source import construct_encoder
 from mmx.nn.features import Features
@@ -43,7 +43,9 @@ class EncoderUnderTest:
         """A new encoder in eval mode; every one has the same random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return construct_encoder(self.kind, self.options if options is None else options, toy_tokenizer(), "kit").eval()
+            return construct_encoder(
+                self.kind, self.options if options is None else options, toy_tokenizer(), "kit"
+            ).eval()
 
     def prepared(self, encoder: Encoder) -> list[PreparedInput]:
         """All samples as tensors."""
@@ -109,7 +111,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 def _pictures() -> list[Any]:
     return [
-        render_scene(generate_scene(0, number), 96).resize(size) for number, size in enumerate([(96, 64), (64, 96), (80, 80)])
+        render_scene(generate_scene(0, number), 96).resize(size)
+        for number, size in enumerate([(96, 64), (64, 96), (80, 80)])
     ]
 
 

@@ -27,7 +27,7 @@ class ToyEncoder(Encoder):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
-        self.feature_size = options.features
+        self.width = options.features
         self.linear = nn.Linear(1, options.features)
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def tiny_model(
         name: source if isinstance(source, SourceConfig) else SourceConfig(encoder=source, projection=projection)
         for name, source in mounted.items()
     }
-    facts = {"width": 32, "layers": 2, "heads": 4, "max_positions": 128, **decoder}
+    facts = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128, **decoder}
     config = ModelConfig(sources=configs, decoder=DecoderConfig(**facts), question_input=question_to)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

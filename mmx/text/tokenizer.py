@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmx.errors import CheckpointError, MmxError
-from mmx.text.prompts import BOS, CAPTION, EOS, SPECIAL_TOKENS, PAD, SpecialToken, Prompt, normalize_whitespace
+from mmx.text.prompts import BOS, CAPTION, EOS, PAD, SPECIAL_TOKENS, Prompt, SpecialToken, normalize_whitespace
 
 
 class Tokenizer:
@@ -29,7 +29,9 @@ class Tokenizer:
         # With this switch a person who types "<eos>" gets its letters, not the mark.
         engine.encode_special_tokens = True
         self.engine = engine
-        self.marks = {mark: ids for mark in SPECIAL_TOKENS if (ids := _tokens_of(engine, mark, marks or {})) is not None}
+        self.marks = {
+            mark: ids for mark in SPECIAL_TOKENS if (ids := _tokens_of(engine, mark, marks or {})) is not None
+        }
         self.pad, self.eos = (self.marks[mark][0] for mark in (PAD, EOS))
 
     def __len__(self) -> int:

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmx.config.schema import RunConfig, LoraConfig, ParamGroupConfig, TrainingConfig
+from mmx.config.schema import LoraConfig, ParamGroupConfig, RunConfig, TrainingConfig
 from mmx.errors import ConfigError
 from mmx.hub.language_model import is_new
 from mmx.models.model import Model
 from mmx.training.optim import ExponentialMovingAverage
 
-BLOCKS, ADAPTER = "decoder.blocks", "default"
+BLOCKS, ADAPTER = "decoder.layers", "default"
 
 
 def prepare_param_groups(model: Model, config: RunConfig) -> TrainingConfig:
@@ -38,7 +38,7 @@ def prepare_param_groups(model: Model, config: RunConfig) -> TrainingConfig:
         for name in add_adapters(model, options.lora):
             parts[f"{name}.base_layer"] = ParamGroupConfig(freeze=True)
             parts |= {f"{name}.{part}": ParamGroupConfig() for part in ("lora_A", "lora_B", "lora_dropout")}
-    return options.model_copy(update={"parts": {**parts, **options.param_groups}})
+    return options.model_copy(update={"param_groups": {**parts, **options.param_groups}})
 
 
 def add_adapters(model: Model, config: LoraConfig) -> list[str]:
@@ -55,7 +55,9 @@ def add_adapters(model: Model, config: LoraConfig) -> list[str]:
     maps = [name for name, part in blocks.named_modules() if isinstance(part, nn.Linear) and not is_new(f".{name}")]
     known = {name.rpartition(".")[2] for name in maps}
     if unknown := sorted(set(config.target_modules) - known):
-        raise ConfigError(f"training.lora.targets names {unknown[0]!r}; expected some of {', '.join(sorted(known))}.")
+        raise ConfigError(
+            f"training.lora.target_modules names {unknown[0]!r}; expected some of {', '.join(sorted(known))}."
+        )
     chosen = [name for name in maps if name.rpartition(".")[2] in config.target_modules]
     trained = [(parameter, parameter.requires_grad) for parameter in blocks.parameters()]
     theirs = Theirs(
@@ -98,7 +100,10 @@ def averaged_adapters(average: ExponentialMovingAverage) -> dict[str, Tensor]:
 
 def _new_alone(model: Model) -> dict[str, ParamGroupConfig]:
     new = [name for name, _ in model.named_modules() if name.endswith((".cross_attention", ".cross_residual"))]
-    return {"decoder": ParamGroupConfig(freeze=True), **{name: ParamGroupConfig() for name in new if name.startswith(BLOCKS)}}
+    return {
+        "decoder": ParamGroupConfig(freeze=True),
+        **{name: ParamGroupConfig() for name in new if name.startswith(BLOCKS)},
+    }
 
 
 def _sum(part: nn.Module) -> nn.Linear:

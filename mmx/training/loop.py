@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmx.config.loader import dump_config
-from mmx.config.schema import RunConfig, DataConfig, GenerationConfig
+from mmx.config.schema import DataConfig, GenerationConfig, RunConfig
 from mmx.data.batching import IGNORE_INDEX, Batch, PositionSampler, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
@@ -42,7 +43,7 @@ from mmx.training.distributed import start_processes
 from mmx.training.optim import ExponentialMovingAverage, build_optimizer, lr_factor, scst_loss, set_mode, token_loss
 from mmx.training.scst import SelfCriticalTrainer
 from mmx.training.sigterm import SigtermHandler
-from mmx.training.state import TrainingProgress, load_state, latest_state, save_state
+from mmx.training.state import TrainingProgress, latest_state, load_state, save_state
 
 TOKENIZER_SAMPLE = 20_000
 REPORT = "metrics.jsonl"
@@ -140,14 +141,16 @@ class Trainer:
         """One optimizer update; returns the loss in nats a token over all ranks and micro-batches, and whether any
         rank was asked to stop."""
         accelerator, options, step = self.accelerator, self.options, self.progress.step
-        seed = hash((options.seed, step, accelerator.process_index)) & 0x7FFFFFFF
+        seed = Random(f"{options.seed}-{step}-{accelerator.process_index}").getrandbits(31)
         set_mode(self.model, options.param_groups)
         if self.critic is not None:
             batches = [self.critic.sample_batch(batch, seed + number) for number, batch in enumerate(batches)]
         for group in self.optimizer.param_groups:
             base = group.setdefault("base", group["lr"])
             group["lr"] = base * lr_factor(step, options)
-        counts = torch.tensor(float(sum(int((b.labels != IGNORE_INDEX).sum()) for b in batches)), device=accelerator.device)
+        counts = torch.tensor(
+            float(sum(int((b.labels != IGNORE_INDEX).sum()) for b in batches)), device=accelerator.device
+        )
         tokens = accelerator.reduce(counts, "sum")
         # Dropout is a function of (seed, step, rank), so that a resumed run continues to the bit.
         torch.manual_seed(seed)
@@ -190,7 +193,7 @@ class Trainer:
             way_back = f"the last good state is {state}: use --resume and" if state else "nothing was saved yet:"
             raise TrainingError(
                 f"the loss or its gradient is not finite at step {self.progress.step + 1} (samples {ids}, …); "
-                f"{way_back} lower training.lr or training.clip."
+                f"{way_back} lower training.learning_rate or training.max_grad_norm."
             )
 
     def _any(self, here: bool) -> bool:
@@ -212,7 +215,7 @@ class Trainer:
                     tqdm.write(f"skipped: {sentence}", file=sys.stderr)
         if len(progress.skipped) > max(10, self.options.max_skip_fraction * sum(len(e) for _, e in self.data.sets)):
             raise TrainingError(
-                f"{len(progress.skipped)} samples cannot be read, more than training.bad_limit {self.options.max_skip_fraction} "
+                f"{len(progress.skipped)} samples cannot be read, more than training.max_skip_fraction {self.options.max_skip_fraction} "
                 f"allows; the first: {progress.skipped[0]}"
             )
 
@@ -267,7 +270,9 @@ class Trainer:
             name, _, key = monitor.partition(".")
             if key not in metrics.get(name, {}):
                 known = sorted(f"{n}.{k}" for n, found in metrics.items() for k in found)
-                raise TrainingError(f"training.monitor is {monitor!r}; expected 'loss' or one of {', '.join(known)}.")
+                raise TrainingError(
+                    f"training.metric_for_best_model is {monitor!r}; expected 'loss' or one of {', '.join(known)}."
+                )
             value = metrics[name][key] * (-1 if key == "loss" else 1)
         if self.progress.best is None or value > self.progress.best:
             self.progress.best, self.progress.best_step = value, self.progress.step
@@ -360,7 +365,9 @@ def _check_monitor(config: RunConfig) -> None:
     name, monitor = config.training.metric_for_best_model.partition(".")[0], config.training.metric_for_best_model
     if monitor != "loss" and name not in config.validation:
         near = suggest(name, ["loss", *config.validation])
-        raise ConfigError(f"training.monitor is {monitor!r}; expected 'loss' or VALIDATION_SET.METRIC; {near}")
+        raise ConfigError(
+            f"training.metric_for_best_model is {monitor!r}; expected 'loss' or VALIDATION_SET.METRIC; {near}"
+        )
 
 
 def _cut_report(path: Path, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -13,6 +14,8 @@ from torch.optim import AdamW
 from mmx.config.schema import ParamGroupConfig, TrainingConfig
 from mmx.data.batching import IGNORE_INDEX
 from mmx.errors import ConfigError, suggest
+
+_NO_DECAY = re.compile(r"(table|(embedding|positions|along\.\d|lm_head|relative_position_bias)\.weight)$")
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
@@ -26,10 +29,14 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> AdamW:
         if parameter.requires_grad:  # what an encoder froze itself stays so, such as a table of fixed positions
             groups.setdefault((part.lr_scale, _decays(name, parameter)), []).append(parameter)
     if not groups:
-        raise ConfigError("training.parts freezes every part of the model; leave at least one to be trained.")
+        raise ConfigError("training.param_groups freezes every part of the model; leave at least one to be trained.")
     return AdamW(
         [
-            {"params": parameters, "lr": config.learning_rate * scale, "weight_decay": config.weight_decay if decays else 0.0}
+            {
+                "params": parameters,
+                "lr": config.learning_rate * scale,
+                "weight_decay": config.weight_decay if decays else 0.0,
+            }
             for (scale, decays), parameters in groups.items()
         ],
         betas=config.betas,
@@ -49,7 +56,7 @@ def check_param_groups(model: nn.Module, parts: Mapping[str, ParamGroupConfig]) 
     for prefix in parts:
         if prefix not in known:
             near = suggest(prefix, sorted(name for name in known if name and name.count(".") < 3))
-            raise ConfigError(f"training.parts names {prefix!r}, which the model does not have; {near}")
+            raise ConfigError(f"training.param_groups names {prefix!r}, which the model does not have; {near}")
 
 
 def set_mode(model: nn.Module, parts: Mapping[str, ParamGroupConfig]) -> None:
@@ -73,7 +80,9 @@ def token_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
     logits: [n, V], targets: int [n]. A sum, because the mean over micro-batches is not the mean over tokens.
     """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing, ignore_index=IGNORE_INDEX, reduction="sum")
+    return F.cross_entropy(
+        logits.float(), targets, label_smoothing=smoothing, ignore_index=IGNORE_INDEX, reduction="sum"
+    )
 
 
 def scst_loss(
@@ -120,4 +129,5 @@ class ExponentialMovingAverage:
 
 
 def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1 and not name.endswith("table")
+    """Vectors and lookup tables (embeddings, positions, relative biases) are not decayed."""
+    return parameter.ndim > 1 and not _NO_DECAY.search(name)

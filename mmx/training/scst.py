@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmx.config.schema import RunConfig, DataConfig, GenerationConfig
-from mmx.data.batching import IGNORE_INDEX, TEXT_MULTIPLE, LABEL_MULTIPLE, Batch, pad_texts, select_label_positions
+from mmx.config.schema import DataConfig, GenerationConfig, RunConfig
+from mmx.data.batching import IGNORE_INDEX, LABEL_MULTIPLE, TEXT_MULTIPLE, Batch, pad_texts, select_label_positions
 from mmx.data.examples import Example, captions_of
 from mmx.errors import ConfigError
 from mmx.evaluation.metrics.captions import Cider
@@ -36,7 +36,9 @@ class SelfCriticalTrainer:
     def __init__(self, model: Model, config: RunConfig, sets: Sequence[tuple[DataConfig, Sequence[Example]]]) -> None:
         streams = config.training.texts_per_image
         if streams < 2:
-            raise ConfigError("reward compares captions of one picture, and training.streams is 1; set it to 5.")
+            raise ConfigError(
+                "reward compares captions of one picture, and training.texts_per_image is 1; set it to 5."
+            )
         assert config.generation is not None, "resolved before training starts"
         self.model = model
         decoder, most = model.config.decoder, config.generation.max_new_tokens
@@ -113,7 +115,9 @@ class SelfCriticalTrainer:
             wide[torch.tensor(rows, device=device)] = F.pad(theirs, (0, width - theirs.shape[-1]), value=filling)
             merged.append(wide)
         wanted, labels = select_label_positions(merged[2], LABEL_MULTIPLE)
-        return replace(batch, tokens=merged[0], mask=merged[1], label_positions=wanted, labels=labels, advantages=advantages)
+        return replace(
+            batch, tokens=merged[0], mask=merged[1], label_positions=wanted, labels=labels, advantages=advantages
+        )
 
 
 def tokens_with_end(captions: Sequence[str]) -> list[list[str]]:

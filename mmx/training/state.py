@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 from mmx.config.schema import RunConfig
 from mmx.errors import CheckpointError
-from mmx.models.checkpoint import WEIGHTS, load_strict, unique_tensors, read_tensors, write_folder, write_model
+from mmx.models.checkpoint import WEIGHTS, load_strict, read_tensors, unique_tensors, write_folder, write_model
 from mmx.models.model import Model
 from mmx.training.adapters import averaged_adapters, merged_weights
 from mmx.training.optim import ExponentialMovingAverage
@@ -93,7 +93,9 @@ def save_state(
     return folder
 
 
-def load_state(folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage) -> TrainingProgress:
+def load_state(
+    folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage
+) -> TrainingProgress:
     """Restore everything from a step's folder and return its progress. Raises CheckpointError."""
     inner = folder / "training"
     load_strict(model, read_tensors(inner / WEIGHTS), str(inner / WEIGHTS))

@@ -11,7 +11,7 @@ from mmx.bench import SIZES, WORKLOADS, BenchResult, machine, run
 from mmx.bench.decoding import _greedy_runs, bandwidth, bytes_read, questions
 from mmx.bench.hf_references import QUESTIONS, SHAPES, BenchSetting, build_pair
 from mmx.bench.table import HEADER, line, notes
-from mmx.bench.timing import STATM, ResidentMemory, TimedRuns, Spread, alternate, compare
+from mmx.bench.timing import STATM, ResidentMemory, Spread, TimedRuns, alternate, compare
 from mmx.cli import app as cli
 from mmx.encoders.pretrained.hf_models import suppress_hf_output
 from mmx.errors import MmxError

@@ -87,7 +87,7 @@ def test_another_text_is_noticed(model, features, monkeypatch):
 
     class Elsewhere(RecomputingDecodeStep):
         def _looking(self, ask):
-            memory, self.project = self.project(), lambda: memory.hide(torch.tensor([[True] * 4 + [False]]))
+            memory, self.project = self.project(), lambda: memory.mask_out(torch.tensor([[True] * 4 + [False]]))
             return super()._looking(ask)
 
     monkeypatch.setattr("mmx.bench.cache.LookingAnewStep", Elsewhere)

@@ -315,7 +315,7 @@ def test_a_box_that_is_none_is_refused(mmx, model, photos, box) -> None:
 
 
 def test_eval_prints_a_table_and_writes_what_it_found(mmx, model, tmp_path) -> None:
-    words = ("eval", model, "--data", "scenes", "count=20", "seed=3", "--max-tokens", 3)
+    words = ("eval", model, "--data", "scenes", "num_examples=20", "seed=3", "--max-tokens", 3)
     ran = mmx(*words, "--out", tmp_path / "found")
     assert (ran.code, ran.err) == (0, "")
     metrics = json.loads((tmp_path / "found" / "metrics.json").read_text())
@@ -337,7 +337,7 @@ def test_eval_counts_captions_that_the_data_trained_on_has_not(mmx, model, photo
 
     assert "novel" not in evaluated().rows[0]
     said = [json.loads(line)["said"] for line in (tmp_path / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
-    for limit in ((), ("limit=3",)):  # of what is measured, not of what is known
+    for limit in ((), ("max_examples=3",)):  # of what is measured, not of what is known
         count = 3 if limit else len(said)
         for captions in (["a bird"], ["a bird", f"{said[-1]}."]):
             known = told("train.jsonl", captions=captions)
@@ -351,10 +351,10 @@ def test_eval_counts_captions_that_the_data_trained_on_has_not(mmx, model, photo
     ("words", "sentence"),
     [
         (["cuont=20"], "command line: cuont=20: cuont is not a known key; did you mean 'count'?"),
-        (["count=few"], "command line: count=few: count is 'few', expected a whole number"),
-        (["count"], "command line: count: expected key=value, as in training.steps=100"),
+        (["num_examples=few"], "command line: count=few: count is 'few', expected a whole number"),
+        (["count"], "command line: count: expected key=value, as in training.max_steps=100"),
         (
-            ["part=[1, 0]"],
+            ["fraction=[1, 0]"],
             "command line: the configuration: part is [1.0, 0.0]; expected two fractions such as",
         ),
         (
@@ -401,7 +401,7 @@ def test_training_with_an_encoder_that_does_not_exist(mmx, tmp_path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(TRAIN)
     assert (
-        mmx("train", config, f"out={tmp_path / 'run'}").refused()
+        mmx("train", config, f"output_dir={tmp_path / 'run'}").refused()
         == "there is no encoder 'imagge'; did you mean 'image'?"
     )
 

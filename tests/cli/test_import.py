@@ -71,7 +71,7 @@ def test_half_a_download_leaves_nothing(published, tmp_path):
 @pytest.fixture(scope="module")
 def translator(tmp_path_factory):
     """A model of a text source alone."""
-    options = {"width": 32, "layers": 1, "heads": 4, "max_positions": 64}
+    options = {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "max_position_embeddings": 64}
     model = tiny_model({"text": SourceConfig(encoder="text", options=options)})
     return save_model(tmp_path_factory.mktemp("models") / "translator", model)
 

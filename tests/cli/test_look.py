@@ -51,7 +51,7 @@ def test_json_holds_every_number_and_out_takes_numbers_and_arrays(mmx, model, ph
 def test_one_word_one_layer_one_head(mmx, model, photos, tmp_path) -> None:
     words = ("look", photos[0], "--text", "a dog", "--model", model, "--word", "dog", "--out")
     sizes = []
-    for number, more in enumerate([(), ("--layer", 1), ("--layer", 1, "--head", 3), ("--by", "relevance")]):
+    for number, more in enumerate([(), ("--layer", 1), ("--layer", 1, "--head", 3), ("--method", "relevance")]):
         out = tmp_path / f"{number}.png"
         assert mmx(*words, out, *more).code == 0
         with Image.open(out) as sheet:
@@ -66,7 +66,7 @@ def test_one_word_one_layer_one_head(mmx, model, photos, tmp_path) -> None:
         (("--word", "cat"), r"has no word 'cat'"),
         (("--layer", 2), r"layer 2 is not there; the model has layers 0 to 1"),
         (("--head", 9), r"head 9 is not there; the model has heads 0 to 3"),
-        (("--by", "magic"), r"--by was given 'magic'; expected one of weighted, attention, relevance, both"),
+        (("--method", "magic"), r"--by was given 'magic'; expected one of weighted, attention, relevance, both"),
         (("--box", "0.5"), r"--box was given '0.5'"),
         (("--box", "0.5,0.5,0.1,0.1"), r"is no region"),
         (("--also", "audio=b.wav"), r"no source 'audio'"),
@@ -88,8 +88,10 @@ def test_files_that_are_no_picture_or_cannot_be_written(mmx, model, photos, tmp_
 
 
 def test_a_text_is_looked_at_token_by_token(mmx, tmp_path) -> None:
-    source = SourceConfig(encoder="text", options={"width": 32, "layers": 1, "heads": 4, "max_positions": 64})
-    folder = save_model(tmp_path / "reader", tiny_model({"text": source}))
+    source = SourceConfig(
+        encoder="text", options={"hidden_size": 32, "num_layers": 1, "num_heads": 4, "max_position_embeddings": 64}
+    )
+    folder = save_model(tmp_path / "question_encoder", tiny_model({"text": source}))
     ran = mmx("look", "text=two dogs", "--text", "zwei hunde", "--model", folder, "--out", tmp_path / "a.png", "--json")
     facts = json.loads(ran.out)
     labels = facts["sources"]["text"]["labels"]

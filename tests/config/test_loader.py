@@ -11,7 +11,7 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mmx.config.loader import dump_config, override_config, parse_config, load_config
+from mmx.config.loader import dump_config, load_config, override_config, parse_config
 from mmx.errors import ConfigError
 
 

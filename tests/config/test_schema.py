@@ -9,20 +9,22 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import mmx.config.schema
 from mmx.config.schema import (
-    RunConfig,
+    BaseTransformerConfig,
     DataConfig,
     DecoderConfig,
     FrozenModel,
     GenerationConfig,
     ModelConfig,
+    RunConfig,
     SourceConfig,
     TrainingConfig,
-    BaseTransformerConfig,
 )
 
 SOURCES = {"image": SourceConfig(encoder="image")}
 CLASSES = [
-    c for c in vars(mmx.config.schema).values() if isinstance(c, type) and issubclass(c, FrozenModel) and c is not FrozenModel
+    c
+    for c in vars(mmx.config.schema).values()
+    if isinstance(c, type) and issubclass(c, FrozenModel) and c is not FrozenModel
 ]
 
 
@@ -72,29 +74,39 @@ def test_the_last_of_every_few_blocks_looks(layers, every):
             DecoderConfig(num_layers=layers, cross_attention_every_n_layers=every)
         return
     expected = [block for block in range(layers) if (block + 1) % every == 0]
-    assert list(DecoderConfig(num_layers=layers, cross_attention_every_n_layers=every).cross_attention_layers) == expected
+    assert (
+        list(DecoderConfig(num_layers=layers, cross_attention_every_n_layers=every).cross_attention_layers) == expected
+    )
 
 
 REFUSED = [
-    (BaseTransformerConfig, {"width": 10, "heads": 4}, "width 10 is not a multiple of heads 4; or give head_width"),
     (
         BaseTransformerConfig,
-        {"width": 12, "heads": 4, "positions": "rope"},
+        {"hidden_size": 10, "num_heads": 4},
+        "width 10 is not a multiple of heads 4; or give head_width",
+    ),
+    (
+        BaseTransformerConfig,
+        {"hidden_size": 12, "num_heads": 4, "positions": "rope"},
         "the head width 3 is odd; give an even head_width",
     ),
-    (BaseTransformerConfig, {"head_width": 5, "positions": "rope"}, "the head width 5 is odd"),
+    (BaseTransformerConfig, {"head_dim": 5, "positions": "rope"}, "the head width 5 is odd"),
     (BaseTransformerConfig, {"dropout": 1.0}, "less than 1"),
-    (BaseTransformerConfig, {"width": 0}, "greater than 0"),
+    (BaseTransformerConfig, {"hidden_size": 0}, "greater than 0"),
     (BaseTransformerConfig, {"norm": "batch"}, "'layer' or 'rms'"),
     (ModelConfig, {"sources": {}}, "at least 1 item"),
     (
         ModelConfig,
-        {"sources": SOURCES, "question_to": "text"},
+        {"sources": SOURCES, "question_input": "text"},
         r"question_to is 'text'; expected one of prompt, image",
     ),
-    (DataConfig, {"path": "x", "part": (0.5, 0.5)}, r"part is \[0.5, 0.5\]; expected two fractions such as \[0, 0.9\]"),
-    (DataConfig, {"path": "x", "part": (0.5, 1.5)}, "part is"),
-    (DataConfig, {"path": "x", "weight": 0}, "greater than 0"),
+    (
+        DataConfig,
+        {"path": "x", "fraction": (0.5, 0.5)},
+        r"part is \[0.5, 0.5\]; expected two fractions such as \[0, 0.9\]",
+    ),
+    (DataConfig, {"path": "x", "fraction": (0.5, 1.5)}, "part is"),
+    (DataConfig, {"path": "x", "sampling_weight": 0}, "greater than 0"),
     (GenerationConfig, {"do_sample": True, "num_beams": 2}, "contradict each other; choose sampling or beams"),
     (
         GenerationConfig,
@@ -104,8 +116,8 @@ REFUSED = [
     (GenerationConfig, {"num_return_sequences": 3, "num_beams": 2}, "as many num_beams"),
     (GenerationConfig, {"top_p": 0}, "greater than 0"),
     (GenerationConfig, {"temperature": 0}, "greater than 0"),
-    (TrainingConfig, {"lr": -1}, "greater than 0"),
-    (TrainingConfig, {"ema": 1.0}, "less than 1"),
+    (TrainingConfig, {"learning_rate": -1}, "greater than 0"),
+    (TrainingConfig, {"ema_decay": 1.0}, "less than 1"),
     (RunConfig, {"model": {"sources": SOURCES}, "train": []}, "at least 1 item"),
 ]
 
@@ -117,11 +129,11 @@ def test_contradictions_are_refused_with_their_reason(kind, facts, reason):
 
 
 ACCEPTED = [
-    (BaseTransformerConfig, {"width": 10, "heads": 4, "head_width": 4, "positions": "rope"}),
-    (ModelConfig, {"sources": SOURCES, "question_to": "image"}),
+    (BaseTransformerConfig, {"hidden_size": 10, "num_heads": 4, "head_dim": 4, "positions": "rope"}),
+    (ModelConfig, {"sources": SOURCES, "question_input": "image"}),
     (GenerationConfig, {"num_return_sequences": 3, "num_beams": 3}),
     (GenerationConfig, {"num_return_sequences": 3, "do_sample": True}),
-    (DataConfig, {"path": "x", "part": (0.9, 1.0)}),
+    (DataConfig, {"path": "x", "fraction": (0.9, 1.0)}),
 ]
 
 

@@ -56,14 +56,19 @@ def test_a_crop_keeps_its_area_and_where_it_can_its_shape(width, height):
 def test_half_of_the_pictures_are_mirrored():
     picture = gradient(16, 8)
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
-    found = [augment_image(picture, AugmentationConfig(horizontal_flip=True), Random(seed)).tobytes() for seed in range(300)]
+    found = [
+        augment_image(picture, AugmentationConfig(horizontal_flip=True), Random(seed)).tobytes() for seed in range(300)
+    ]
     assert set(found) == {picture.tobytes(), mirrored}
     assert 110 < found.count(mirrored) < 190
 
 
 def test_light_changes_stay_within_their_share():
     grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    values = [augment_image(grey, AugmentationConfig(color_jitter=0.3), Random(seed)).getpixel((0, 0))[0] for seed in range(300)]
+    values = [
+        augment_image(grey, AugmentationConfig(color_jitter=0.3), Random(seed)).getpixel((0, 0))[0]
+        for seed in range(300)
+    ]
     assert 69 <= min(values) < 75
     assert 125 < max(values) <= 131
 
@@ -81,12 +86,18 @@ def test_erasing_paints_one_part_over_as_often_as_it_should():
     assert 90 < len(shares) < 150
     assert 0.015 < min(shares) < 0.06
     assert 0.2 < max(shares) < 0.26
-    assert AugmentationConfig(min_crop_scale=0.5, horizontal_flip=True, random_erasing=1.0).without_geometry() == AugmentationConfig()
+    assert (
+        AugmentationConfig(min_crop_scale=0.5, horizontal_flip=True, random_erasing=1.0).without_geometry()
+        == AugmentationConfig()
+    )
 
 
 def test_one_setting_does_not_move_the_choices_of_another_picture():
     picture = gradient(64, 64)
     crops = [augment_image(picture, AugmentationConfig(min_crop_scale=0.5), Random(seed)) for seed in range(5)]
-    lit = [augment_image(picture, AugmentationConfig(min_crop_scale=0.5, color_jitter=0.2), Random(seed)) for seed in range(5)]
+    lit = [
+        augment_image(picture, AugmentationConfig(min_crop_scale=0.5, color_jitter=0.2), Random(seed))
+        for seed in range(5)
+    ]
     assert [c.size for c in crops] == [c.size for c in lit]
     assert ImageChops.difference(crops[0], lit[0]).getbbox() is not None

@@ -14,13 +14,13 @@ from PIL import Image
 
 from mmx.config.schema import AugmentationConfig, DataConfig, SourceConfig
 from mmx.data.batching import (
-    MAX_SKIPS_PER_SAMPLE,
     IGNORE_INDEX,
-    PositionSampler,
+    MAX_SKIPS_PER_SAMPLE,
     ExampleSchedule,
+    PositionSampler,
     TrainingDataset,
-    sample_texts,
     pad_texts,
+    sample_texts,
     select_label_positions,
 )
 from mmx.data.examples import Example, TextTask
@@ -131,13 +131,15 @@ def test_choose_texts_repeats_none_and_takes_what_there_is(streams, targets, see
 def numbers(count: int, bad: tuple[int, ...] = ()) -> list[Example]:
     """Examples of numbers; those numbered in `bad` have nothing to learn from."""
     return [
-        Example(f"e{i}", {"numbers": [float(i)]}, () if i in bad else (TextTask((f"said {i}", f"also {i}")),), f"list:{i}")
+        Example(
+            f"e{i}", {"numbers": [float(i)]}, () if i in bad else (TextTask((f"said {i}", f"also {i}")),), f"list:{i}"
+        )
         for i in range(count)
     ]
 
 
 def training_set(sets: Any, model: Any = None, **facts: Any) -> TrainingDataset:
-    options = {"seed": 3, "streams": 2, "max_text": 40} | facts
+    options = {"seed": 3, "texts_per_image": 2, "max_target_length": 40} | facts
     pairs = [(DataConfig(path="x"), examples) for examples in sets]
     return TrainingDataset(model or tiny_model(), pairs, **options)
 
@@ -150,7 +152,9 @@ def test_a_bad_sample_is_named_and_its_neighbour_taken_every_time_alike():
         assert one.id == other.id == {4: "e6", 5: "e6"}.get(index, f"e{index}")
         assert one.texts == other.texts
         assert len(one.skipped) == {4: 2, 5: 1}.get(index, 0)
-        assert all(f"list:{4 + (2 - len(one.skipped)) + n} has nothing to learn" in s for n, s in enumerate(one.skipped))
+        assert all(
+            f"list:{4 + (2 - len(one.skipped)) + n} has nothing to learn" in s for n, s in enumerate(one.skipped)
+        )
 
 
 def test_corrupt_pictures_are_named(tmp_path):
@@ -200,7 +204,9 @@ def resnet(**more: Any) -> Any:
 def test_augmentation_is_a_function_of_seed_and_position():
     scene = Image.effect_noise((40, 40), 90).convert("RGB")
     examples = [Example(f"e{i}", {"image": scene}, (TextTask(("x",)),)) for i in range(3)]
-    config = DataConfig(path="x", augmentation=AugmentationConfig(min_crop_scale=0.5, horizontal_flip=True, color_jitter=0.3))
+    config = DataConfig(
+        path="x", augmentation=AugmentationConfig(min_crop_scale=0.5, horizontal_flip=True, color_jitter=0.3)
+    )
     model = resnet()
     made = [TrainingDataset(model, [(config, examples)], 7, 1, 40) for _ in range(2)]
     pixels = [made[0][p].inputs["image"]["pixels"] for p in range(6)]
@@ -247,7 +253,7 @@ def test_a_source_nobody_has_is_left_out():
 
 
 def test_questions_go_to_a_text_source_one_a_stream():
-    facts = {"width": 16, "layers": 1, "heads": 2}
+    facts = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
     sources = {"numbers": "mmx.testing:ToyEncoder", "asked": SourceConfig(encoder="text", options=facts)}
     model = tiny_model(sources, question_to="asked")
     turns = (TextTask(("yes",), "is it so?"), TextTask(("no",), "or not?"))

@@ -20,7 +20,9 @@ from mmx.errors import ConfigError, DataError
 def asked(*captions: str) -> dict[str, str]:
     """The questions that these captions of one picture answer, but for those of existence."""
     example = derive_questions([Example("a", {}, (TextTask(captions),))])[0]
-    return {turn.question: turn.targets[0] for turn in example.tasks if turn.question and turn.question_type != "exists"}
+    return {
+        turn.question: turn.targets[0] for turn in example.tasks if turn.question and turn.question_type != "exists"
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,9 @@ def test_no_is_not_said_where_a_thing_may_hide():
     """A player may be a man: of the second picture it is not asked. Of a dog nobody knows that it is none."""
     pictures = [["a man", "the man"], ["a player", "a player runs"], ["a dog", "the dog runs"]]
     found = derive_questions([Example(str(n), {}, (TextTask(tuple(said)),)) for n, said in enumerate(pictures)])
-    answers = {(turn.question, e.id): turn.targets[0] for e in found for turn in e.tasks if turn.question_type == "exists"}
+    answers = {
+        (turn.question, e.id): turn.targets[0] for e in found for turn in e.tasks if turn.question_type == "exists"
+    }
     assert answers[("is there a man?", "0")] == "yes"
     assert answers[("is there a man?", "2")] == "no"
     assert ("is there a man?", "1") not in answers
@@ -121,7 +125,9 @@ def test_a_data_set_derives_them_when_told(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = read_examples(DataConfig(path=str(path)))
     assert [len(example.tasks) for example in plain] == [1, 1, 1, 1]
-    only = DataConfig(path=str(path), derive_questions=True, tasks=("ask",), question_types=("color", "action"), fraction=(0, 0.5))
+    only = DataConfig(
+        path=str(path), derive_questions=True, tasks=("ask",), question_types=("color", "action"), fraction=(0, 0.5)
+    )
     found = read_examples(only)
     assert [[(t.question, t.targets) for t in example.tasks] for example in found] == [
         [("what color is the dog?", ("red",)), ("what is the dog doing?", ("running",))]
@@ -135,7 +141,9 @@ def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
     captions = [["a bird", "the bird"], *[["a horse", "the horse"]] * 8]
     rows = [{"image": f"{n}.jpg", "captions": said} for n, said in enumerate(captions)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_examples(DataConfig(path=str(path), derive_questions=True, max_examples=3, tasks=("ask",), question_types=("exists",)))
+    found = read_examples(
+        DataConfig(path=str(path), derive_questions=True, max_examples=3, tasks=("ask",), question_types=("exists",))
+    )
     said = Counter((turn.question, turn.targets[0]) for example in found for turn in example.tasks)
     assert said == {(f"is there a {thing}?", word): 1 for thing in ("horse", "bird") for word in ("yes", "no")}
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mmx.config.schema import DataConfig
 from mmx.data.examples import TextTask
-from mmx.data.formats import read_examples, detect_format
-from mmx.data.json_fields import resolve_path, read_lines
+from mmx.data.formats import detect_format, read_examples
+from mmx.data.json_fields import read_lines, resolve_path
 from mmx.data.scene_texts import captions, pointed_questions, questions
 from mmx.data.scenes import generate_scene
 from mmx.errors import DataError
@@ -359,7 +359,9 @@ def test_scenes_are_the_generated_ones_and_drawn_anew_each_time():
 
 
 def test_scenes_of_some_kinds_and_objects_are_all_different_and_offer_nothing_else():
-    config = DataConfig(path="scenes", num_examples=40, seed=5, tasks=["ask"], question_types=["color", "position"], max_objects=2)
+    config = DataConfig(
+        path="scenes", num_examples=40, seed=5, tasks=["ask"], question_types=["color", "position"], max_objects=2
+    )
     examples = list(read_examples(config))
     assert len({example.id for example in examples}) == 40
     assert {turn.question_type for example in examples for turn in example.tasks} == {"color", "position"}

@@ -19,12 +19,30 @@ from PIL import Image, ImageChops
 
 from mmx.data import scene_texts
 from mmx.data.scene_texts import SceneQuestion, captions, full_caption, pointed_questions, questions, write_scenes
-from mmx.data.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, SceneObject, relation_holds, generate_scene, render_scene, corner_name
+from mmx.data.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    Scene,
+    SceneObject,
+    corner_name,
+    generate_scene,
+    relation_holds,
+    render_scene,
+)
 from mmx.errors import DataError
 
 NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 # The most a reader may score without looking, by always giving one answer.
-BLIND = {"exists": 0.52, "count": 0.35, "color": 0.18, "shape": 0.24, "size": 0.55, "relation": 0.34, "position": 0.27}
+BLIND = {
+    "exists": 0.52,
+    "num_examples": 0.35,
+    "color_jitter": 0.18,
+    "shape": 0.24,
+    "size": 0.55,
+    "relation": 0.34,
+    "positions": 0.27,
+}
 
 any_scene = st.builds(generate_scene, st.integers(), st.integers(min_value=0))
 
@@ -367,7 +385,7 @@ def as_question(row: dict[str, Any]) -> SceneQuestion:
 
 
 def as_scene(row: dict[str, Any]) -> Scene:
-    objects = (SceneObject(**{**each, "box": tuple(each["box"])}) for each in row["objects"])
+    objects = (SceneObject(**{**each, "box": tuple(each["box"])}) for each in row["max_objects"])
     return Scene(tuple(objects), row["background"], row["pixels"])
 
 
@@ -391,7 +409,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(0, 128), (-1, 128), (3, 31)])
 def test_numbers_without_a_meaning_are_refused(tmp_path: Path, count: int, size: int) -> None:
-    with pytest.raises(DataError, match=f"count={count} and size={size} were given"):
+    with pytest.raises(DataError, match=f"num_examples={count} and size={size} were given"):
         write_scenes(tmp_path / "set", count, size=size)
     assert not list(tmp_path.iterdir())
 

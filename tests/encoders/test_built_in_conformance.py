@@ -86,8 +86,8 @@ def test_a_family_keeps_every_promise(name):
     [
         ("image", {"backbone": "test_resnet", "size": 64, "stage": 3}),
         ("image", {"backbone": "vit_tiny_patch16_224", "size": 64, "arguments": {"depth": 2}}),
-        ("text", {"width": 32, "layers": 2, "heads": 4, "dropout": 0.1}),
-        ("text", {"width": 32, "layers": 1, "heads": 4, "positions": "rope", "norm": "rms", "gated": True}),
+        ("text", {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "dropout": 0.1}),
+        ("text", {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "positions": "rope", "norm": "rms", "glu": True}),
     ],
 )
 def test_a_built_in_keeps_every_promise(encoder, options):

@@ -60,7 +60,7 @@ def test_each_plugin_is_told_of_with_its_package_and_what_is_wrong(installed, mo
     monkeypatch.syspath_prepend(installed)
     found = {(d.entry.name, d.entry.package): d for d in discover_encoders(patience=5)}
     assert found["image", "mmx"].problem is None
-    assert found["text", "mmx"].options["width"] == 256
+    assert found["text", "mmx"].options["hidden_size"] == 256
     for name, (_, said) in PLUGINS.items():
         package = f"plugin_{name.replace('-', '_')}"
         description = found[name, package]
@@ -82,7 +82,7 @@ def test_every_other_command_works_beside_all_of_them(installed, tmp_path):
         "help": ["--help"],
         "caption": ["caption", tmp_path / "a.png", "--model", model],
         "ask": ["ask", tmp_path / "a.png", "what?", "--model", model],
-        "eval": ["eval", model, "--data", "scenes", "count=2", "--out", tmp_path / "out", "--max-tokens", "2"],
+        "eval": ["eval", model, "--data", "scenes", "num_examples=2", "--out", tmp_path / "out", "--max-tokens", "2"],
         "scenes": ["scenes", tmp_path / "scenes", "-n", "1"],
         "check": ["encoders", "check", "good", "--only", "order", *(f"--sample={tmp_path / 'a.png'}",) * 3],
     }
@@ -96,7 +96,7 @@ def test_a_model_that_needs_a_broken_one_says_which_and_why(installed, tmp_path)
     for name in ("absent", "leaving", "number"):
         config = tmp_path / "run.yaml"
         config.write_text(f"model: {{sources: {{sound: {{encoder: {name}}}}}}}\ntrain: [{{path: scenes, count: 2}}]\n")
-        done = run(installed, "train", config, f"out={tmp_path / name}")
+        done = run(installed, "train", config, f"output_dir={tmp_path / name}")
         assert done.returncode == 2
         assert done.stderr.startswith(f"mmx: encoder '{name}' (plugin_{name} 1.2) ")
         assert len(done.stderr.splitlines()) == 1

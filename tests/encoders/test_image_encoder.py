@@ -100,7 +100,7 @@ def test_a_family_of_backbones(case):
     encoder = of(case)
     with torch.no_grad():
         features = check_features(encoder({"pixels": torch.randn(2, 3, case[2], case[2])}), encoder, "image")
-    assert encoder.feature_size == width
+    assert encoder.width == width
     assert features.grid == grid
     assert features.states.shape == (2, prefix + grid[0] * grid[1], width)
     assert features.mask.all()
@@ -140,7 +140,7 @@ def test_a_stage_cuts_the_rest_off_and_keeps_timms_names():
     names = cut.state_dict().keys()
     assert {"backbone.conv1.weight", "backbone.layer3.1.bn2.running_mean"} <= names
     assert not [name for name in names if "layer4" in name or ".fc." in name]
-    assert (cut.feature_size, whole.feature_size) == (256, 512)
+    assert (cut.width, whole.width) == (256, 512)
     with torch.no_grad():
         assert cut({"pixels": torch.zeros(1, 3, 64, 64)}).grid == (4, 4)
         assert whole({"pixels": torch.zeros(1, 3, 64, 64)}).grid == (2, 2)

@@ -22,9 +22,9 @@ from mmx.config.loader import dump_config, parse_config
 from mmx.config.schema import ProjectionConfig, SourceConfig
 from mmx.encoders.contract import check_features
 from mmx.encoders.pretrained import HF_FAMILIES, TOWERS, PretrainedEncoder
-from mmx.errors import ConfigError, EncoderError, ImageError, AudioError
+from mmx.errors import AudioError, ConfigError, EncoderError, ImageError
 from mmx.io.images import load_image
-from mmx.models.checkpoint import load_model, unique_tensors, save_model
+from mmx.models.checkpoint import load_model, save_model, unique_tensors
 from mmx.testing import tiny_model
 from mmx.testing.conformance import check_encoder
 
@@ -272,7 +272,7 @@ def test_pictures_are_seen_as_in_transformers(name):
         states = flat(reference(name)(torch.stack(expected)).last_hidden_state)
     torch.testing.assert_close(features.states, states, **CLOSE)
     assert features.grid == grid
-    assert features.states.shape == (5, before + grid[0] * grid[1], encoder.feature_size)
+    assert features.states.shape == (5, before + grid[0] * grid[1], encoder.width)
     assert features.mask.all()
     assert (encoder.modality, encoder.dimensions) == ("image", 2)
 
@@ -339,7 +339,7 @@ def test_texts_are_read_as_in_transformers_and_alone_as_in_a_batch(name):
         assert together.mask[row].tolist() == [True] * len(ids) + [False] * (20 - len(ids))
         torch.testing.assert_close(together.states[row, : len(ids)], states, **CLOSE)
         torch.testing.assert_close(together.states[row, : len(ids)], alone.states[0], **CLOSE)
-    assert (encoder.modality, encoder.dimensions, encoder.feature_size) == ("text", 1, 32)
+    assert (encoder.modality, encoder.dimensions, encoder.width) == ("text", 1, 32)
 
 
 @pytest.mark.parametrize("name", cases(["bert", "roberta", "deberta", "deberta-v2", "t5", "modernbert", "clip-text"]))
@@ -425,7 +425,7 @@ def test_sounds_are_heard_as_in_transformers_and_alone_as_in_a_batch(name):
         assert together.mask[row].tolist() == [True] * slots + [False] * (together.mask.shape[1] - slots)
         torch.testing.assert_close(together.states[row, :slots], states, **CLOSE)
         torch.testing.assert_close(together.states[row, :slots], alone.states[0], **CLOSE)
-    assert (encoder.modality, encoder.dimensions, encoder.feature_size) == ("audio", 1, 32)
+    assert (encoder.modality, encoder.dimensions, encoder.width) == ("audio", 1, 32)
 
 
 def test_whisper_hears_its_whole_window_and_no_more():
@@ -545,7 +545,7 @@ def test_a_layer_of_a_pyramid_is_a_stage(name):
     states = flat(seen[0][0] if isinstance(seen[0], tuple) else seen[0])
     torch.testing.assert_close(features.states, states, **CLOSE)
     assert features.grid == ((6, 6) if name == "swin" else (12, 12))
-    assert encoder.feature_size == states.shape[-1]
+    assert encoder.width == states.shape[-1]
 
 
 def test_the_last_layer_has_not_passed_the_last_norm():

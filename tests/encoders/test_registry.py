@@ -72,13 +72,13 @@ def test_built_ins_come_through_the_same_door():
     found = described()
     assert found["image", "mmx"].modality == "image"
     assert found["image", "mmx"].options["stage"] is None
-    assert found["text", "mmx"].options["width"] == 256
+    assert found["text", "mmx"].options["hidden_size"] == 256
     assert found["text", "mmx"].problem is None
 
 
 def test_an_address_typed_directly():
     assert resolve("mmx.testing:ToyEncoder") is ToyEncoder
-    assert tiny_model({"x": "mmx.testing:ToyEncoder"}).encoder("x").feature_size == 8
+    assert tiny_model({"x": "mmx.testing:ToyEncoder"}).encoder("x").width == 8
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ SCHEMES = ["learned", "sinusoidal", "rope", "none"]
 
 def build(**options):
     torch.manual_seed(0)
-    facts = {"width": 16, "layers": 2, "heads": 2, "max_positions": 40, **options}
+    facts = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 40, **options}
     return TextEncoder(TextEncoder.Options(**facts), toy_tokenizer()).eval()
 
 
@@ -145,5 +145,5 @@ def test_a_typed_mark_is_letters():
 def test_facts():
     assert TextEncoder.modality == "text"
     assert TextEncoder.dimensions == 1
-    assert build().feature_size == 16
+    assert build().width == 16
     assert encode(build(), ["a"]).grid is None

@@ -11,7 +11,7 @@ from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig, Ques
 from mmx.data.examples import Example, TextTask
 from mmx.errors import DataError
 from mmx.evaluation.evaluate import EvaluationReport, evaluate
-from mmx.inference.pipeline import Pipeline, GeneratedText
+from mmx.inference.pipeline import GeneratedText, Pipeline
 from mmx.models.model import Model
 from mmx.nn.features import Features
 from mmx.testing import tiny_model, toy_tokenizer
@@ -74,7 +74,8 @@ def test_the_loss_is_the_mean_over_all_tokens_of_what_training_teaches():
 def test_two_ranks_find_what_one_finds_for_every_remainder(count):
     pipeline = Pipeline(tiny_model())
     examples = [
-        example(i, TextTask((f"number {i}", "some")), *([TextTask((f"{i}",), "which?", "k")] * (i % 3))) for i in range(count)
+        example(i, TextTask((f"number {i}", "some")), *([TextTask((f"{i}",), "which?", "k")] * (i % 3)))
+        for i in range(count)
     ]
     options = GenerationConfig(max_new_tokens=3)
     whole = evaluate(pipeline, examples, options, batch_size=2)
@@ -106,7 +107,7 @@ def ranked(
 # ---- information -------------------------------------------------------------------------------------------------
 
 TOY = SourceConfig(encoder="mmx.testing:ToyEncoder")
-READING = SourceConfig(encoder="text", options={"width": 16, "layers": 1, "heads": 2})
+READING = SourceConfig(encoder="text", options={"hidden_size": 16, "num_layers": 1, "num_heads": 2})
 SHORT = GenerationConfig(max_new_tokens=1)
 UNTOLD = "no question, no picture", "no question, picture", "question, no picture"
 TOLD = "question, picture", "question, another picture", "question, blank picture"
@@ -115,7 +116,9 @@ TOLD = "question, picture", "question, another picture", "question, blank pictur
 def model_asked(question_to: str) -> Model:
     """A model whose questions go there, and whose memories matter."""
     sources = {"numbers": TOY, "question": READING} if question_to == "question" else {"numbers": TOY}
-    reader = QuestionEncoderConfig(hidden_size=16, num_layers=1, num_heads=2) if question_to == "reader" else None
+    reader = (
+        QuestionEncoderConfig(hidden_size=16, num_layers=1, num_heads=2) if question_to == "question_encoder" else None
+    )
     decoder = DecoderConfig(hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -138,7 +141,7 @@ def bits_alone(pipeline: Pipeline, numbers: list[float] | None, question: str | 
     return -sum(float(row[token]) for row, token in zip(logits.log_softmax(-1), wanted, strict=True)) / math.log(2)
 
 
-@pytest.mark.parametrize("question_to", ["prompt", "question", "reader"])
+@pytest.mark.parametrize("question_input", ["prompt", "question", "question_encoder"])
 def test_every_condition_is_measured_as_what_it_says(question_to):
     pipeline = Pipeline(model_asked(question_to))
     numbers = [[0.0, 2.0], [1.0], [-3.0, 0.5, 1.0]]
@@ -178,7 +181,7 @@ def test_bits_of_captions_are_the_loss_in_other_units():
 
 
 def test_who_is_alone_in_a_batch_has_no_other_picture_and_is_left_out_of_that_figure_alone():
-    pipeline, options = Pipeline(model_asked("prompt")), {"batch_size": 2, "information": True}
+    pipeline, options = Pipeline(model_asked("prompt")), {"per_device_batch_size": 2, "information": True}
     examples = [example(i, TextTask((f"number {i}",))) for i in range(3)]
     three, two, one = (evaluate(pipeline, examples[:n], SHORT, **options).metrics for n in (3, 2, 1))
     assert three["bits a word of captions: another picture"] == two["bits a word of captions: another picture"]
@@ -190,7 +193,9 @@ def test_who_is_alone_in_a_batch_has_no_other_picture_and_is_left_out_of_that_fi
 @pytest.mark.parametrize("count", [1, 4, 7])
 def test_two_ranks_find_the_same_bits(count):
     pipeline = Pipeline(model_asked("question"))
-    examples = [example(i, TextTask((f"number {i}",)), *([TextTask((f"{i}",), "which?")] * (i % 3))) for i in range(count)]
+    examples = [
+        example(i, TextTask((f"number {i}",)), *([TextTask((f"{i}",), "which?")] * (i % 3))) for i in range(count)
+    ]
     whole = evaluate(pipeline, examples, SHORT, 2, information=True)
     ranks = [ranked(pipeline, examples, SHORT, rank, 2, information=True) for rank in range(2)]
     calls = iter([[rank[call] for rank in ranks] for call in range(3)])
@@ -315,7 +320,7 @@ def test_reports_are_written_whole(tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "texts.jsonl"]
     assert json.loads((folder / "metrics.json").read_text()) == report.metrics
     lines = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert lines[0] == {"id": "e0", "question": None, "said": "é", "score": -1.0, "targets": ["a", "b"]}
+    assert lines[0] == {"id": "e0", "question": None, "said": "é", "score": -1.0, "target_modules": ["a", "b"]}
     before = (folder / "metrics.json").read_bytes()
     monkeypatch.setattr("mmx.io.files.os.replace", full_disk)
     with pytest.raises(DataError, match="cannot be written: No space left"):

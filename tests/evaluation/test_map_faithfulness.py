@@ -10,9 +10,19 @@ from hypothesis import strategies as st
 import mmx
 from mmx.data.scenes import generate_scene
 from mmx.errors import MmxError
-from mmx.evaluation.deletion import DeletionResult, DeletionReport, deletion_test
-from mmx.evaluation.pointing_game import EVERY, NAMES, OF_ITS_KIND, PointingMethod, select_heads, standard_methods, score_pointing, pointing_game, wilson
-from mmx.evaluation.scene_maps import SceneMaps, pointing_cases, case_tensors
+from mmx.evaluation.deletion import DeletionReport, DeletionResult, deletion_test
+from mmx.evaluation.pointing_game import (
+    EVERY,
+    NAMES,
+    OF_ITS_KIND,
+    PointingMethod,
+    pointing_game,
+    score_pointing,
+    select_heads,
+    standard_methods,
+    wilson,
+)
+from mmx.evaluation.scene_maps import SceneMaps, case_tensors, pointing_cases
 from mmx.inference.pipeline import Pipeline
 from mmx.memory import Memory, Segment
 from mmx.testing import tiny_model
@@ -71,7 +81,9 @@ def test_perfect_maps_point_always_and_flat_ones_as_chance_does(scenes):
     for kind in (*{case.question_type for case in cases}, EVERY):
         told = score_pointing(flat, standard_methods(flat)[:1])
         row = told.row("weighted and relevance", kind)
-        area = torch.tensor([(c.box[2] - c.box[0]) * (c.box[3] - c.box[1]) for c in cases if kind in (EVERY, c.question_type)])
+        area = torch.tensor(
+            [(c.box[2] - c.box[0]) * (c.box[3] - c.box[1]) for c in cases if kind in (EVERY, c.question_type)]
+        )
         assert told.area[kind] == pytest.approx(area.mean().item(), abs=1e-6)
         assert row.exact == pytest.approx(told.area[kind], abs=0.01)
         assert row.mass == pytest.approx(told.area[kind], abs=0.01)
@@ -112,7 +124,9 @@ def test_relevance_keeps_what_speaks_for_the_word_in_each_layer():
     assert PointingMethod("", "attention", every).maps(seen).tolist() == [[[0.6875, -0.25]]]
     assert PointingMethod("", "relevance", ((0, 0),)).maps(seen).tolist() == [[[3.0, 0.0]]]
     assert PointingMethod("", "weighted", every).maps(seen).tolist() == [[[1.375, -0.5]]]
-    both = PointingMethod("", "both", ((1, 0), (1, 1))).maps(seen)  # relevance 0.75, 2.0; weighted 0.75, 2.0 (of four, doubled)
+    both = PointingMethod("", "both", ((1, 0), (1, 1))).maps(
+        seen
+    )  # relevance 0.75, 2.0; weighted 0.75, 2.0 (of four, doubled)
     torch.testing.assert_close(both, torch.tensor([[[0.75, 2.0]]]) / 2.75)
 
 

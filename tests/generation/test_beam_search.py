@@ -120,7 +120,7 @@ def test_the_end_said_first_wins_where_it_is_likeliest():
     assert (texts[0].tokens, texts[0].finished) == ((), True)
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2])
+@pytest.mark.parametrize("vocab_size", [1, 2])
 def test_more_beams_than_there_are_texts(vocabulary):
     texts = beams(chain(vocabulary), prompts([[[0, 0]]]), num_beams=8, num_return_sequences=8, max_new_tokens=2)[0][0]
     expected = [(), (1,), (1, 1)] if vocabulary == 2 else [()]
@@ -167,7 +167,7 @@ def test_scores_are_the_decoders_own_sums(penalty):
     """Two memories, three streams of each, four beams of each stream; each text read again alone, in one pass."""
     model = loud_model()
     with torch.no_grad():
-        model.decoder.embedding.table[model.tokenizer.eos] *= 3
+        model.decoder.embedding.weight[model.tokenizer.eos] *= 3
     memory = remember(model, numbers(2))
     options = {"num_beams": 4, "num_return_sequences": 4, "length_penalty": penalty}
     rows, found = spoken(model, DecoderStep(model.decoder, memory, 6), **options)
@@ -201,11 +201,11 @@ def test_beams_of_streams_that_own_slots_look_at_their_own():
     """K questions read by a text encoder stand side by side in one memory: beams of one must not see another's."""
     model = loud_model()
     picture = remember(model, numbers(2))
-    asked = remember(model, numbers(6, seed=5)).by_stream(3)
+    asked = remember(model, numbers(6, seed=5)).fold_streams(3)
     rows, together = spoken(model, DecoderStep(model.decoder, cat(picture, asked), 6), num_beams=4)
     for b, row in enumerate(together):
         for k, texts in enumerate(row):
-            own = remember(model, numbers(6, seed=5)).select([3 * b + k]).by_stream(1)
+            own = remember(model, numbers(6, seed=5)).select([3 * b + k]).fold_streams(1)
             step = DecoderStep(model.decoder, cat(picture.select([b]), own), 6)
             alone = beams(step, prompts([[rows[b][k]]]), eos=model.tokenizer.eos, max_new_tokens=6, num_beams=4)[0][0]
             assert alone[0].tokens == texts[0].tokens
@@ -235,7 +235,7 @@ def test_memory_is_neither_copied_nor_reordered_for_beams(n, monkeypatch):
     assert (memory.keys.data_ptr(), memory.values.data_ptr()) == places
     assert memory.nbytes == before[3]
     assert all(torch.equal(a, b) for a, b in zip(before, (memory.keys, memory.values, memory.mask)))
-    assert memory.layout == (Segment("numbers", 0, memory.slots),)
+    assert memory.layout == (Segment("numbers", 0, memory.num_slots),)
 
 
 # ---- against transformers ----------------------------------------------------------------------------------------

@@ -8,7 +8,11 @@ from mmx.config.schema import GenerationConfig
 from mmx.generation import DecoderStep, generate
 from mmx.generation.decode_step import UncachedStep
 
-KINDS = [{}, {"positions": "rope", "norm": "rms", "gated": True}, {"positions": "sinusoidal", "cross_every": 2}]
+KINDS = [
+    {},
+    {"positions": "rope", "norm": "rms", "glu": True},
+    {"positions": "sinusoidal", "cross_attention_every_n_layers": 2},
+]
 
 
 def asked(memories, streams, seed=0):
@@ -88,7 +92,7 @@ def test_the_memory_given_is_left_as_it_was():
         step.select(torch.tensor([3, 1]))
         step(torch.full((4,), 9))
     assert step.memory.batch_size == 2
-    assert memory.batch == 4
+    assert memory.batch_size == 4
     assert all(torch.equal(a, b) for a, b in zip(before, (memory.keys, memory.values, memory.mask)))
 
 

@@ -11,17 +11,17 @@ from mmx.generation import DecoderStep
 
 KINDS = {
     "plain": {},
-    "post": {"norm_placement": "post", "embedding_norm": True, "head_transform": True, "head_bias": True},
-    "llama": {"norm": "rms", "positions": "rope", "gated": True, "biases": False, "feed_forward": "silu"},
-    "grouped": {"heads": 4, "kv_heads": 2, "head_width": 8, "positions": "rope"},
-    "gated": {"gate": "tanh", "cross_every": 2},
-    "waves": {"positions": "sinusoidal", "embedding_scale": 4.0, "feed_forward": "relu", "tied_embeddings": False},
-    "no positions": {"positions": "none", "feed_forward": "gelu_tanh"},
+    "post": {"norm_placement": "post", "embedding_norm": True, "lm_head_transform": True, "lm_head_bias": True},
+    "llama": {"norm": "rms", "positions": "rope", "glu": True, "bias": False, "activation": "silu"},
+    "grouped": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "positions": "rope"},
+    "glu": {"gate": "tanh", "cross_attention_every_n_layers": 2},
+    "waves": {"positions": "sinusoidal", "embedding_scale": 4.0, "activation": "relu", "tie_word_embeddings": False},
+    "no positions": {"positions": "none", "activation": "gelu_tanh"},
 }
 
 
 def memory_for(facts, batch, **changes):
-    layers = 1 if facts.get("cross_every") == 2 else 2
+    layers = 1 if facts.get("cross_attention_every_n_layers") == 2 else 2
     return some_memory(batch, layers=layers, heads=facts.get("heads", 2), **changes)
 
 

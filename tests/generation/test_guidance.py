@@ -26,7 +26,10 @@ class Twin(UncachedStep):
         self.scale = scale
 
     def _logits(self):
-        seeing, nothing = super()._logits(), UncachedStep(self.decoder, self.decoder.empty_memory(self.memory.batch_size))
+        seeing, nothing = (
+            super()._logits(),
+            UncachedStep(self.decoder, self.decoder.empty_memory(self.memory.batch_size)),
+        )
         nothing.tokens, nothing.mask = self.tokens, self.mask
         p, q = seeing.double().softmax(-1), nothing._logits().double().softmax(-1)
         return (q * (p / q) ** self.scale).log().float()

@@ -15,15 +15,15 @@ from transformers import (
 
 from mmx.config.schema import GenerationConfig
 from mmx.generation.logits_processors import (
-    min_new_tokens,
-    suppress_tokens,
     build_logits_processors,
     eos_when_all_masked,
-    top_k,
-    top_p,
+    min_new_tokens,
     no_repeat_ngram,
     repetition_penalty,
+    suppress_tokens,
     temperature_,
+    top_k,
+    top_p,
 )
 
 EOS, V = 2, 11
@@ -133,7 +133,9 @@ def test_at_a_dead_end_only_the_end_is_left():
 
 def test_options_switch_on_their_rules_and_no_others():
     assert build_logits_processors(GenerationConfig(), EOS) == []
-    assert build_logits_processors(GenerationConfig(temperature=0.5, top_k=3, top_p=0.5), EOS) == [], "these are about sampling"
+    assert build_logits_processors(GenerationConfig(temperature=0.5, top_k=3, top_p=0.5), EOS) == [], (
+        "these are about sampling"
+    )
     one = {"min_new_tokens": 2}, {"repetition_penalty": 1.1}, {"no_repeat_ngram_size": 3}
     assert [len(build_logits_processors(GenerationConfig(**options), EOS)) for options in one] == [1, 1, 1]
     assert len(build_logits_processors(GenerationConfig(do_sample=True, suppress_tokens=(0,)), EOS)) == 4

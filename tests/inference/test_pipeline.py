@@ -16,7 +16,7 @@ from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
 
 IMAGE = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
-TEXT = SourceConfig(encoder="text", options={"width": 16, "layers": 1, "heads": 2})
+TEXT = SourceConfig(encoder="text", options={"hidden_size": 16, "num_layers": 1, "num_heads": 2})
 QUESTIONS = ["what is this?", "why", "how many red dogs are there on the left?"]
 
 
@@ -26,7 +26,7 @@ def build(sources, **facts):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and not any(part in name for part in ("backbone", "positions", "image.projection")):
-                weight.mul_(50.0 if name == "decoder.embedding.table" else 6.0)
+                weight.mul_(50.0 if name == "decoder.embedding.weight" else 6.0)
         letters = [model.tokenizer.encode(letter)[-1] for letter in "abcdefghijklmnopqrstuvwxyz"]
         model.decoder.lm_head.bias.fill_(-99.0)[[*letters, model.tokenizer.eos]] = 0.0
     return Pipeline(model, GenerationConfig(max_new_tokens=6))
@@ -155,7 +155,7 @@ def test_a_stop_string_ends_the_text_and_is_cut_off(pipeline, pictures, beams):
     stop = whole[1:3]
     memory = pipeline.encode(image=pictures[0])
     options = pipeline.options({"max_new_tokens": 20, "stop_strings": [stop], "num_beams": beams})
-    said = pipeline.say(memory, [[None]], options)[0][0][0]
+    said = pipeline.generate(memory, [[None]], options)[0][0][0]
     assert stop not in said.text
     if beams == 1:
         assert said.text == whole[:1].strip()
@@ -188,7 +188,7 @@ def test_without_guidance_there_is_no_second_step(pipeline, pictures):
     plain, *_ = pipeline._start(memory, [[None]], pipeline.options({"guidance_scale": 1.0}))
     assert isinstance(plain, DecoderStep)
     step, *_ = pipeline._start(memory, [[None]], pipeline.options({"guidance_scale": 1.5}))
-    assert (step.scale, step.seeing.memory.slots, step.blind.memory.slots) == (1.5, memory.slots, 0)
+    assert (step.scale, step.seeing.memory.num_slots, step.blind.memory.num_slots) == (1.5, memory.num_slots, 0)
 
 
 def test_a_guided_stream_ends_with_the_guided_answer_and_a_box_still_points(pipeline, pictures):
@@ -200,7 +200,7 @@ def test_a_guided_stream_ends_with_the_guided_answer_and_a_box_still_points(pipe
 
 
 def test_what_is_said_carries_its_tokens_and_their_scores(pipeline, pictures):
-    said = pipeline.say(pipeline.encode(image=pictures[0]), [[None]], pipeline.generation)[0][0][0]
+    said = pipeline.generate(pipeline.encode(image=pictures[0]), [[None]], pipeline.generation)[0][0][0]
     assert len(said.tokens) == 6
     assert said.score == pytest.approx(sum(logprob for _, logprob in said.tokens) / 6, abs=1e-6)
 
@@ -208,7 +208,7 @@ def test_what_is_said_carries_its_tokens_and_their_scores(pipeline, pictures):
 def test_a_box_narrows_a_memory_without_encoding_again(pipeline, pictures, encoded):
     memory = pipeline.encode(image=pictures[3])
     box = (0.0, 0.0, 0.5, 0.5)
-    assert memory.layout[0].grid == (2, 2) or memory.slots > 1
+    assert memory.layout[0].grid == (2, 2) or memory.num_slots > 1
     for question in QUESTIONS:
         assert pipeline.ask(memory, question, box=box) == pipeline.ask(memory.focus(box), question)
     assert pipeline.ask(memory, QUESTIONS, box=(0.0, 0.0, 1.0, 1.0)) == pipeline.ask(memory, QUESTIONS)

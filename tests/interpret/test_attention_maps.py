@@ -18,7 +18,7 @@ from mmx.nn.layers import split_heads
 def states_that_look(decoder, layer, tokens, memory):
     """What enters each looking layer's queries: the normed states at its cross-attention, [N, T, E]."""
     caught = []
-    looks = [block for block in decoder.blocks if block.cross_attention is not None]
+    looks = [block for block in decoder.layers if block.cross_attention is not None]
     handle = looks[layer].cross_attention.query.register_forward_hook(lambda _, given, __: caught.append(given[0]))
     decoder(tokens, memory)
     handle.remove()
@@ -27,7 +27,9 @@ def states_that_look(decoder, layer, tokens, memory):
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize(
-    "facts", [{}, {"layers": 4, "cross_every": 2, "norm_placement": "post"}], ids=["each", "every 2nd"]
+    "facts",
+    [{}, {"num_layers": 4, "cross_attention_every_n_layers": 2, "norm_placement": "post"}],
+    ids=["each", "every 2nd"],
 )
 def test_maps_are_the_weights_inside_the_decoder(layer, facts):
     decoder, memory, tokens = some_decoder(**facts), some_memory(hidden=2), some_tokens(2, 3, 4)
@@ -53,7 +55,7 @@ def test_weights_times_values_are_what_came_back():
     """The map of a layer explains the output of its kernel: [B, K, T, H, S] @ values = what enters `out`."""
     decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 3, 4), QueryRecorder()
     read = []
-    look = decoder.blocks[1].cross_attention
+    look = decoder.layers[1].cross_attention
     handle = look.out.register_forward_hook(lambda _, given, __: read.append(given[0]))
     decoder(tokens, memory, recorder=recorder)
     handle.remove()
@@ -77,7 +79,7 @@ def test_steps_through_the_cache_record_what_one_pass_does():
 
 def test_a_stream_looks_at_no_other_question_and_a_blind_row_at_nothing():
     decoder, tokens, recorder = some_decoder(), some_tokens(2, 2, 3), QueryRecorder()
-    questions = some_memory(batch=4, slots=3, source="question").by_stream(2)
+    questions = some_memory(batch=4, slots=3, source="question").fold_streams(2)
     picture = some_memory(slots=5)
     memory = cat(picture, questions).mask_out(torch.tensor([[False], [True]]))
     decoder(tokens, memory, recorder=recorder)

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.interpret.attention_maps import attention_for_tokens
-from mmx.interpret.attention_stats import SINK, UNIFORM, entropy, gate_values, is_uniform, relative_entropy, attention_sink_mass
+from mmx.interpret.attention_stats import (
+    SINK,
+    UNIFORM,
+    attention_sink_mass,
+    entropy,
+    gate_values,
+    is_uniform,
+    relative_entropy,
+)
 from mmx.nn.attention import attention, attention_weights
 
 properties = settings(max_examples=50, deadline=None)
@@ -140,7 +148,7 @@ def test_a_query_that_finds_something_is_not_flagged():
 
 def test_a_decoder_whose_queries_are_nought_looks_at_the_plain_average():
     decoder, memory, tokens = some_decoder(), some_memory(hidden=1), some_tokens(2, 2, 3)
-    look = decoder.blocks[0].cross_attention
+    look = decoder.layers[0].cross_attention
     look.query.weight.zero_(), look.query.bias.zero_()
     maps = attention_for_tokens(decoder, memory, tokens)  # [B, K, T, L, H, S]
     seen = memory.mask[:, None, None, None, None]
@@ -183,10 +191,10 @@ def test_the_plain_average_of_four_slots_or_more_has_no_sink(slots, words):
 
 def test_gates_by_hand():
     decoder = some_decoder(gate="tanh", layers=4, cross_every=2)
-    looks = [block for block in decoder.blocks if block.cross_attention is not None]
+    looks = [block for block in decoder.layers if block.cross_attention is not None]
     assert len(looks) == 2
     for block, opening in zip(looks, (0.0, -2.0)):
-        block.cross_residual.gate.opening.fill_(opening)
+        block.cross_residual.gate.alpha.fill_(opening)
     assert gate_values(decoder) == pytest.approx([0.0, math.tanh(-2.0)])
 
 
@@ -198,8 +206,8 @@ def test_a_shut_gate_lets_nothing_through_and_the_spotlight_shines_all_the_same(
     """Weights say where it looked; gates say whether that came to anything."""
     decoder, tokens = some_decoder(gate="tanh"), some_tokens(2, 1, 3)
     one, other = some_memory(), some_memory()
-    for block in decoder.blocks:
-        block.cross_residual.gate.opening.zero_()
+    for block in decoder.layers:
+        block.cross_residual.gate.alpha.zero_()
     assert gate_values(decoder) == [0.0, 0.0]
     assert torch.equal(decoder(tokens, one), decoder(tokens, other))
     assert not torch.equal(attention_for_tokens(decoder, one, tokens), attention_for_tokens(decoder, other, tokens))

@@ -15,7 +15,7 @@ from torch import nn
 from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, QuestionEncoderConfig, SourceConfig
 from mmx.encoders.base import Features
 from mmx.errors import MmxError
-from mmx.interpret.gradient_flow import FlowValues, GradientFlow, FlowRow, gradient_flow, group_of
+from mmx.interpret.gradient_flow import FlowRow, FlowValues, GradientFlow, gradient_flow, group_of
 from mmx.models.model import Model
 from mmx.models.question_encoder import QUESTION_ENCODER
 from mmx.models.source import SourceBatch
@@ -90,13 +90,13 @@ def test_norms_are_those_of_an_ordinary_backward(whole):
     twin = deepcopy(model)
     loss = plain_loss(twin, *batch)
     loss.backward()
-    assert flow.losses.as_it_is == pytest.approx(loss.item(), abs=1e-6)
+    assert flow.losses.baseline == pytest.approx(loss.item(), abs=1e-6)
     decoder, source = twin.decoder, twin.sources["numbers"]
-    expected = {f"blocks.{i}": norm_of(p.grad for p in block.parameters()) for i, block in enumerate(decoder.blocks)}
+    expected = {f"blocks.{i}": norm_of(p.grad for p in block.parameters()) for i, block in enumerate(decoder.layers)}
     expected |= {"embedding": norm_of(p.grad for p in decoder.embedding.parameters())}
     expected |= {"norm": norm_of(p.grad for p in decoder.norm.parameters())}
-    assert {name: n.as_it_is for name, n in norms(flow, "decoder").items()} == pytest.approx(expected, rel=1e-5)
-    assert norms(flow, "encoder")["numbers.linear"].as_it_is == pytest.approx(
+    assert {name: n.baseline for name, n in norms(flow, "decoder").items()} == pytest.approx(expected, rel=1e-5)
+    assert norms(flow, "encoder")["numbers.linear"].baseline == pytest.approx(
         norm_of(p.grad for p in source.encoder.parameters()), rel=1e-5
     )
     by_layer = norms(flow, "projection")
@@ -105,8 +105,8 @@ def test_norms_are_those_of_an_ordinary_backward(whole):
         for layer in range(3):
             rows = slice(32 * layer, 32 * layer + 32)  # [L*H*D, F], layer by layer
             want = norm_of(p.grad[rows] for p in linear.parameters())
-            assert by_layer[f"numbers.{kind}.{layer}"].as_it_is == pytest.approx(want, rel=1e-5)
-    assert flow.total("projection", "numbers").as_it_is == pytest.approx(
+            assert by_layer[f"numbers.{kind}.{layer}"].baseline == pytest.approx(want, rel=1e-5)
+    assert flow.total("projection", "numbers").baseline == pytest.approx(
         norm_of(p.grad for p in source.projection.parameters()), rel=1e-5
     )
 
@@ -114,7 +114,7 @@ def test_norms_are_those_of_an_ordinary_backward(whole):
 def test_no_weight_is_left_out_or_counted_twice(whole):
     model, batch, flow = whole
     gradients = torch.autograd.grad(plain_loss(model, *batch), list(model.parameters()), allow_unused=True)
-    parts = [flow.total(part).as_it_is for part in ("encoder", "projection", "reader", "decoder")]
+    parts = [flow.total(part).baseline for part in ("encoder", "projection", "question_encoder", "decoder")]
     assert math.hypot(*parts) == pytest.approx(norm_of(gradients), rel=1e-5)
     assert len({(row.part, row.name) for row in flow.rows}) == len(flow.rows)
 
@@ -126,7 +126,7 @@ def test_the_features_gradient_is_that_of_the_features(whole):
     states = features.states.detach().requires_grad_()
     logits = model.decoder(tokens, source.projection(features._replace(states=states)), mask)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 2), targets.flatten()), states)
-    assert norms(flow, "features")["numbers"].as_it_is == pytest.approx(norm_of([gradient]), rel=1e-5)
+    assert norms(flow, "features")["numbers"].baseline == pytest.approx(norm_of([gradient]), rel=1e-5)
 
 
 def test_rows_come_in_the_order_of_the_forward(whole):
@@ -143,9 +143,9 @@ def test_rows_come_in_the_order_of_the_forward(whole):
 def test_layers_that_no_longer_look_get_exactly_nothing(whole):
     found = norms(whole[2], "projection")
     for kind in ("key", "value"):
-        assert [found[f"numbers.{kind}.{layer}"].last_look for layer in (0, 1)] == [0.0, 0.0]
-        assert all(found[f"numbers.{kind}.{layer}"].as_it_is > 1e-6 for layer in range(3))
-        assert found[f"numbers.{kind}.2"].last_look > 1e-6
+        assert [found[f"numbers.{kind}.{layer}"].last_cross_attention_only for layer in (0, 1)] == [0.0, 0.0]
+        assert all(found[f"numbers.{kind}.{layer}"].baseline > 1e-6 for layer in range(3))
+        assert found[f"numbers.{kind}.2"].last_cross_attention_only > 1e-6
 
 
 def test_the_last_looker_alone_is_a_model_whose_others_hand_over_nothing(whole):
@@ -153,16 +153,16 @@ def test_the_last_looker_alone_is_a_model_whose_others_hand_over_nothing(whole):
     model, batch, flow = whole
     twin = deepcopy(model)
     with torch.no_grad():
-        for block in twin.decoder.blocks[:2]:
+        for block in twin.decoder.layers[:2]:
             for parameter in block.cross_attention.out.parameters():
                 parameter.zero_()
     loss = plain_loss(twin, *batch)
     loss.backward()
-    assert flow.losses.last_look == pytest.approx(loss.item(), abs=1e-5)
+    assert flow.losses.last_cross_attention_only == pytest.approx(loss.item(), abs=1e-5)
     want = norm_of(p.grad for p in twin.sources["numbers"].encoder.parameters())
-    assert norms(flow, "encoder")["numbers.linear"].last_look == pytest.approx(want, rel=1e-4)
-    want = norm_of(p.grad for p in twin.decoder.blocks[2].parameters())
-    assert norms(flow, "decoder")["blocks.2"].last_look == pytest.approx(want, rel=1e-4)
+    assert norms(flow, "encoder")["numbers.linear"].last_cross_attention_only == pytest.approx(want, rel=1e-4)
+    want = norm_of(p.grad for p in twin.decoder.layers[2].parameters())
+    assert norms(flow, "decoder")["blocks.2"].last_cross_attention_only == pytest.approx(want, rel=1e-4)
 
 
 def test_one_shared_layer_is_still_looked_at_by_the_last():
@@ -187,7 +187,7 @@ def test_the_cut_is_that_of_a_decoder_written_out(placement):
     sources, tokens, _, targets = some_batch(model, streams=1)
     sources["numbers"] = model.collate("numbers", [[0.1, 0.9], [0.5, -0.7]])
     flow = gradient_flow(model, sources, tokens, None, targets)
-    decoder, block, memory = model.decoder, model.decoder.blocks[0], model.encode(sources, 2)
+    decoder, block, memory = model.decoder, model.decoder.layers[0], model.encode(sources, 2)
     places = torch.arange(5).expand(2, 5)
     causal = torch.ones(5, 5).tril().bool()[None, None]
 
@@ -223,7 +223,11 @@ def test_without_the_highway_gradients_shrink_with_depth(placement):
     found = [norms(flow, "decoder")[f"blocks.{i}"] for i in range(8)]
     most, least = (choose(n.baseline for n in found) for choose in (max, min))
     assert most / least < {"pre": 4, "post": 30}[placement]
-    shrunk = [after.without_residuals / before.without_residuals for before, after in zip(found, found[1:]) if before.without_residuals > 1e-30]
+    shrunk = [
+        after.without_residuals / before.without_residuals
+        for before, after in zip(found, found[1:])
+        if before.without_residuals > 1e-30
+    ]
     assert len(shrunk) >= 3
     assert all(ratio > 100 for ratio in shrunk)
     assert flow.share("numbers").without_residuals < 0.3
@@ -301,7 +305,14 @@ def test_a_reader_has_its_own_rows_and_its_projection_is_one_more():
     config = ModelConfig(
         sources={"numbers": SourceConfig(encoder="mmx.testing:ToyEncoder")},
         decoder=DecoderConfig(hidden_size=32, num_layers=3, num_heads=4, max_position_embeddings=64),
-        question_encoder=QuestionEncoderConfig(hidden_size=24, num_layers=2, num_heads=3, max_position_embeddings=60, prefix_token_ids=(1,), suffix_token_ids=(2,)),
+        question_encoder=QuestionEncoderConfig(
+            hidden_size=24,
+            num_layers=2,
+            num_heads=3,
+            max_position_embeddings=60,
+            prefix_token_ids=(1,),
+            suffix_token_ids=(2,),
+        ),
         question_input=QUESTION_ENCODER,
     )
     model = enliven(Model(config, toy_tokenizer()).eval())
@@ -312,11 +323,11 @@ def test_a_reader_has_its_own_rows_and_its_projection_is_one_more():
     loss = plain_loss(model, sources, tokens, mask, targets)
     gradients = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters()))))
     for part, source, prefix in (
-        ("reader", None, "reader."),
+        ("question_encoder", None, "reader."),
         ("projection", "numbers", "sources.numbers.projection."),
-        ("projection", QUESTION_ENCODER, "reader.projection."),
+        ("projection", QUESTION_ENCODER, "question_encoder.projection."),
     ):
-        skipped = "reader.projection." if part == "reader" else "-"
+        skipped = "question_encoder.projection." if part == "question_encoder" else "-"
         want = [g for n, g in gradients.items() if n.startswith(prefix) and not n.startswith(skipped)]
         assert flow.total(part, source).baseline == pytest.approx(norm_of(want), rel=1e-5)
     assert [row.name for row in flow.of("features")] == ["numbers", QUESTION_ENCODER]
@@ -399,7 +410,9 @@ def test_behind_shut_gates_nothing_arrives():
     assert norms(flow, "decoder")["blocks.1"].baseline > 0, "that of the gate's opening among it"
 
 
-@pytest.mark.parametrize("facts", [{"width": 256}, {"table": 2**11 + 200}], ids=["the maps", "the head alone"])
+@pytest.mark.parametrize(
+    "facts", [{"hidden_size": 256}, {"padded_vocab_size": 2**11 + 200}], ids=["the maps", "the head alone"]
+)
 def test_a_packed_model_is_refused(facts):
     model = tiny_model(**facts)
     batch = some_batch(model)

@@ -48,10 +48,10 @@ def test_the_gain_is_what_looking_saves_and_none_where_there_is_nothing_more_to_
     assert torch.allclose(gain, surprisal(decoder, nothing, *texts) - surprisal(decoder, memory, *texts), atol=1e-6)
     assert (gain.abs()[texts[2] >= 0] > 1e-3).all(), "looking must matter, or the sign says nothing"
     assert not information_gain(decoder, nothing, *texts).any()
-    part = memory.hide(torch.arange(5) < 2)
+    part = memory.mask_out(torch.arange(5) < 2)
     rest = information_gain(decoder, memory, *texts, blind=part)
     assert torch.allclose(gain, rest + information_gain(decoder, part, *texts), atol=1e-5), "a chain of gains adds up"
-    hidden = memory.hide(torch.ones(5, dtype=torch.bool))
+    hidden = memory.mask_out(torch.ones(5, dtype=torch.bool))
     assert torch.allclose(information_gain(decoder, hidden, *texts), torch.zeros(2, 3, 6), atol=1e-5)
 
 

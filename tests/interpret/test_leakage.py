@@ -25,7 +25,7 @@ import mmx
 from mmx.config.schema import DecoderConfig, ModelConfig, ProjectionConfig, QuestionEncoderConfig, SourceConfig
 from mmx.errors import MmxError
 from mmx.hub import load_hf_model
-from mmx.interpret.leakage import InputRegion, furthest, leakage, input_regions, steps
+from mmx.interpret.leakage import InputRegion, furthest, input_regions, leakage, steps
 from mmx.memory import Memory, cat
 from mmx.models.checkpoint import BUNDLED, load_model
 from mmx.models.decoder import TextDecoder
@@ -40,7 +40,7 @@ LENGTH = 5
 
 
 def text_source(**options):
-    return SourceConfig(encoder="text", options={"width": 32, "layers": 2, "heads": 4, **options})
+    return SourceConfig(encoder="text", options={"hidden_size": 32, "num_layers": 2, "num_heads": 4, **options})
 
 
 def model_of(sources, **facts):
@@ -61,8 +61,8 @@ def text_of(batch=1, length=LENGTH, vocabulary=262):
 def audit(model, tokens=None, mask=None, visibility=None, alignment=None, **raw):
     tokens = text_of(len(next(iter(raw.values())))) if tokens is None else tokens
     sources = {name: model.collate(name, given) for name, given in raw.items()}
-    if model.config.question_to in sources:
-        asked = model.config.question_to
+    if model.config.question_input in sources:
+        asked = model.config.question_input
         sources[asked] = sources[asked]._replace(streams=1)
     return leakage(model, sources, tokens, mask, visibility, alignment)
 
@@ -82,14 +82,14 @@ DECODERS = {
     "rope": {"positions": "rope"},
     "sinusoidal": {"positions": "sinusoidal"},
     "no positions": {"positions": "none"},
-    "post": {"norm_placement": "post", "embedding_norm": True, "head_transform": True},
-    "llama": {"norm": "rms", "positions": "rope", "gated": True, "biases": False, "feed_forward": "silu"},
-    "every other": {"cross_every": 2},
+    "post": {"norm_placement": "post", "embedding_norm": True, "lm_head_transform": True},
+    "llama": {"norm": "rms", "positions": "rope", "glu": True, "bias": False, "activation": "silu"},
+    "every other": {"cross_attention_every_n_layers": 2},
     "tanh": {"gate": "tanh"},
-    "grouped": {"heads": 4, "kv_heads": 2, "head_width": 8},
-    "relative": {"cross_positions": "relative", "cross_reach": 3},
+    "grouped": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8},
+    "relative": {"cross_attention_positions": "relative", "max_relative_distance": 3},
     "wait": {"wait_k": 2},
-    "wait and relative": {"wait_k": 1, "cross_positions": "relative"},
+    "wait and relative": {"wait_k": 1, "cross_attention_positions": "relative"},
 }
 
 
@@ -319,20 +319,22 @@ def test_a_reader_passes_on_what_it_has_seen():
         sources={"numbers": NUMBERS},
         decoder=DecoderConfig(hidden_size=32, num_layers=2, num_heads=4),
         question_encoder=QuestionEncoderConfig(hidden_size=24, num_layers=2, num_heads=3),
-        question_input="reader",
+        question_input="question_encoder",
     )
     model = enliven(Model(config, toy_tokenizer())).eval()
     report = audit(model, numbers=[[0.1, 2.0, 1.0]], reader=["who?"])
     assert_honest(report)
-    assert set(report.slots) == {"reader"}
-    assert set(report.inputs) == {"numbers", "reader"}
+    assert set(report.slots) == {"question_encoder"}
+    assert set(report.inputs) == {"numbers", "question_encoder"}
     assert all((part > 0).all() for part in report.inputs.values())
 
 
 def test_shared_attention():
     projection = ProjectionConfig(share_layers=True, positions="none")
     text = SourceConfig(
-        encoder="text", options={"width": 32, "layers": 1, "heads": 4, "causal": True}, projection=projection
+        encoder="text",
+        options={"hidden_size": 32, "num_layers": 1, "num_heads": 4, "causal": True},
+        projection=projection,
     )
     decoder = DecoderConfig(hidden_size=32, num_layers=2, num_heads=4, wait_k=1)
     config = ModelConfig(sources={"text": text}, decoder=decoder, share_attention=True)
@@ -350,7 +352,7 @@ HEARS |= {"num_mel_bins": 8, "max_source_positions": 50, "pad_token_id": 1, "bos
 def publish(folder, family):
     if family == "vit":
         model = ViTModel(ViTConfig(**BLOCKS, image_size=16, patch_size=8))
-        return saved(folder, model, ViTImageProcessor(size={"height": 16, "width": 16}))
+        return saved(folder, model, ViTImageProcessor(size={"height": 16, "hidden_size": 16}))
     if family == "bert":
         model = BertModel(BertConfig(**BLOCKS, vocab_size=260, max_position_embeddings=20))
         return saved(folder, model, letters(260, pad_token="[PAD]", unk_token="[UNK]"))
@@ -387,7 +389,7 @@ def test_a_published_model_that_answers(tmp_path):
     folder = saved(tmp_path, reference, blip_cases.tokenizer(), blip_cases.processor())
     report = audit(load_hf_model(folder)[0].eval(), text_of(vocabulary=60), image=[PICTURE], reader=["is it red?"])
     assert_honest(report)
-    assert set(report.slots) == {"reader"}
+    assert set(report.slots) == {"question_encoder"}
     assert report.inputs["image"].shape == (16, LENGTH)
     assert (report.inputs["image"] > 0).all()
 
@@ -414,7 +416,7 @@ def test_the_bundled_model(bundled, laid_out):
     model, sources, tokens = bundled
     if laid_out in ("blocks", "int8"):
         model = mmx.load(dtype="int8" if laid_out == "int8" else "float32").model
-        assert model.decoder.is_packed
+        assert model.decoder.is_prepacked
     with torch.no_grad():
         memory = model.encode(sources, 1)
     decoder = copy.deepcopy(model.decoder).to(torch.bfloat16) if laid_out == "bfloat16" else model.decoder
@@ -471,6 +473,6 @@ def test_what_cannot_be_audited_is_one_sentence():
     with pytest.raises(MmxError, match="a decoder with a Memory, or a model with its sources"):
         leakage(tiny_model(), memory, tokens)
     with pytest.raises(MmxError, match="2 views"):
-        leakage(decoder, some_memory(batch=4).by_stream(2), tokens)
+        leakage(decoder, some_memory(batch=4).fold_streams(2), tokens)
     with pytest.raises(MmxError, match="the inputs of 'image' were not measured"):
         leakage(decoder, memory, tokens).ahead("image", "inputs")

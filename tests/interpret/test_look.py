@@ -17,14 +17,14 @@ from mmx.generation import DecoderStep, generate
 from mmx.inference.pipeline import Pipeline
 from mmx.interpret import QueryRecorder, attention_for_tokens
 from mmx.interpret.attention_maps import value_weighted_attention
-from mmx.interpret.render import colors, render_look, overlay_heatmap
+from mmx.interpret.render import colors, overlay_heatmap, render_look
 from mmx.interpret.teacher_forced import look_at_text, source_views
 from mmx.memory import cat
 from mmx.nn.attention import attention_weights
 from mmx.testing.toys import tiny_model
 
 IMAGE = SourceConfig(encoder="image", options={"backbone": "resnet18", "size": 64, "stage": 2})
-TEXT = SourceConfig(encoder="text", options={"width": 32, "layers": 1, "heads": 2})
+TEXT = SourceConfig(encoder="text", options={"hidden_size": 32, "num_layers": 1, "num_heads": 2})
 
 
 class Trail:
@@ -87,7 +87,9 @@ def test_one_pass_asks_what_was_asked_word_by_word_and_through_the_winning_beam(
         )
         words = list(said.tokens)
         asked = trail.asked[tuple(words[:-1])]
-        maps = attention_for_tokens(model.decoder, memory, torch.tensor([[[*prompt, *words[:-1]]]]))[0, 0, len(prompt) - 1 :]
+        maps = attention_for_tokens(model.decoder, memory, torch.tensor([[[*prompt, *words[:-1]]]]))[
+            0, 0, len(prompt) - 1 :
+        ]
     for layer in range(2):
         expected = attention_weights(asked[layer][None], memory.layer(layer)[0])[0].transpose(0, 1)
         torch.testing.assert_close(maps[:, layer], expected, atol=1e-5, rtol=1e-4)
@@ -98,7 +100,7 @@ def test_a_slot_that_hands_over_nothing_is_weighed_as_nothing(model, photo):
     pipeline = Pipeline(model)
     memory, tokens = pipeline.encode(image=photo), torch.tensor([[[1, 3, 70, 71]]])
     maps = attention_for_tokens(model.decoder, memory, tokens)
-    out = [block.cross_attention.out.weight.detach() for block in model.decoder.blocks]
+    out = [block.cross_attention.out.weight.detach() for block in model.decoder.layers]
     found = value_weighted_attention(model.decoder, memory, maps)
     for layer in range(2):
         for head in range(4):
@@ -113,7 +115,7 @@ def test_a_slot_that_hands_over_nothing_is_weighed_as_nothing(model, photo):
 @pytest.mark.parametrize("by", ["weighted", "attention", "relevance", "both"])
 def test_a_look_holds_a_map_for_each_word(model, photo, by):
     pipeline = Pipeline(model)
-    found = pipeline.look(photo, text="a dog runs", by=by)
+    found = pipeline.look(photo, text="a dog runs", method=by)
     assert [word.text for word in found.words] == ["a", "dog", "runs"]
     assert found.attention.shape == found.weighted.shape == (3, 2, 4, 64)
     assert (found.relevance is not None) == (by in ("relevance", "both"))
@@ -339,5 +341,7 @@ def test_look_takes_what_a_decoder_looked_at(model, photo):
     pipeline = Pipeline(model)
     memory = pipeline.encode(image=photo)
     said = model.tokenizer.encode("dogs")
-    found = look_at_text(model, memory, pipeline.prompt_tokens(None), said, None, source_views(model, memory, {"image": photo}))
+    found = look_at_text(
+        model, memory, pipeline.prompt_tokens(None), said, None, source_views(model, memory, {"image": photo})
+    )
     torch.testing.assert_close(found.weighted, pipeline.look(photo, text="dogs").weighted)

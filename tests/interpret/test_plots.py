@@ -9,7 +9,7 @@ import torch
 
 from mmx.errors import MmxError
 from mmx.interpret.attention_stats import relative_entropy
-from mmx.interpret.gradient_flow import TITLES, FlowValues, GradientFlow, FlowRow
+from mmx.interpret.gradient_flow import TITLES, FlowRow, FlowValues, GradientFlow
 from mmx.interpret.leakage import Leakage
 from mmx.interpret.plots import COLORS, MARKERS, plot_bars, plot_costs, plot_flow, plot_leakage, plot_spotlight
 

@@ -26,21 +26,21 @@ class Explicit(nn.Module):
         self.look, self.memory, self.mask, self.weights = look, memory, mask, None
 
     def forward(self, x, *_):
-        queries = fold_streams(split_heads(self.look.query(x), self.look.heads), self.memory.batch)
+        queries = fold_streams(split_heads(self.look.query(x), self.look.heads), self.memory.batch_size)
         keys, values = self.memory.layer(self.look.index)
         self.weights = attention_weights(queries, keys, self.mask).requires_grad_()
-        return self.look.out(merge_heads(unfold_streams(self.weights @ values, len(x) // self.memory.batch)))
+        return self.look.out(merge_heads(unfold_streams(self.weights @ values, len(x) // self.memory.batch_size)))
 
 
 def by_definition(decoder, memory, tokens, targets, mask=None):
     """sum over t of A * dlogp/dA for every target of every stream, one after the other: [B, K, T, L, H, S]."""
     batch, streams, length = tokens.shape
     looks = []
-    for block in (block for block in decoder.blocks if block.cross_attention is not None):
-        block.cross_attention = Explicit(block.cross_attention, memory, memory.attendable(streams, length))
+    for block in (block for block in decoder.layers if block.cross_attention is not None):
+        block.cross_attention = Explicit(block.cross_attention, memory, memory.cross_attention_mask(streams, length))
         looks.append(block.cross_attention)
     logprobs = decoder(tokens, memory, mask).log_softmax(-1)
-    found = torch.zeros(batch, streams, length, len(looks), 2, memory.slots, **DOUBLE)
+    found = torch.zeros(batch, streams, length, len(looks), 2, memory.num_slots, **DOUBLE)
     for b in range(batch):
         for k in range(streams):
             for t in range(length):
@@ -55,19 +55,21 @@ def by_definition(decoder, memory, tokens, targets, mask=None):
 def memories():
     """Plain; padded; shared by the layers; boxes of streams on a grid; texts side by side, one a stream."""
     picture = some_memory(slots=5, grid=(2, 2), **DOUBLE)
-    questions = some_memory(batch=4, slots=3, source="question", hidden=1, **DOUBLE).by_stream(2)
+    questions = some_memory(batch=4, slots=3, source="question", hidden=1, **DOUBLE).fold_streams(2)
     boxes = torch.tensor([[(0.0, 0.0, 0.4, 0.4), NO_BOX], [NO_BOX, (0.0, 0.0, 1.0, 0.4)]])
     return {
         "plain": some_memory(**DOUBLE),
-        "padded": some_memory(hidden=2, **DOUBLE).hide(torch.tensor([[True], [False]]) & (torch.arange(5) == 0)),
+        "padded": some_memory(hidden=2, **DOUBLE).mask_out(torch.tensor([[True], [False]]) & (torch.arange(5) == 0)),
         "shared": some_memory(layers=1, hidden=1, **DOUBLE),
         "boxes": picture.focus(boxes),
         "questions": cat(picture, questions),
-        "blind": some_memory(**DOUBLE).hide(torch.tensor([[True], [False]])),
+        "blind": some_memory(**DOUBLE).mask_out(torch.tensor([[True], [False]])),
     }
 
 
-@pytest.mark.parametrize("facts", [{}, {"layers": 4, "cross_every": 2, "norm_placement": "post"}], ids=["each", "2nd"])
+@pytest.mark.parametrize(
+    "facts", [{}, {"num_layers": 4, "cross_attention_every_n_layers": 2, "norm_placement": "post"}], ids=["each", "2nd"]
+)
 @pytest.mark.parametrize("kind", ["plain", "padded", "shared", "boxes", "questions", "blind"])
 def test_it_is_attention_times_its_gradient(kind, facts):
     decoder, memory, tokens = some_decoder(**facts).double(), memories()[kind], some_tokens(2, 2, 4)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmx.errors import MmxError, AudioError
+from mmx.errors import AudioError, MmxError
 from mmx.io.audio import MAX_CHANNELS, MAX_SECONDS, SUFFIXES, load_audio
 
 soundfile = pytest.importorskip("soundfile")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmx.errors import DataError
-from mmx.io.files import find_files, is_pattern, atomic_write
+from mmx.io.files import atomic_write, find_files, is_pattern
 
 
 def is_picture(path: str) -> bool:

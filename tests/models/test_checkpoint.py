@@ -114,8 +114,8 @@ def test_half_the_bytes_within_tolerance(model, saved, tmp_path):
 
 def test_provenance_and_generation_travel(model, tmp_path):
     chosen = GenerationConfig(num_beams=3, max_new_tokens=7)
-    folder = save_model(tmp_path / "deep" / "er" / "m", model, {"steps": 3, "data": ["a"]}, chosen)
-    assert load_provenance(folder).items() >= {"steps": 3, "data": ["a"]}.items()
+    folder = save_model(tmp_path / "deep" / "er" / "m", model, {"max_steps": 3, "data": ["a"]}, chosen)
+    assert load_provenance(folder).items() >= {"max_steps": 3, "data": ["a"]}.items()
     assert load_generation(folder) == chosen
     (folder / "provenance.json").write_text("[1")
     with pytest.raises(CheckpointError, match=r"provenance.json is damaged"):
@@ -243,13 +243,13 @@ def mutate(folder, dice):
     name = dice.choice(["config.yaml", "model.safetensors", "tokenizer.json"])
     data = bytearray((folder / name).read_bytes())
     header = 8 + int.from_bytes(data[:8], "little") if name == "model.safetensors" else len(data)
-    way = dice.choice(["flip", "flip", "cut", "swap", "erase"])
-    if way == "flip":
+    way = dice.choice(["flip", "flip", "cut", "swap", "random_erasing"])
+    if way == "horizontal_flip":
         for _ in range(dice.choice([1, 3])):
             data[dice.randrange(header)] = dice.randrange(256)
     elif way == "cut":
         del data[dice.randrange(len(data)) :]
-    elif way == "erase":
+    elif way == "random_erasing":
         start = dice.randrange(header)
         del data[start : start + dice.randrange(1, 40)]
     else:
@@ -480,9 +480,9 @@ def test_only_checkpoints_and_empty_folders_are_replaced(model, tmp_path):
 def test_a_link_is_followed(model, tmp_path, monkeypatch):
     folder = save_model(tmp_path / "steps" / "7", model)
     (tmp_path / "best").symlink_to("steps/7")
-    save_model(tmp_path / "best", model, {"steps": 8})
+    save_model(tmp_path / "best", model, {"max_steps": 8})
     assert (tmp_path / "best").is_symlink()
-    assert load_provenance(folder).items() >= {"steps": 8}.items()
+    assert load_provenance(folder).items() >= {"max_steps": 8}.items()
     monkeypatch.chdir(tmp_path)
     assert save_model("best", model) == Path("best")
 

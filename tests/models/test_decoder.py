@@ -26,16 +26,16 @@ CHOICES = {
     "positions": ["learned", "sinusoidal", "rope", "none"],
     "norm_placement": ["pre", "post"],
     "gate": ["none", "tanh"],
-    "cross_every": [1, 2],
-    "gated": [False, True],
-    "tied_embeddings": [True, False],
+    "cross_attention_every_n_layers": [1, 2],
+    "glu": [False, True],
+    "tie_word_embeddings": [True, False],
     "embedding_norm": [False, True],
-    "head_transform": [False, True],
+    "lm_head_transform": [False, True],
     "norm": ["layer", "rms"],
-    "biases": [True, False],
-    "head_bias": [False, True],
+    "bias": [True, False],
+    "lm_head_bias": [False, True],
 }
-FIRST = ["positions", "norm_placement", "gate", "cross_every"]
+FIRST = ["positions", "norm_placement", "gate", "cross_attention_every_n_layers"]
 
 
 def combinations():
@@ -187,11 +187,11 @@ def test_the_memory_is_looked_at():
 
 
 @pytest.mark.parametrize("gate", ["none", "tanh"])
-@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
 def test_an_empty_memory_says_what_a_masked_one_says(gate, biases):
     decoder, tokens, memory = some_decoder(gate=gate, biases=biases), some_tokens(2, 3, 6), some_memory()
     nothing = decoder(tokens, decoder.empty_memory(2))
-    blind = decoder(tokens, memory.hide(torch.ones(2, 5, dtype=torch.bool)))
+    blind = decoder(tokens, memory.mask_out(torch.ones(2, 5, dtype=torch.bool)))
     torch.testing.assert_close(blind, nothing, atol=1e-6, rtol=0)
     assert (decoder(tokens, memory) - nothing).abs().max() > 0.1
 
@@ -207,7 +207,7 @@ def test_visibility_says_which_slots_each_position_may_see(streams):
     stairs = torch.ones(6, 6, dtype=torch.bool).tril()
     limited = decoder(tokens, memory, visibility=stairs)
     for place in range(6):
-        cut = decoder(tokens, memory.hide(~stairs[place]))
+        cut = decoder(tokens, memory.mask_out(~stairs[place]))
         torch.testing.assert_close(limited[:, :, place], cut[:, :, place], atol=1e-5, rtol=0)
     blind = decoder(tokens, memory, visibility=torch.zeros(6, 6, dtype=torch.bool))
     torch.testing.assert_close(blind, decoder(tokens, decoder.empty_memory(2)), atol=1e-5, rtol=0)
@@ -218,7 +218,7 @@ def test_visibility_beside_questions_that_belong_to_streams():
     questions = some_memory(batch=4, slots=2, layers=1, source="question")
     visibility = torch.rand(4, 5) < 0.6
     folded = torch.cat([visibility, visibility[:, 3:]], 1)
-    together = decoder(tokens, cat(picture, questions.by_stream(2)), visibility=folded)
+    together = decoder(tokens, cat(picture, questions.fold_streams(2)), visibility=folded)
     for k in range(2):
         own = cat(picture, questions.select([k, 2 + k]))
         alone = decoder(tokens[:, k : k + 1], own, visibility=visibility)
@@ -228,7 +228,9 @@ def test_visibility_beside_questions_that_belong_to_streams():
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_a_shut_gate_starts_as_a_decoder_of_text_alone(placement):
     torch.manual_seed(1)
-    decoder = TextDecoder(DecoderConfig(hidden_size=16, num_heads=2, num_layers=2, gate="tanh", norm_placement=placement), VOCABULARY)
+    decoder = TextDecoder(
+        DecoderConfig(hidden_size=16, num_heads=2, num_layers=2, gate="tanh", norm_placement=placement), VOCABULARY
+    )
     decoder.eval()
     tokens = some_tokens()
     assert torch.equal(decoder(tokens, some_memory()), decoder(tokens, decoder.empty_memory(2)))
@@ -243,7 +245,9 @@ def test_one_shared_layer_says_what_equal_layers_would():
 
 
 @pytest.mark.parametrize(
-    "memory", [{"batch": 1}, {"batch": 4}, {"layers": 3}, {"heads": 4}, {"width": 4}], ids=lambda m: next(iter(m))
+    "memory",
+    [{"batch": 1}, {"batch": 4}, {"num_layers": 3}, {"num_heads": 4}, {"hidden_size": 4}],
+    ids=lambda m: next(iter(m)),
 )
 def test_a_memory_that_is_not_of_this_decoder_is_refused(memory):
     given_ = some_memory(**memory)
@@ -273,7 +277,7 @@ def theirs_of(kind, norm_first, activation):
 
 
 def ours_of(norm_first, activation, looking):
-    facts = {"width": 16, "heads": 4, "feed_forward_width": 40, "feed_forward": activation, "dropout": 0.0}
+    facts = {"hidden_size": 16, "num_heads": 4, "intermediate_size": 40, "activation": activation, "dropout": 0.0}
     config = DecoderConfig(**facts, norm_placement="pre" if norm_first else "post", num_layers=1)
     return config, DecoderLayer(config, looking).double().eval()
 
@@ -291,7 +295,9 @@ def test_a_stack_without_looking_is_torchs_transformer_encoder(norm_first, activ
         copy_self_attention(block, layer)
         block.feed_residual.norm.load_state_dict(layer.norm2.state_dict())
         theirs = layer(theirs, src_mask=~causal)
-        ours = block(ours, causal[None, None], torch.arange(5).expand(3, 5), None, CrossAttentionInputs(memory, memory.mask))
+        ours = block(
+            ours, causal[None, None], torch.arange(5).expand(3, 5), None, CrossAttentionInputs(memory, memory.mask)
+        )
     assert float(theirs.detach().std()) > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
@@ -309,7 +315,7 @@ def test_a_looking_block_is_torchs_transformer_decoder(norm_first, activation):
     projection = KeyValueProjection(options, config, 16, 1, "image").double()
     weights, biases = (p.chunk(3) for p in (layer.multihead_attn.in_proj_weight, layer.multihead_attn.in_proj_bias))
     for part, weight, bias in zip((block.cross_attention.query, projection.key, projection.value), weights, biases):
-        part.load_state_dict({"weight": weight, "bias": bias})
+        part.load_state_dict({"sampling_weight": weight, "bias": bias})
     block.cross_attention.out.load_state_dict(layer.multihead_attn.out_proj.state_dict())
 
     x, states = torch.randn(3, 5, 16, dtype=torch.float64), torch.randn(3, 7, 16, dtype=torch.float64)
@@ -331,14 +337,14 @@ def test_a_looking_block_is_torchs_transformer_decoder(norm_first, activation):
 def test_the_head_by_hand(tied, transform, bias):
     decoder = some_decoder(tied_embeddings=tied, head_transform=transform, head_bias=bias)
     memory, tokens = some_memory(), some_tokens()
-    states, head = decoder.states(tokens, memory), decoder.head
+    states, head = decoder.hidden_states(tokens, memory), decoder.lm_head
     assert states.shape == (2, 1, 6, 16)
     inner = head.transform.norm(F.gelu(head.transform.dense(states))) if transform else states
-    table = decoder.embedding.table if tied else head.table
+    table = decoder.embedding.weight if tied else lm_head.weight
     expected = inner @ table.T + (head.bias if bias else 0)
     torch.testing.assert_close(decoder(tokens, memory), expected, atol=1e-5, rtol=0)
     tables = [name for name, p in decoder.named_parameters() if p.shape == (VOCABULARY, 16)]
-    assert tables == (["embedding.table"] if tied else ["embedding.table", "head.table"])
+    assert tables == (["embedding.weight"] if tied else ["embedding.weight", "lm_head.weight"])
 
 
 def test_it_keeps_no_state():

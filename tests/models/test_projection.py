@@ -28,7 +28,7 @@ def test_keys_and_values_by_hand():
     projection, features = some_projection(), some_features()
     memory = projection(features)
     content = projection.norm(features.states)
-    placed = content + projection.positions.along[0].table[:6]
+    placed = content + projection.positions.along[0].weight[:6]
     for layer in range(3):
         for head in range(2):
             rows = slice((layer * 2 + head) * 8, (layer * 2 + head + 1) * 8)
@@ -56,7 +56,7 @@ def test_positions_go_on_the_keys_and_values_stay_content(position, dimensions, 
 def test_a_grid_has_rows_and_columns_and_the_slots_before_it_none():
     projection = some_projection(2)
     positions = projection.positions(some_features(slots=8, grid=(2, 3)), "image")
-    by_row, by_column = (scheme.table for scheme in projection.positions.along)
+    by_row, by_column = (scheme.weight for scheme in projection.positions.along)
     assert (positions[:2] == 0).all()
     for row in range(2):
         for column in range(3):

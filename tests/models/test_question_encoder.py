@@ -24,7 +24,15 @@ ASKED = ["who?", "what is on the table?", "is it so?", "why?", "how many of them
 
 def build(**reader):
     """A small model in float64 with large weights; the reader is narrower than the decoder and has other heads."""
-    facts = {"width": 24, "layers": 2, "heads": 3, "max_positions": 60, "opening": (1,), "closing": (2,), **reader}
+    facts = {
+        "hidden_size": 24,
+        "num_layers": 2,
+        "num_heads": 3,
+        "max_position_embeddings": 60,
+        "prefix_token_ids": (1,),
+        "suffix_token_ids": (2,),
+        **reader,
+    }
     config = ModelConfig(
         sources={"numbers": SourceConfig(encoder="mmx.testing:ToyEncoder")},
         decoder=DecoderConfig(hidden_size=32, num_layers=3, num_heads=4, max_position_embeddings=64),
@@ -45,7 +53,7 @@ VARIANTS = {
     "pre": {},
     "post": {"norm_placement": "post", "embedding_norm": True},
     "rope": {"positions": "rope"},
-    "every other block": {"cross_every": 2},
+    "every other block": {"cross_attention_every_n_layers": 2},
 }
 
 
@@ -213,5 +221,5 @@ def test_questions_are_answered_as_alone_by_the_verbs():
 def test_a_model_without_a_reader_has_none():
     model = tiny_model()
     assert model.question_encoder is None
-    with pytest.raises(MmxError, match="the model has no source 'reader'"):
+    with pytest.raises(MmxError, match="the model has no source 'question_encoder'"):
         model.collate(QUESTION_ENCODER, ["who?"])

@@ -15,7 +15,7 @@ from mmx.errors import EncoderError, MmxError
 from mmx.inference.batch_inference import Question
 from mmx.inference.pipeline import Pipeline
 from mmx.models.model import SourceBatch
-from mmx.models.source import collate_inputs, prepare_inputs, find_source
+from mmx.models.source import collate_inputs, find_source, prepare_inputs
 from mmx.testing import ToyEncoder, tiny_model
 
 OPTIONS = {"max_new_tokens": 4}
@@ -57,7 +57,7 @@ class Touchy(ToyEncoder):
 @pytest.fixture(scope="module")
 def pipeline():
     picture = SourceConfig(encoder="image", options={"backbone": "test_resnet", "size": 32})
-    text = SourceConfig(encoder="text", options={"width": 32, "layers": 1, "heads": 4})
+    text = SourceConfig(encoder="text", options={"hidden_size": 32, "num_layers": 1, "num_heads": 4})
     model = tiny_model({"image": picture, "text": text, "audio": f"{__name__}:Ear"})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -75,7 +75,7 @@ MIXED = [{name: PARTS[name] for name in names} for n in (1, 2, 3) for names in i
 
 
 def logits(pipeline, memory):
-    tokens = torch.tensor([[[1, 7, 70, 71, 72]]]).expand(memory.batch, 1, 5)
+    tokens = torch.tensor([[[1, 7, 70, 71, 72]]]).expand(memory.batch_size, 1, 5)
     with torch.inference_mode():
         return pipeline.model.decoder(tokens, memory)
 
@@ -178,8 +178,8 @@ def test_training_hands_the_boxes_to_the_decoder(pipeline):
 
 
 def test_what_points_is_not_moved_by_augmentation(pipeline):
-    changes = {"crop": 0.3, "flip": True, "color": 0.0}
-    config = parse_config({"path": "x", "augment": changes}, _data(), where="test")
+    changes = {"min_crop_scale": 0.3, "horizontal_flip": True, "color_jitter": 0.0}
+    config = parse_config({"path": "x", "augmentation": changes}, _data(), where="test")
     for box, moved in ((None, True), ((0.0, 0.0, 0.5, 0.5), False)):
         examples = [Example("e", {"image": picture(60)}, (TextTask(("a",), "what?", box=box),))]
         data = TrainingDataset(pipeline.model, [(config, examples)], 0, 1, 20)
@@ -261,7 +261,7 @@ class Orphan(ToyEncoder):
 class Wide(ToyEncoder):
     def __init__(self, options):
         super().__init__(options)
-        self.feature_size = True
+        self.width = True
 
 
 class Deep(ToyEncoder):

@@ -12,16 +12,16 @@ from mmx.encoders.text import TextEncoder
 from mmx.errors import ConfigError
 from mmx.generation import DecoderStep, generate
 from mmx.generation.decode_step import UncachedStep
-from mmx.models.checkpoint import load_model, unique_tensors, save_model
+from mmx.models.checkpoint import load_model, save_model, unique_tensors
 from mmx.models.model import Model, mount
-from mmx.nn.layers import TiedLinear, TiedQKVProjection, SelfAttention
+from mmx.nn.layers import SelfAttention, TiedLinear, TiedQKVProjection
 from mmx.nn.prepack import PrepackedLinear
 from mmx.testing.toys import toy_tokenizer
 
 WIDTH, HEADS, LAYERS = 16, 2, 2
 TEXTS = ["a red cat", "two dogs"]
 TOKENS = torch.tensor([[[1, 3, 70, 90]], [[1, 3, 80, 60]]])
-FACTS = {"width": WIDTH, "heads": HEADS, "layers": LAYERS, "max_positions": 48}
+FACTS = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": LAYERS, "max_position_embeddings": 48}
 
 
 def text_source(projection=None, **options):
@@ -177,12 +177,12 @@ def test_what_is_mounted_borrows_too():
 @pytest.mark.parametrize(("kind", "allowed"), [("float32", 1e-5), ("int8", 0.05)])
 @torch.no_grad()
 def test_a_decoder_laid_out_for_speaking_still_borrows(kind, allowed):
-    facts = {"width": 256, "heads": 4}
+    facts = {"hidden_size": 256, "num_heads": 4}
     model = some_model({"text": text_source(**facts)}, **facts)
     expected = logits(model, ("text",))
-    model.speak_in(kind)
+    model.prepare_for_inference(kind)
     assert any(isinstance(part, PrepackedLinear) for part in model.decoder.modules())
-    assert type(model.decoder.blocks[0].self_attention.qkv.key) is not PrepackedLinear
+    assert type(model.decoder.layers[0].self_attention.qkv.key) is not PrepackedLinear
     error = (logits(model, ("text",)) - expected).abs().max() / expected.abs().max()
     assert error < allowed
 
@@ -213,8 +213,12 @@ def test_no_biases_are_shared_as_none():
     ("sources", "decoder", "sentence"),
     [
         ({"text": text_source(width=32)}, {}, r"share_attention: text maps 32 to 32, source text 32 to 16; give them"),
-        ({"text": text_source({"width": 24})}, {}, r"text maps 16 to 16, source text 24 to 16"),
-        ({"text": text_source({"width": 16}, width=32, heads=4)}, {}, r"text maps 32 to 32, source text 16 to 16"),
+        ({"text": text_source({"hidden_size": 24})}, {}, r"text maps 16 to 16, source text 24 to 16"),
+        (
+            {"text": text_source({"hidden_size": 16}, width=32, heads=4)},
+            {},
+            r"text maps 32 to 32, source text 16 to 16",
+        ),
         ({"text": text_source(), "other": text_source(width=32)}, {}, r"source other maps 32 to 16, source text 16 to"),
         ({"text": text_source(heads=4)}, {}, r"text has 4 heads of queries and 4 of keys, source text 2 of both"),
         ({"text": text_source(kv_heads=1)}, {}, r"text has 2 heads of queries and 1 of keys, source text 2 of both"),
@@ -236,7 +240,7 @@ def test_shapes_that_do_not_fit_are_refused_in_one_sentence(sources, decoder, se
         ({"sources": {"text": text_source({"bias": False})}}, "needs share_layers: true and bias: true"),
         ({"decoder": DecoderConfig(**FACTS, bias=False)}, "bias: false .the decoder's biases. .* of text"),
         ({"decoder": DecoderConfig(**FACTS, num_kv_heads=1)}, "goes with neither a reader nor kv_heads"),
-        ({"reader": FACTS, "question_to": "reader"}, "goes with neither a reader nor kv_heads"),
+        ({"question_encoder": FACTS, "question_input": "question_encoder"}, "goes with neither a reader nor kv_heads"),
     ],
 )
 def test_contradictions_are_refused_before_anything_is_built(changes, sentence):
@@ -248,12 +252,12 @@ def test_contradictions_are_refused_before_anything_is_built(changes, sentence):
 def test_the_first_rows_of_a_fused_map_become_the_queries():
     torch.manual_seed(3)
     plain = TextEncoder(TextEncoder.Options(**FACTS), toy_tokenizer())
-    fused = plain.blocks[0].self_attention.qkv
+    fused = plain.layers[0].self_attention.qkv
     torch.manual_seed(3)
     shared = Model(
         ModelConfig.model_validate({"sources": {"text": text_source()}, "decoder": FACTS, "share_attention": True}),
         toy_tokenizer(),
     )
-    query = shared.encoders["text"].blocks[0].self_attention.qkv.query
+    query = shared.encoders["text"].layers[0].self_attention.qkv.query
     assert isinstance(fused, nn.Linear)
     assert torch.equal(query.weight, fused.weight[:WIDTH])

@@ -14,7 +14,7 @@ MASKS = {
     "slots": (2, 1, 1, 7),
     "shared slots": (1, 1, 1, 7),
     "queries": (5, 7),
-    "heads": (1, 3, 5, 7),
+    "num_heads": (1, 3, 5, 7),
     "everything": (2, 3, 5, 7),
 }
 properties = settings(max_examples=50, deadline=None)

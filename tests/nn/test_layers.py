@@ -32,7 +32,7 @@ properties = settings(max_examples=50, deadline=None)
 
 
 def config(**facts):
-    return BaseTransformerConfig(**{"width": 8, "heads": 2, "layers": 1, "dropout": 0.0, **facts})
+    return BaseTransformerConfig(**{"hidden_size": 8, "num_heads": 2, "num_layers": 1, "dropout": 0.0, **facts})
 
 
 # ---- positions -------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("glu", [False, True])
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_feed_forward_against_its_formula(kind, gated):
     layer = build_feed_forward(config(feed_forward=kind, gated=gated, feed_forward_width=12)).double()
@@ -149,7 +149,7 @@ def test_token_embedding_against_its_formula():
     layer = TokenEmbedding(config(embedding_scale=3.0, embedding_norm=True), 11)
     nn.init.normal_(layer.norm.bias)
     tokens, positions = torch.tensor([[4, 4, 0]]), torch.tensor([[0, 1, 2]])
-    expected = layer.norm(3.0 * layer.weight[tokens] + layer.positions.table[positions])
+    expected = layer.norm(3.0 * layer.weight[tokens] + layer.positions.weight[positions])
     torch.testing.assert_close(layer(tokens, positions), expected)
 
 

@@ -14,7 +14,7 @@ from mmx.nn.prepack import MIN_NUMEL, Int8Linear, PrepackedLinear, can_prepack, 
 from mmx.testing import tiny_model
 
 pytestmark = pytest.mark.skipif(not can_prepack(), reason="this build of torch has no oneDNN")
-WIDE = {"width": 256, "heads": 4}  # maps large enough to be packed
+WIDE = {"hidden_size": 256, "num_heads": 4}  # maps large enough to be packed
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -22,7 +22,9 @@ WIDE = {"width": 256, "heads": 4}  # maps large enough to be packed
 def test_a_packed_map_gives_what_the_plain_one_gives(rows, bias):
     torch.manual_seed(0)
     plain, x = nn.Linear(192, 320, bias=bias), torch.randn(*rows, 192)
-    torch.testing.assert_close(prepack_linear(plain.weight, plain.bias, "blocks")(x), plain(x).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        prepack_linear(plain.weight, plain.bias, "blocks")(x), plain(x).detach(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_int8_is_off_by_less_than_half_a_step_of_each_row_and_what_bfloat16_rounds():

@@ -15,17 +15,23 @@ from hypothesis import strategies as st
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
 from mmx.generation import DecoderStep, generate
 from mmx.generation.decode_step import UncachedStep
-from mmx.interpret import QueryRecorder, attention_maps, attention_for_tokens
+from mmx.interpret import QueryRecorder, attention_for_tokens, attention_maps
 from mmx.memory import Memory, Segment, cat
 from mmx.nn.attention import attention_weights
-from mmx.nn.relative_position import RelativeDistances, RelativePositionBias, relative_distances, wait_k_mask, wait_k_visibility
+from mmx.nn.relative_position import (
+    RelativeDistances,
+    RelativePositionBias,
+    relative_distances,
+    wait_k_mask,
+    wait_k_visibility,
+)
 from mmx.testing import tiny_model
 
 properties = settings(max_examples=50, deadline=None)
 KINDS = {
-    "relative": {"cross_positions": "relative", "cross_reach": 3},
+    "relative": {"cross_attention_positions": "relative", "max_relative_distance": 3},
     "wait": {"wait_k": 2},
-    "both": {"cross_positions": "relative", "cross_reach": 2, "wait_k": 1, "positions": "rope"},
+    "both": {"cross_attention_positions": "relative", "max_relative_distance": 2, "wait_k": 1, "positions": "rope"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -102,7 +108,7 @@ def test_bias_and_view_are_those_of_a_loop(parts, batch, streams, reach, k, seed
                 for place in range(count):
                     index = max(-reach, min(reach, place - position)) + reach
                     for head in range(2):
-                        assert found[b, head, query, slot] == (0.0 if grid else bias.table[head, index])
+                        assert found[b, head, query, slot] == (0.0 if grid else bias.weight[head, index])
                     assert seen[b, 0, query, slot] == (grid or place < position + k)
                     slot += 1
 
@@ -117,12 +123,12 @@ def test_a_view_opens_by_one_slot_a_step(length, slots, k):
 
 def test_beyond_its_reach_all_is_equally_far():
     bias = enliven(RelativePositionBias(2, 2))
-    far = bias(RelativeDistances(torch.tensor([[[-100, -3, -2, -1, 0, 1, 2, 3, 100]]]), torch.ones(9, dtype=torch.bool)))[
-        0, :, 0
-    ]
-    assert torch.equal(far[:, 2:7], bias.table.data)
+    far = bias(
+        RelativeDistances(torch.tensor([[[-100, -3, -2, -1, 0, 1, 2, 3, 100]]]), torch.ones(9, dtype=torch.bool))
+    )[0, :, 0]
+    assert torch.equal(far[:, 2:7], bias.weight.data)
     for place, edge in ((0, 0), (1, 0), (7, -1), (8, -1)):
-        assert torch.equal(far[:, place], bias.table.data[:, edge])
+        assert torch.equal(far[:, place], bias.weight.data[:, edge])
 
 
 # ---- within the decoder ----------------------------------------------------------------------------------------------
@@ -131,9 +137,14 @@ def test_beyond_its_reach_all_is_equally_far():
 @every_kind
 def test_the_maps_are_the_weights_that_the_values_were_read_with(kind):
     """By loops from the recorded queries, and by what came out: maps @ values enters the layer's last linear map."""
-    decoder, memory, tokens, recorder = some_decoder(**KINDS[kind]), text_and_grid(), some_tokens(2, 3, 4), QueryRecorder()
+    decoder, memory, tokens, recorder = (
+        some_decoder(**KINDS[kind]),
+        text_and_grid(),
+        some_tokens(2, 3, 4),
+        QueryRecorder(),
+    )
     read = []
-    handle = decoder.blocks[1].cross_attention.out.register_forward_hook(lambda _, given, __: read.append(given[0]))
+    handle = decoder.layers[1].cross_attention.out.register_forward_hook(lambda _, given, __: read.append(given[0]))
     decoder(tokens, memory, recorder=recorder)
     handle.remove()
     maps, queries = attention_maps(recorder, memory, 3, 1), recorder.queries(1, 3)
@@ -153,7 +164,12 @@ def test_the_maps_are_the_weights_that_the_values_were_read_with(kind):
 
 @every_kind
 def test_a_text_that_is_there_is_looked_over_as_it_was_said(kind):
-    decoder, memory, tokens, recorder = some_decoder(**KINDS[kind]), text_and_grid(), some_tokens(2, 2, 5), QueryRecorder()
+    decoder, memory, tokens, recorder = (
+        some_decoder(**KINDS[kind]),
+        text_and_grid(),
+        some_tokens(2, 2, 5),
+        QueryRecorder(),
+    )
     with torch.no_grad():
         step = DecoderStep(decoder, memory, 4, recorder)
         step.prefill(tokens[:, :, :2], torch.ones(2, 2, 2, dtype=torch.bool))
@@ -238,7 +254,7 @@ def test_a_visibility_and_what_is_hidden_narrow_the_view_further():
     decoder, memory, tokens = some_decoder(wait_k=2), some_memory(slots=5), some_tokens(2, 1, 4)
     recorder, hidden = QueryRecorder(), torch.tensor([True, False, False, False, False])
     visibility = torch.rand(4, 5) < 0.7
-    decoder(tokens, memory.hide(hidden), recorder=recorder, visibility=visibility)
+    decoder(tokens, memory.mask_out(hidden), recorder=recorder, visibility=visibility)
     maps = attention_maps(recorder, memory, 1, 0)[:, 0]
     seen = visibility & wait_k_visibility(4, 5, 2) & ~hidden
     assert torch.equal(maps > 0, seen[None, :, None].expand_as(maps))
@@ -253,7 +269,7 @@ def test_wait_k_in_the_decoder_is_the_visibility_given_to_a_plain_one():
 def test_gradients_reach_the_table_where_a_distance_occurs():
     decoder = some_decoder(cross_positions="relative", cross_reach=4).requires_grad_(True)
     decoder(some_tokens(1, 1, 3), some_memory(1, slots=2)).square().sum().backward()
-    gradient = decoder.distance_bias.table.grad
+    gradient = decoder.relative_position_bias.weight.grad
     occurring = torch.tensor([-2, -1, 0, 1]) + 4
     assert (gradient[:, occurring].abs() > 1e-4).all()
     gradient[:, occurring] = 0
@@ -264,10 +280,10 @@ def test_gradients_of_a_bias_are_those_of_small_differences():
     """The table in float64, by central differences."""
     decoder = some_decoder(cross_positions="relative", cross_reach=2, wait_k=1).double()
     memory, tokens = some_memory(dtype=torch.float64), some_tokens(2, 2, 3)
-    table = decoder.distance_bias.table.requires_grad_(True)
+    table = decoder.relative_position_bias.weight.requires_grad_(True)
 
     def score(changed):
-        decoder.distance_bias.table.data = changed
+        decoder.relative_position_bias.weight.data = changed
         return decoder(tokens, memory).log_softmax(-1)[..., 0].sum()
 
     at = table.detach().clone()
@@ -288,7 +304,7 @@ def test_an_untrained_bias_changes_nothing():
         some_memory(),
         some_tokens(2, 2, 4),
     )
-    decoder.load_state_dict({**plain.state_dict(), "distance_bias.table": torch.zeros(2, 7)})
+    decoder.load_state_dict({**plain.state_dict(), "relative_position_bias.weight": torch.zeros(2, 7)})
     assert_alike(decoder(tokens, memory), plain(tokens, memory))
 
 
@@ -299,7 +315,7 @@ SOURCE, EQUAL = "xyxz", (0, 2)  # two equal words, with another between them
 
 def reads(position="none", encoder="none", causal=False, **decoder):
     """A lively model of one text source, whose encoder sees all and whose positions are where they are asked for."""
-    options = {"width": 32, "layers": 2, "heads": 4, "positions": encoder, "causal": causal}
+    options = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "positions": encoder, "causal": causal}
     source = SourceConfig(encoder="text", options=options, projection=ProjectionConfig(positions=position))
     return enliven(tiny_model({"text": source}, **decoder)).requires_grad_(False)
 
@@ -333,9 +349,9 @@ def test_positions_on_queries_alone_cannot_tell_two_equal_words_apart(positions)
 @pytest.mark.parametrize(
     "facts",
     [
-        {"position": "learned"},
-        {"position": "sinusoidal"},
-        {"cross_positions": "relative", "cross_reach": 4},
+        {"positions": "learned"},
+        {"positions": "sinusoidal"},
+        {"cross_attention_positions": "relative", "max_relative_distance": 4},
         {"encoder": "learned"},
         {"encoder": "sinusoidal"},
         {"encoder": "rope"},
@@ -357,7 +373,11 @@ def test_without_places_a_source_is_a_bag_of_words():
         inputs.inputs["tokens"] = inputs.inputs["tokens"][:, order]
         return model.decoder(tokens, model.encode({"text": inputs}, 1))
 
-    for facts, same in (({}, True), ({"position": "learned"}, False), ({"cross_positions": "relative"}, False)):
+    for facts, same in (
+        ({}, True),
+        ({"positions": "learned"}, False),
+        ({"cross_attention_positions": "relative"}, False),
+    ):
         model = reads(**facts)
         slots = len(model.encoder("text").prepare(SOURCE)["tokens"])
         gap = (said(model, list(range(slots))) - said(model, [1, 0, *range(slots - 1, 1, -1)])).abs().max()

@@ -33,7 +33,7 @@ FLOORS = [
         "tokenizer",
         "prompts",
     ],
-    ["encoders", "projection", "distance", "looking", "reader", "decoder", "cache"],
+    ["encoders", "projection", "distance", "looking", "question_encoder", "decoder", "cache"],
     ["sources"],
     ["sharing"],
     ["model"],
@@ -45,7 +45,7 @@ FLOORS = [
 ISLANDS = ["metrics"]
 FRONT_DOOR = "__init__"
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
-ENCODER_WING, DECODER_WING = {"encoders"}, {"projection", "distance", "looking", "reader", "decoder", "cache"}
+ENCODER_WING, DECODER_WING = {"encoders"}, {"projection", "distance", "looking", "question_encoder", "decoder", "cache"}
 
 GUESTS = {  # heavy package -> the rooms it may enter
     "accelerate": {"training"},

@@ -43,7 +43,7 @@ def place(tmp_path: Path) -> Path:
         ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40, image_size=32)
     )
     vit.save_pretrained(tmp_path / "vit")
-    Processor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    Processor(size={"height": 32, "hidden_size": 32}).save_pretrained(tmp_path / "vit")
     return tmp_path
 
 
@@ -56,12 +56,12 @@ def stands_in(document: dict[str, Any], place: Path) -> RunConfig:
         assert source["options"].pop("pretrained") is True
         source["options"] |= {"backbone": "convnext_atto", "size": 64}
     if "init_from" in decoder:
-        decoder["init_from"] = str(place / ("gpt2" if "gpt2" in decoder["init_from"] else "llama"))
+        decoder["pretrained"] = str(place / ("gpt2" if "gpt2" in decoder["pretrained"] else "llama"))
     for data in [*document["train"], *document["validation"].values()]:
         data.pop("split", None)
         data["path"] = str(place / "list.jsonl")
-    document["training"] |= {"steps": 2, "batch_size": 2, "mixed_precision": "no", "log_every": 1}
-    return RunConfig.model_validate({**document, "out": str(place / "run")})
+    document["training"] |= {"max_steps": 2, "per_device_batch_size": 2, "mixed_precision": "no", "logging_steps": 1}
+    return RunConfig.model_validate({**document, "output_dir": str(place / "run")})
 
 
 @pytest.mark.parametrize("name", ["gpt2-looks", "smollm2-looks", "pretrained-backbone"])

@@ -59,7 +59,7 @@ def test_texts_are_packed_with_their_mirror_image(packed):
 
 
 def test_a_student_of_two_teachers_becomes_a_checkpoint(packed, tmp_path):
-    small = {"steps": 2, "batch": [4, 2, 2], "size": SIZE, "warmup": 0.5}
+    small = {"max_steps": 2, "batch": [4, 2, 2], "size": SIZE, "warmup_steps": 0.5}
     plan = [
         {"name": "first", "seed": 1, **small},
         {"name": "second", "backbone": "resnet10t", "seed": 2, **small},

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import MmxError
-from mmx.studies.synthetic_text import COLOURS, LONGEST, SHORTEST, arrangements, copying, invented, ordering, split_held_out
+from mmx.studies.synthetic_text import (
+    COLOURS,
+    LONGEST,
+    SHORTEST,
+    arrangements,
+    copying,
+    invented,
+    ordering,
+    split_held_out,
+)
 
 GENERATORS = pytest.mark.parametrize("make", [ordering, copying])
 

@@ -10,7 +10,7 @@ import torch
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
 from mmx.errors import ImageError, MmxError
-from mmx.inference.batch_inference import Question, GeneratedText, answers, captions
+from mmx.inference.batch_inference import GeneratedText, Question, answers, captions
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 

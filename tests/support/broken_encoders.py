@@ -47,8 +47,8 @@ class Forgetful(Numbers):
 
     def __init__(self, options):
         super().__init__(options)
-        self.feature_size = options.features * (2 if options.doubled else 1)
-        self.linear = nn.Linear(1, self.feature_size)
+        self.width = options.features * (2 if options.doubled else 1)
+        self.linear = nn.Linear(1, self.width)
         self.options = options.model_copy(update={"doubled": False})
 
 
@@ -237,7 +237,7 @@ class Pixels(Encoder):
 
     def __init__(self, options):
         super().__init__(options)
-        self.feature_size, self.linear = 16, nn.Conv2d(3, 16, 8, 8)
+        self.width, self.linear = 16, nn.Conv2d(3, 16, 8, 8)
 
     def prepare(self, raw):
         small = torch.frombuffer(bytearray(raw.resize((32, 24), Image.Resampling.BOX).tobytes()), dtype=torch.uint8)

@@ -22,7 +22,7 @@ def some_memory(batch=2, slots=5, layers=2, heads=HEADS, width=HEAD_WIDTH, hidde
 def enliven(module):
     """Redraw the parameters: maps keep the size of their input, norms and gates are away from where they start."""
     for name, parameter in module.named_parameters():
-        if name.endswith("opening"):
+        if name.endswith("prefix_token_ids"):
             nn.init.constant_(parameter, 0.7)
         elif parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -33,7 +33,7 @@ def enliven(module):
 
 def some_decoder(**facts):
     """A lively TextDecoder in eval mode: two layers, two heads, width 16, dropout 0.1."""
-    facts = {"width": WIDTH, "heads": HEADS, "layers": 2, "max_positions": 64, **facts}
+    facts = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": 2, "max_position_embeddings": 64, **facts}
     return enliven(TextDecoder(DecoderConfig(**facts), VOCABULARY)).eval().requires_grad_(False)
 
 

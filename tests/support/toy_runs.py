@@ -26,16 +26,24 @@ def write_numbers(folder: Path, count: int = COUNT, bad: int | None = None, name
 
 def number_config(data: str, out: Path, validate: bool = False, dropout: float = 0.1, **training: Any) -> RunConfig:
     """A run of a tiny model on numbers; `training` changes fields of TrainingConfig."""
-    facts = {"steps": 12, "batch_size": 4, "streams": 2, "warmup": 3, "lr": 3e-3, "ema": 0.9, "log_every": 1}
-    facts |= {"save_every": 4, "validate_every": 6} | training
+    facts = {
+        "max_steps": 12,
+        "per_device_batch_size": 4,
+        "texts_per_image": 2,
+        "warmup_steps": 3,
+        "learning_rate": 3e-3,
+        "ema_decay": 0.9,
+        "logging_steps": 1,
+    }
+    facts |= {"save_steps": 4, "eval_steps": 6} | training
     model = {
         "sources": {"numbers": {"encoder": "mmx.testing:ToyEncoder"}},
-        "decoder": {"width": 32, "layers": 1, "heads": 4, "dropout": dropout},
-        "vocabulary": 300,
+        "decoder": {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "dropout": dropout},
+        "vocab_size": 300,
     }
-    validation = {"some": {"path": data, "limit": 7}} if validate else {}
+    validation = {"some": {"path": data, "max_examples": 7}} if validate else {}
     document = {"model": model, "train": [{"path": data}], "validation": validation, "training": facts}
-    return RunConfig.model_validate({**document, "generation": {"max_new_tokens": 4}, "out": str(out)})
+    return RunConfig.model_validate({**document, "generation": {"max_new_tokens": 4}, "output_dir": str(out)})
 
 
 def critical_config(data: str, out: Path, streams: int = 4, **training: Any) -> RunConfig:

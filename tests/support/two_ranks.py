@@ -47,7 +47,7 @@ def trainer_rank() -> int:
 
 
 data = str(folder / "numbers.jsonl")
-parts = {"sources.numbers.encoder": {"lr": 0.5}}
+parts = {"sources.numbers.encoder": {"learning_rate": 0.5}}
 config = number_config(data, folder / "whole", validate=True, accumulation=2, parts=parts)
 note("whole", watched(config))
 for stop in (4, 7):  # 7: inside an epoch, at no save; only the second rank is asked

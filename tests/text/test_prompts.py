@@ -11,14 +11,14 @@ from mmx.text.prompts import (
     ANSWER,
     BOS,
     CAPTION,
-    SPECIAL_TOKENS,
     QUESTION,
+    SPECIAL_TOKENS,
     answer_prompt,
     caption_prompt,
-    question_prompt,
     normalize_caption,
     normalize_question,
     normalize_whitespace,
+    question_prompt,
 )
 
 EFFORT = settings(max_examples=50, deadline=None)

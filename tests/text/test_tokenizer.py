@@ -11,7 +11,16 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from mmx.errors import CheckpointError, MmxError
-from mmx.text.prompts import BOS, EOS, SPECIAL_TOKENS, PAD, QUESTION, SpecialToken, question_prompt, normalize_whitespace
+from mmx.text.prompts import (
+    BOS,
+    EOS,
+    PAD,
+    QUESTION,
+    SPECIAL_TOKENS,
+    SpecialToken,
+    normalize_whitespace,
+    question_prompt,
+)
 from mmx.text.tokenizer import Tokenizer
 
 CORPUS = ["a red dog on the green grass", "the dog is red", "what is on the grass?", "two dogs, one cat"] * 20
@@ -120,7 +129,9 @@ def test_transformers_reads_the_file_and_gives_the_same_ids(tokenizer, tmp_path)
     assert len(foreign) == len(tokenizer)
     for sample in [text for text in [*NASTY, *CORPUS] if "<" not in text]:
         assert foreign(sample, add_special_tokens=False)["input_ids"] == tokenizer.encode(sample)
-        assert normalize_whitespace(foreign.decode(tokenizer.encode(sample))) == tokenizer.decode(tokenizer.encode(sample))
+        assert normalize_whitespace(foreign.decode(tokenizer.encode(sample))) == tokenizer.decode(
+            tokenizer.encode(sample)
+        )
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,15 @@ from mmx.training.loop import Trainer
 from mmx.training.optim import set_mode
 
 SIZE = 260
-STEPS = {"steps": 40, "lr": 0.02, "warmup": 4, "save_every": 20, "ema": 0.5, "label_smoothing": 0.0}
-LORA = {"rank": 4, "alpha": 8, "targets": ["qkv", "out", "up"]}
+STEPS = {
+    "max_steps": 40,
+    "learning_rate": 0.02,
+    "warmup_steps": 4,
+    "save_steps": 20,
+    "ema_decay": 0.5,
+    "label_smoothing": 0.0,
+}
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["qkv", "out", "up"]}
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def config(place, speaker="speaker", out="run", validate=False, decoder=None, **
     path = place / "numbers.jsonl"
     data = str(path) if path.exists() else write_numbers(place)
     given = number_config(data, place / out, validate, **{**STEPS, **training}).model_dump()
-    given["model"]["decoder"] = {"init_from": str(place / speaker), "gate": "tanh", "dropout": 0.1, **(decoder or {})}
+    given["model"]["decoder"] = {"pretrained": str(place / speaker), "gate": "tanh", "dropout": 0.1, **(decoder or {})}
     return RunConfig.model_validate(given)
 
 
@@ -58,7 +65,7 @@ def from_language_model(model):
 @pytest.mark.parametrize("speaker", ["speaker", "llama"])
 def test_it_learns_to_look_and_forgets_nothing(place, speaker):
     _, known, _ = read_language_model(str(place / speaker))
-    run = Watched(config(place, speaker, decoder={"cross_every": 2}))
+    run = Watched(config(place, speaker, decoder={"cross_attention_every_n_layers": 2}))
     best = run.run()
     losses = [loss for _, loss, *_ in run.taken]
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5]), losses
@@ -67,7 +74,7 @@ def test_it_learns_to_look_and_forgets_nothing(place, speaker):
     for model in (run.model, load_model(best)):
         weights = model.state_dict()
         assert all(torch.equal(weights[name], tensor) for name, tensor in known.items())
-        gates = [w for name, w in weights.items() if name.endswith("gate.opening")]
+        gates = [w for name, w in weights.items() if name.endswith("gate.alpha")]
         assert len(gates) == 1 and all(gate.abs() > 0.01 for gate in gates)
     assert model.config.decoder.pretrained is None
     assert model.config.decoder.cross_attention_every_n_layers == 2 and model.config.decoder.dropout == 0.1
@@ -215,7 +222,7 @@ def without_peft(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", lacking)
 
 
-@pytest.mark.parametrize("ema", [0.5, 0.0])
+@pytest.mark.parametrize("ema_decay", [0.5, 0.0])
 def test_adapters_go_on_to_the_bit(place, ema):
     through = Watched(config(place, out="through", lora={**LORA, "dropout": 0.2}, ema=ema))
     through.run()
@@ -251,8 +258,8 @@ def test_a_run_with_adapters_tells_of_them_in_its_configuration(place):
 
 def test_adapters_without_peft_or_without_a_map_are_refused(place, monkeypatch):
     with pytest.raises(ConfigError, match=r"targets names 'gate'; expected some of out, qkv, up\.$"):
-        Trainer(config(place, lora={"targets": ["gate"]}), False, True)
-    Trainer(config(place, "llama", out="other", lora={"targets": ["gate"]}), False, True)
+        Trainer(config(place, lora={"target_modules": ["gate"]}), False, True)
+    Trainer(config(place, "llama", out="other", lora={"target_modules": ["gate"]}), False, True)
     without_peft(monkeypatch)
     with pytest.raises(ConfigError, match=r"^training\.lora needs peft, .* pip install 'mmx\[lora\]'\.$"):
         loop.train(config(place, out="none", lora=LORA), quiet=True)

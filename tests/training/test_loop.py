@@ -128,23 +128,33 @@ def test_workers_change_nothing(tmp_path):
 def scene_config(out: Path, **training: Any) -> RunConfig:
     """A convolutional encoder with batch norms, and augmented pictures."""
     options = {"backbone": "resnet10t", "size": 32, "stage": 1}
-    facts = {"steps": 4, "batch_size": 3, "streams": 2, "warmup": 1, "log_every": 1, "save_every": 4, "ema": 0.9}
-    augment = {"crop": 0.5, "flip": True, "color": 0.3}
+    facts = {
+        "max_steps": 4,
+        "per_device_batch_size": 3,
+        "texts_per_image": 2,
+        "warmup_steps": 1,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "ema_decay": 0.9,
+    }
+    augment = {"min_crop_scale": 0.5, "horizontal_flip": True, "color_jitter": 0.3}
     model = {
         "sources": {"image": {"encoder": "image", "options": options}},
-        "decoder": {"width": 32, "layers": 1, "heads": 4},
-        "vocabulary": 300,
+        "decoder": {"hidden_size": 32, "num_layers": 1, "num_heads": 4},
+        "vocab_size": 300,
     }
-    data = {"path": "scenes", "count": 10, "augment": augment}
-    return RunConfig.model_validate({"model": model, "train": [data], "training": facts | training, "out": str(out)})
+    data = {"path": "scenes", "num_examples": 10, "augmentation": augment}
+    return RunConfig.model_validate(
+        {"model": model, "train": [data], "training": facts | training, "output_dir": str(out)}
+    )
 
 
 def test_pictures_resume_to_the_bit_too(tmp_path):
     uninterrupted = watched(scene_config(tmp_path / "whole"))
-    first = watched(scene_config(tmp_path / "parts"), stop_in=2)
-    second = watched(scene_config(tmp_path / "parts"), resume=True)
+    first = watched(scene_config(tmp_path / "param_groups"), stop_in=2)
+    second = watched(scene_config(tmp_path / "param_groups"), resume=True)
     assert first.taken + second.taken == uninterrupted.taken
-    assert state_bytes(tmp_path / "parts") == state_bytes(tmp_path / "whole")
+    assert state_bytes(tmp_path / "param_groups") == state_bytes(tmp_path / "whole")
 
 
 def test_frozen_parts_stand_still(tmp_path):
@@ -156,7 +166,7 @@ def test_frozen_parts_stand_still(tmp_path):
     frozen = [name for name in before if name.startswith("sources.image.encoder")]
     assert any("running_mean" in name for name in frozen)
     assert all(torch.equal(before[name], after[name]) for name in frozen)
-    assert not torch.equal(before["decoder.embedding.table"], after["decoder.embedding.table"])
+    assert not torch.equal(before["decoder.embedding.weight"], after["decoder.embedding.weight"])
 
 
 # ---- the loss ----------------------------------------------------------------------------------------------------
@@ -165,7 +175,7 @@ def test_frozen_parts_stand_still(tmp_path):
 def test_two_micro_batches_are_one_batch_of_both(tmp_path):
     """Texts differ in length, so a mean of means would show, in the loss and in the gradient."""
     data = write_numbers(tmp_path)
-    facts = {"dropout": 0.0, "steps": 3, "ema": 0.0, "lr": 1e-5, "clip": 1e9}
+    facts = {"dropout": 0.0, "max_steps": 3, "ema_decay": 0.0, "learning_rate": 1e-5, "max_grad_norm": 1e9}
     apart = Watched(number_config(data, tmp_path / "apart", batch_size=4, accumulation=2, **facts))
     joined = Watched(number_config(data, tmp_path / "joined", batch_size=8, **facts))
     gradients = [noting_gradients(trainer) for trainer in (apart, joined)]
@@ -179,7 +189,7 @@ def test_two_micro_batches_are_one_batch_of_both(tmp_path):
         assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-6
     one, other = weights(tmp_path / "apart"), weights(tmp_path / "joined")
     assert max(float((one[name] - start[name]).abs().max()) for name in one) > 2e-5
-    table = "decoder.embedding.table"  # biases of keys have no gradient but noise, which Adam would show
+    table = "decoder.embedding.weight"  # biases of keys have no gradient but noise, which Adam would show
     assert float((one[table] - other[table]).abs().max()) < 1e-6
 
 
@@ -196,12 +206,12 @@ def noting_gradients(trainer: Watched) -> list[dict[str, torch.Tensor]]:
     return noted
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, accumulation):
     data = write_numbers(tmp_path, bad=11)
     config = number_config(data, tmp_path / "run", batch_size=2, accumulation=accumulation, save_every=1)
     trainer = Watched(config)
-    with pytest.raises(TrainingError, match=r"not finite at step \d+ \(samples .*lower training.lr"):
+    with pytest.raises(TrainingError, match=r"not finite at step \d+ \(samples .*lower training.learning_rate"):
         trainer.run()
     done = len(trainer.taken)
     assert trainer.progress.step == done
@@ -242,7 +252,7 @@ def test_the_best_is_kept_though_later_ones_are_worse(tmp_path):
     trainer = Watched(config)
     values = iter([1.0, 3.0, 2.0, 0.0, 1.0, 2.5])
     trainer._evaluate = lambda examples: {"loss": 1.0, "score": next(values)}  # type: ignore[method-assign]
-    trainer.options = trainer.options.model_copy(update={"monitor": "some.score"})
+    trainer.options = trainer.options.model_copy(update={"metric_for_best_model": "some.score"})
     best = trainer.run()
     assert best == tmp_path / "run" / "best"
     assert os.readlink(best) == "steps/000004"
@@ -383,22 +393,24 @@ def test_bad_samples_are_counted_named_and_remembered(tmp_path):
     data = write_questions(tmp_path, unanswered=4)
     config = number_config(data, tmp_path / "run", steps=20, log_every=20, save_every=20)
     trainer = watched(config)
-    assert len(trainer.progress.bad) == 4
-    assert all(sentence.startswith(data) and "has nothing to learn" in sentence for sentence in trainer.progress.bad)
+    assert len(trainer.progress.skipped) == 4
+    assert all(
+        sentence.startswith(data) and "has nothing to learn" in sentence for sentence in trainer.progress.skipped
+    )
     assert load_provenance(tmp_path / "run" / "last")["bad samples"] == 4
     again = Watched(number_config(data, tmp_path / "run", steps=24), resume=True)
-    assert again.progress.bad == trainer.progress.bad
+    assert again.progress.skipped == trainer.progress.skipped
 
 
 def test_too_many_bad_samples_stop_the_run_with_a_name(tmp_path):
     data = write_questions(tmp_path, unanswered=12)
     with pytest.raises(
-        TrainingError, match=r"1[12] samples cannot be read, more than training.bad_limit 0.001"
+        TrainingError, match=r"1[12] samples cannot be read, more than training.max_skip_fraction 0.001"
     ) as caught:
         train(number_config(data, tmp_path / "a", steps=60, log_every=60, save_every=60), quiet=True)
     assert f"the first: {data}:" in str(caught.value)
     config = number_config(data, tmp_path / "b", steps=20, bad_limit=0.5, log_every=20, save_every=20)
-    assert len(watched(config).progress.bad) == 12
+    assert len(watched(config).progress.skipped) == 12
 
 
 def test_nothing_to_learn_at_all_is_said_at_once(tmp_path):

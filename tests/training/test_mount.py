@@ -12,7 +12,10 @@ from mmx.models.model import mount
 from mmx.testing import tiny_model
 from mmx.training.loop import train
 
-WORDS = {"encoder": "text", "options": {"width": 32, "layers": 1, "heads": 4, "dropout": 0.0, "max_positions": 16}}
+WORDS = {
+    "encoder": "text",
+    "options": {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "dropout": 0.0, "max_position_embeddings": 16},
+}
 NUMBERS = {"encoder": "mmx.testing:ToyEncoder", "options": {"features": 16}}
 FROZEN = {"decoder": {"freeze": True}, "sources": {"freeze": True}, "sources.later": {}}
 PICTURE = SourceConfig(encoder="image", options={"backbone": "test_resnet", "size": 32})
@@ -32,20 +35,35 @@ def experienced(tmp_path_factory):
     document = {
         "init": str(save_model(folder / "new", old_model())),
         "train": [{"path": str(folder / "texts.jsonl")}],
-        "training": {"steps": 60, "batch_size": 12, "streams": 1, "lr": 0.005, "warmup": 5, "label_smoothing": 0.0},
-        "out": str(folder / "run"),
+        "training": {
+            "max_steps": 60,
+            "per_device_batch_size": 12,
+            "texts_per_image": 1,
+            "learning_rate": 0.005,
+            "warmup_steps": 5,
+            "label_smoothing": 0.0,
+        },
+        "output_dir": str(folder / "run"),
     }
     return train(parse_config(document, RunConfig, where="test"), quiet=True)
 
 
 def config(init, data, out, **training):
-    facts = {"steps": 30, "batch_size": 8, "streams": 1, "lr": 0.02, "warmup": 3, "ema": 0.9, "label_smoothing": 0.0}
+    facts = {
+        "max_steps": 30,
+        "per_device_batch_size": 8,
+        "texts_per_image": 1,
+        "learning_rate": 0.02,
+        "warmup_steps": 3,
+        "ema_decay": 0.9,
+        "label_smoothing": 0.0,
+    }
     document = {
         "init": str(init),
         "mount": {"later": NUMBERS},
         "train": [{"path": str(data)}],
-        "training": {**facts, "parts": FROZEN, **training},
-        "out": str(out),
+        "training": {**facts, "param_groups": FROZEN, **training},
+        "output_dir": str(out),
     }
     return parse_config(document, RunConfig, where="test")
 
@@ -104,11 +122,11 @@ def test_the_old_task_stays_bit_identical_and_the_new_one_is_learned(tmp_path, d
 def test_a_run_that_mounts_can_be_stopped_and_resumed_to_the_bit(tmp_path, data):
     init = save_model(tmp_path / "init", old_model())
     whole = train(config(init, data, tmp_path / "whole", steps=6), quiet=True)
-    train(config(init, data, tmp_path / "parts", steps=6, save_every=3), quiet=True)
+    train(config(init, data, tmp_path / "param_groups", steps=6, save_every=3), quiet=True)
     import shutil
 
     shutil.rmtree(tmp_path / "parts/steps/000006")
-    resumed = train(config(init, data, tmp_path / "parts", steps=6, save_every=3), resume=True, quiet=True)
+    resumed = train(config(init, data, tmp_path / "param_groups", steps=6, save_every=3), resume=True, quiet=True)
     one, two = (load_model(folder).state_dict() for folder in (whole, resumed))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -118,7 +136,7 @@ def test_mounting_shares_the_old_parts_and_draws_new_ones():
     grown = mount(model, {"later": SourceConfig(**NUMBERS)})
     assert grown.decoder is model.decoder
     assert grown.sources["image"] is model.sources["image"]
-    assert grown.encoder("later").feature_size == 16
+    assert grown.encoder("later").width == 16
     assert grown.config.sources["later"].options == {"features": 16}
     assert mount(model, {}) is model
     with pytest.raises(ConfigError, match="mount names image, which the model of init has already; choose another"):

@@ -15,8 +15,8 @@ from mmx.training.optim import (
     build_optimizer,
     check_param_groups,
     lr_factor,
-    scst_loss,
     param_group_for,
+    scst_loss,
     set_mode,
     token_loss,
 )
@@ -106,10 +106,12 @@ def test_learning_rate_rises_then_falls_and_stays_a_share(warmup, steps, final):
 
 
 def test_each_part_has_its_rate_and_vectors_and_tables_do_not_decay():
-    config = TrainingConfig(learning_rate=0.01, weight_decay=0.5, param_groups={"encoder": ParamGroupConfig(lr_scale=0.1)})
+    config = TrainingConfig(
+        learning_rate=0.01, weight_decay=0.5, param_groups={"encoder": ParamGroupConfig(lr_scale=0.1)}
+    )
     model = Little()
     found = {
-        id(p): (group["lr"], group["weight_decay"])
+        id(p): (group["learning_rate"], group["weight_decay"])
         for group in build_optimizer(model, config).param_groups
         for p in group["params"]
     }
@@ -122,7 +124,10 @@ def test_each_part_has_its_rate_and_vectors_and_tables_do_not_decay():
 
 def test_the_longest_prefix_wins_and_a_prefix_is_whole_names():
     parts = {"encoder": ParamGroupConfig(lr_scale=0.1), "encoder.2": ParamGroupConfig(lr_scale=0.2)}
-    lrs = [param_group_for(name, parts).lr_scale for name in ("encoder.0.weight", "encoder.2.0.weight", "encoder2.x", "decoder")]
+    lrs = [
+        param_group_for(name, parts).lr_scale
+        for name in ("encoder.0.weight", "encoder.2.0.weight", "encoder2.x", "decoder")
+    ]
     assert lrs == [0.1, 0.2, 1.0, 1.0]
 
 

@@ -79,17 +79,17 @@ def test_advantages_are_ciders_of_the_texts(trainer, batches):
 def test_the_same_seed_says_the_same_and_dropout_stays_as_it_was(trainer, batches):
     before, after = batches
     trainer.model.train()
-    again = trainer.critic.speak(before, seed=5)
+    again = trainer.critic.sample_batch(before, seed=5)
     assert trainer.model.training
     assert all(module.training for module in trainer.model.modules())
     assert torch.equal(again.tokens, after.tokens)
-    assert not torch.equal(trainer.critic.speak(before, seed=6).tokens, after.tokens)
+    assert not torch.equal(trainer.critic.sample_batch(before, seed=6).tokens, after.tokens)
 
 
 def test_a_batch_without_rewards_is_left_alone(trainer, batches):
     before, _ = batches
     plain = Batch(**{**vars(before), "references": [() for _ in before.references]})
-    assert trainer.critic.speak(plain, seed=5) is plain
+    assert trainer.critic.sample_batch(plain, seed=5) is plain
 
 
 def test_the_end_is_a_word_of_its_own():
@@ -99,10 +99,19 @@ def test_the_end_is_a_word_of_its_own():
 def rewards_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: float) -> list[float]:
     """The rewards of a run that has the captions by reward alone, begun from a few steps of them word by word."""
     data = write_numbers(tmp_path, count=12)
-    facts = {"lr": 0.01, "batch_size": 12, "ema": 0.0, "log_every": 10, "source_dropout": 0.0, "weight_decay": 0.0}
+    facts = {
+        "learning_rate": 0.01,
+        "per_device_batch_size": 12,
+        "ema_decay": 0.0,
+        "logging_steps": 10,
+        "modality_dropout": 0.0,
+        "weight_decay": 0.0,
+    }
     start = number_config(data, tmp_path / "start", dropout=0.0, steps=8, **facts)
     best = Trainer(start, resume=False, quiet=True).run()
-    document = critical_config(data, tmp_path / "run", **facts | {"steps": 60, "lr": 0.003}).model_dump(mode="json")
+    document = critical_config(data, tmp_path / "run", **facts | {"max_steps": 60, "learning_rate": 0.003}).model_dump(
+        mode="json"
+    )
     document |= {"model": None, "init": str(best), "train": [{"path": data, "reward": "cider"}]}
     trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
     rewards = trainer.critic._rewards
@@ -126,7 +135,7 @@ def test_reward_falls_where_its_sign_is_turned(tmp_path, monkeypatch):
 
 def test_a_caption_fits_into_the_positions(tmp_path):
     document = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12).model_dump(mode="json")
-    document["model"]["decoder"]["max_positions"] = 16
+    document["model"]["decoder"]["max_position_embeddings"] = 16
     document["generation"]["max_new_tokens"] = 40
     trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
     (batch,) = next(trainer._groups())
@@ -138,12 +147,12 @@ def test_the_first_word_after_a_mark_of_one_token_is_learned(trainer, batches):
     before, _ = batches
     filled = Batch(**{**vars(before), "wanted": torch.tensor([0, 1, 0]), "labels": torch.tensor([7, 8, IGNORE_INDEX])})
     filled.references = [(), *[("number 1",)] * (len(filled.ids) - 1)]
-    after = trainer.critic.speak(filled, seed=5)
+    after = trainer.critic.sample_batch(filled, seed=5)
     assert after.labels[after.wanted == 0].tolist()[0] == 7
 
 
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path):
-    data, facts = write_numbers(tmp_path), {"steps": 4, "save_every": 2, "log_every": 3}
+    data, facts = write_numbers(tmp_path), {"max_steps": 4, "save_steps": 2, "logging_steps": 3}
     Watched(critical_config(data, tmp_path / "whole", **facts)).run()
     stopped = Watched(critical_config(data, tmp_path / "run", **facts))
     stopped.stop_in = 2
@@ -156,15 +165,18 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path):
 
 def test_one_caption_has_none_to_be_compared_with(tmp_path):
     config = critical_config(write_numbers(tmp_path), tmp_path / "run", streams=1)
-    with pytest.raises(ConfigError, match=r"reward compares captions .* training.streams is 1; set it to 5"):
+    with pytest.raises(ConfigError, match=r"reward compares captions .* training.texts_per_image is 1; set it to 5"):
         Trainer(config, resume=False, quiet=True)
 
 
 def test_where_questions_go_to_an_encoder_captions_are_said_of_the_picture_alone(tmp_path):
     """Beside rows that are asked something, what is said of the others is what would be said of them alone."""
     document = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12).model_dump(mode="json")
-    document["model"]["sources"]["text"] = {"encoder": "text", "options": {"width": 16, "layers": 1, "heads": 2}}
-    document["model"]["question_to"] = "text"
+    document["model"]["sources"]["text"] = {
+        "encoder": "text",
+        "options": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
+    }
+    document["model"]["question_input"] = "text"
     rows = [{"numbers": [n / 9], "question": f"what is {n}?", "answer": "it"} for n in range(9)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     document["train"][1] = {"path": str(tmp_path / "asked.jsonl")}

@@ -23,9 +23,9 @@ def mmx(*words: str) -> str:
 
 
 def test_a_minute_of_training_answers_nine_questions_of_ten(tmp_path):
-    best = mmx("train", str(CONFIG), f"out={tmp_path / 'run'}", "--quiet").strip()
+    best = mmx("train", str(CONFIG), f"output_dir={tmp_path / 'run'}", "--quiet").strip()
     assert best == str(tmp_path / "run" / "best")
-    unseen = ["count=250", "seed=3", "objects=1", "tasks=[ask]", "kinds=[color, size]"]
+    unseen = ["num_examples=250", "seed=3", "max_objects=1", "tasks=[ask]", "question_types=[color, size]"]
     printed = mmx("eval", best, "--data", "scenes", *unseen, "--json", "--quiet", "--out", str(tmp_path / "report"))
     metrics = json.loads(printed)
     assert metrics["questions"] == 500

@@ -91,7 +91,7 @@ def test_both_have_the_same_weights_at_the_end(folder, name):
     assert ("reward" in reports(folder / name)[-1]) == (name == "rewarded")
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_a_loss_that_is_not_finite_on_one_rank_stops_both(folder, accumulation):
     first, second = noted(folder, f"broken-{accumulation}")
     assert first["error"] == second["error"]

@@ -21,8 +21,8 @@ from mmx.encoders.pretrained.hf_models import (
     PretrainedOptions,
     build_hf_encoder,
     class_of,
-    load_hf_encoder,
     hf_errors,
+    load_hf_encoder,
 )
 from mmx.errors import EncoderError
 from mmx.io import audio, images
@@ -45,14 +45,17 @@ class PretrainedEncoder(Encoder):
         if options.architecture is None:
             self.options, self.model, tokenizer = load_hf_encoder(options)
         else:
-            self.model, tokenizer = build_hf_encoder(options.architecture, options.layer, options.name or "options"), None
+            self.model, tokenizer = (
+                build_hf_encoder(options.architecture, options.layer, options.name or "options"),
+                None,
+            )
         self.modality = HF_FAMILIES[self.model.config.model_type].modality
         reader: Any = {"image": _Pictures, "text": _Texts, "audio": _Sounds}[self.modality]
         self._reader = reader(self.options, self.model, tokenizer)
-        self.dimensions, self.feature_size = self._reader.dimensions, self._reader.width
+        self.dimensions, self.width = self._reader.dimensions, self._reader.width
 
     def prepare(self, raw: Any) -> dict[str, Tensor]:
-        """A picture -> {"pixels": [3, H, W]}; a text -> {"tokens": [S], "mask": [S]}; a sound (see `load_sound`) ->
+        """A picture -> {"pixels": [3, H, W]}; a text -> {"tokens": [S], "mask": [S]}; a sound (see `load_audio`) ->
         {"samples": [T], "mask": [T]}, of Whisper {"spectrum": [mel, frames]}."""
         return self._reader.prepare(raw)
 

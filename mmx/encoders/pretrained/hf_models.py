@@ -145,7 +145,9 @@ def describe_encoder(name: str, folder: Path, config: dict[str, Any]) -> dict[st
     with suppress_hf_output():
         whole = _config(_clean(config), name)
         architecture, _ = _resolve(whole, PretrainedOptions(name=name))
-        kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[HF_FAMILIES[architecture["model_type"]].modality]
+        kind = {"image": "ImageProcessor", "audio": "FeatureExtractor"}[
+            HF_FAMILIES[architecture["model_type"]].modality
+        ]
         with hf_errors(name, kind, "preprocessor_config.json"):
             processor = getattr(transformers, f"Auto{kind}").from_pretrained(str(folder), trust_remote_code=False)
     return {"architecture": architecture, "preprocessing": _config_dict(processor)}

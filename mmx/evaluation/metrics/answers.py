@@ -72,7 +72,9 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(_plain(prediction) in map(_plain, answers))
 
 
-def most_frequent_answer_accuracy(questions: Mapping[Hashable, str], answers: Mapping[Hashable, Sequence[str]]) -> float:
+def most_frequent_answer_accuracy(
+    questions: Mapping[Hashable, str], answers: Mapping[Hashable, Sequence[str]]
+) -> float:
     """Mean exact match of one who sees nothing, but knows how often each question has each answer and gives the most
     frequent; one that is asked only once is not known. The floor to hold a model's figure against.
     """

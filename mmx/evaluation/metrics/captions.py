@@ -21,7 +21,9 @@ MAX_N = 4
 
 
 def caption_metrics(
-    predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], training_captions: Iterable[str] = ()
+    predictions: Mapping[Hashable, str],
+    references: Mapping[Hashable, Sequence[str]],
+    training_captions: Iterable[str] = (),
 ) -> dict[str, float]:
     """All caption metrics of predicted sentences, by picture id; tokenized as coco-caption tokenizes.
 

@@ -2,6 +2,6 @@
 
 from mmx.inference.batch_inference.answers import answers
 from mmx.inference.batch_inference.captions import captions
-from mmx.inference.outputs import Question, GeneratedText, TextGenerator
+from mmx.inference.outputs import GeneratedText, Question, TextGenerator
 
 __all__ = ["Question", "GeneratedText", "TextGenerator", "answers", "captions"]

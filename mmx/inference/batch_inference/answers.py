@@ -14,8 +14,8 @@ from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import group_keys, mention
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
-from mmx.inference.batch_inference.prefetch import prefetcher, batched
-from mmx.inference.outputs import Question, PreparedOrError, GeneratedText, TextGenerator, prepare_or_error
+from mmx.inference.batch_inference.prefetch import batched, prefetcher
+from mmx.inference.outputs import GeneratedText, PreparedOrError, Question, TextGenerator, prepare_or_error
 from mmx.memory import Memory, check_box
 
 # Pictures x questions x (prompt + answer) x beams that are held at a time. In the cache of a decoder of 12 layers and

@@ -9,8 +9,8 @@ from mmx.config.schema import GenerationConfig
 from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import ResultCache, content_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
-from mmx.inference.batch_inference.prefetch import prefetcher, batched
-from mmx.inference.outputs import PreparedOrError, GeneratedText, TextGenerator, prepare_or_error
+from mmx.inference.batch_inference.prefetch import batched, prefetcher
+from mmx.inference.outputs import GeneratedText, PreparedOrError, TextGenerator, prepare_or_error
 
 CROWD = 16  # times as many pictures as are spoken of, most of them known already, before their captions are given
 
@@ -45,7 +45,10 @@ def captions(
             for piece in pieces:
                 known = next(due) if piece.first else twins.output(piece.key)
                 # A twin of what could not be read, or of what was forgotten, speaks for itself.
-                yield piece.image, known or _said(speaker, [prepare_or_error(speaker, piece.image)], options, halving)[0]
+                yield (
+                    piece.image,
+                    known or _said(speaker, [prepare_or_error(speaker, piece.image)], options, halving)[0],
+                )
 
 
 def _batches(keyed: Iterable[tuple[Any, Hashable | None]], twins: ResultCache, size: int) -> Iterator[list[Piece]]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmx.evaluation.metrics.answers import answer_metrics, exact_match, vqa_accuracy, most_frequent_answer_accuracy
+from mmx.evaluation.metrics.answers import answer_metrics, exact_match, most_frequent_answer_accuracy, vqa_accuracy
 
 GOLDEN = Path(__file__).parent / "golden" / "answers.json"
 QUESTIONS = 5_000
@@ -225,7 +225,9 @@ def test_bad_input_is_named(predictions, answers, complaint):
 def test_without_looking_gives_the_most_frequent_answer_to_the_same_question():
     questions = dict.fromkeys(range(4), "what color?") | {4: "How  many?", 5: "how many?", 6: "where?"}
     answers = {0: ["red"], 1: ["Red"], 2: ["red"], 3: ["blue"], 4: ["two", "2"], 5: ["2"], 6: ["here"]}
-    assert most_frequent_answer_accuracy(questions, answers) == 5 / 7  # not the blue one, and not what is asked only once
+    assert (
+        most_frequent_answer_accuracy(questions, answers) == 5 / 7
+    )  # not the blue one, and not what is asked only once
 
 
 def test_without_looking_is_a_coin_where_yes_and_no_are_as_frequent():

@@ -59,8 +59,8 @@ def pair(published):
 def shown(pair):
     """The same model with reader.shows_padding."""
     _, model = pair
-    reader = model.config.reader.model_copy(update={"shows_padding": True})
-    twin = Model(model.config.model_copy(update={"reader": reader}), model.tokenizer).double().eval()
+    reader = model.config.question_encoder.model_copy(update={"attend_padding": True})
+    twin = Model(model.config.model_copy(update={"question_encoder": reader}), model.tokenizer).double().eval()
     twin.load_state_dict(model.state_dict())
     return twin
 
@@ -72,7 +72,7 @@ def questions(texts):
 
 def asked_about(model, pixels, texts, streams=1):
     """The memory of `pixels` [B, 3, side, side], and what B*K questions have become over it."""
-    return model.read(encoded(model, pixels), model.collate("reader", texts)._replace(streams=streams))
+    return model.read(encoded(model, pixels), model.collate("question_encoder", texts)._replace(streams=streams))
 
 
 def logits(reference, pixels, texts, tokens):
@@ -90,7 +90,7 @@ def answers(reference, pixels, texts, **options):
 
 
 def said(model, memory, streams=1, **options):
-    found = spoken(model, memory, [[[BOS]] * streams] * memory.batch, max_new_tokens=12, **options)
+    found = spoken(model, memory, [[[BOS]] * streams] * memory.batch_size, max_new_tokens=12, **options)
     return [text for row in found for text in row]
 
 
@@ -167,10 +167,13 @@ def test_sixteen_questions_over_one_encoded_picture_are_answered_as_one_by_one(p
 
 def test_a_question_is_opened_and_closed_as_by_the_tokenizer(pair):
     _, model = pair
-    assert (model.reader.opening, model.reader.closing) == ([CLS], [SEP])
+    assert (model.question_encoder.opening, model.question_encoder.closing) == ([CLS], [SEP])
     assert (model.tokenizer.pad, model.tokenizer.eos) == (PAD, SEP)
     assert model.tokenizer.prompt(model.prompt("who?")) == [BOS]
-    ours, theirs = model.reader.collate([model.reader.prepare(text) for text in ASKED]), questions(ASKED)
+    ours, theirs = (
+        model.question_encoder.collate([model.question_encoder.prepare(text) for text in ASKED]),
+        questions(ASKED),
+    )
     assert torch.equal(ours["tokens"], theirs["input_ids"])
     assert torch.equal(ours["mask"], theirs["attention_mask"].bool())
 

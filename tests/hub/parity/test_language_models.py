@@ -68,7 +68,7 @@ def decoder_of(folder, **facts):
     lacking, extra = decoder.load_state_dict({n.removeprefix("decoder."): t for n, t in tensors.items()}, strict=False)
     assert not extra and all(map(is_new, lacking)) and all(tensor.dtype == torch.float32 for tensor in tensors.values())
     for name, parameter in decoder.named_parameters():
-        if is_new(name) and not name.endswith("opening"):
+        if is_new(name) and not name.endswith("prefix_token_ids"):
             torch.nn.init.normal_(parameter)
     return decoder.double().eval(), tokenizer
 
@@ -121,7 +121,7 @@ def test_an_open_gate_lets_the_memory_in(reference, tmp_path):
     with torch.no_grad():
         shut = decoder(tokens, some_memory(decoder, 1))
         for block in decoder.layers:
-            block.cross_residual.gate.opening.fill_(0.5)
+            block.cross_residual.gate.alpha.fill_(0.5)
         assert (decoder(tokens, some_memory(decoder, 1)) - shut).abs().max() > 0.1
 
 

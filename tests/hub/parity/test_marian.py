@@ -218,9 +218,9 @@ def test_the_shared_table_may_have_any_of_its_names(folder, theirs, kept):
     rest = {name: tensor for name, tensor in whole.items() if name not in [SHARED, *COPIES, *WAVES]}
     change(folder, lambda _: rest | {kept: table.clone()} | {name: torch.ones(30, 32) for name in WAVES})
     state = read(folder).state_dict()
-    assert torch.equal(state["decoder.embedding.table"], table.double())
-    assert torch.equal(state["sources.text.encoder.embedding.table"], table.double())
-    assert "decoder.head.table" not in state
+    assert torch.equal(state["decoder.embedding.weight"], table.double())
+    assert torch.equal(state["sources.text.encoder.embedding.weight"], table.double())
+    assert "decoder.lm_head.weight" not in state
 
 
 def test_copies_of_the_shared_table_must_be_equal(folder):
@@ -228,7 +228,7 @@ def test_copies_of_the_shared_table_must_be_equal(folder):
     table = next(whole[name] for name in [SHARED, *COPIES] if name in whole)
     copies = {name: table.clone() for name in [SHARED, *COPIES]}
     change(folder, lambda tensors: tensors | copies)
-    assert "decoder.head.table" not in read(folder).state_dict()
+    assert "decoder.lm_head.weight" not in read(folder).state_dict()
     change(folder, lambda tensors: tensors | copies | {COPIES[1]: table + 1})
     assert COPIES[1] in refused(folder)
 

@@ -154,8 +154,8 @@ def test_keys_have_no_bias(pair):
     _, model = pair
     width = 32
     assert not model.sources["audio"].projection.key.bias.any()
-    assert all(not block.self_attention.qkv.bias[width : 2 * width].any() for block in model.decoder.blocks)
-    assert all(block.self_attention.qkv.bias[:width].any() for block in model.decoder.blocks)
+    assert all(not block.self_attention.qkv.bias[width : 2 * width].any() for block in model.decoder.layers)
+    assert all(block.self_attention.qkv.bias[:width].any() for block in model.decoder.layers)
 
 
 @pytest.mark.slow

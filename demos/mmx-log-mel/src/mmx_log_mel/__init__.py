@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from mmx import Encoder, Features, load_sound
+from mmx import Encoder, Features, load_audio
 from mmx.config.schema import FrozenModel
 from mmx.io.audio import SUFFIXES
 
@@ -46,7 +46,7 @@ class LogMelEncoder(Encoder):
     def prepare(self, raw):
         """A path, bytes or (samples, rate) -> {"mel": float [T, M], "mask": bool [T]}."""
         options = self.options
-        sound = load_sound(raw, options.rate)[: round(options.seconds * options.rate)]
+        sound = load_audio(raw, options.rate)[: round(options.seconds * options.rate)]
         sound = nn.functional.pad(sound, (0, max(0, options.window - len(sound))))
         spectrum = torch.stft(
             sound, options.window, options.hop, window=torch.hann_window(options.window), return_complex=True

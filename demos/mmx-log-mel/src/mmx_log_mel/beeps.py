@@ -18,7 +18,7 @@ GAPS = {"short": (0.06, 0.1), "long": (0.25, 0.35)}
 
 
 QUESTIONS = {
-    "count": "how many beeps are there?",
+    "num_examples": "how many beeps are there?",
     "pitch": "is it high or low?",
     "contour": "is it rising, falling or steady?",
     "gaps": "are the gaps short or long?",
@@ -34,7 +34,7 @@ def beeps(seed: int, index: int) -> tuple[list[float], dict[str, str]]:
         samples += _silence(rng.uniform(*GAPS[gap])) if number else []
         samples += _beep(rng.uniform(*PITCHES[pitch]), CONTOURS[contour], rng.uniform(0.15, 0.25))
     samples += _silence(rng.uniform(0.05, 0.3))
-    answers = {"count": str(count), "pitch": pitch, "contour": contour} | ({"gaps": gap} if count > 1 else {})
+    answers = {"num_examples": str(count), "pitch": pitch, "contour": contour} | ({"gaps": gap} if count > 1 else {})
     return [sample + rng.gauss(0, 0.005) for sample in samples], answers
 
 
