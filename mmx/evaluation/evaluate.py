@@ -35,7 +35,7 @@ from mmx.errors import DataError, MmxError
 from mmx.evaluation.metrics.answers import answer_metrics, most_frequent_answer_accuracy
 from mmx.evaluation.metrics.captions import caption_metrics
 from mmx.inference.pipeline import Pipeline
-from mmx.io.files import atomic_write
+from mmx.io.atomic import atomic_write
 from mmx.memory import Box, Memory
 from mmx.models.source import prepare_inputs
 

@@ -20,7 +20,7 @@ from mmx.errors import MmxError, suggest
 from mmx.interpret.attention_stats import attention_sink_mass, entropy, is_uniform, relative_entropy
 from mmx.interpret.grid import WHOLE, heatmap, segment_cells
 from mmx.interpret.relevance import relevance_maps
-from mmx.io.files import atomic_write
+from mmx.io.atomic import atomic_write
 from mmx.memory import Box, Segment
 
 MapMethod = Literal["weighted", "attention", "relevance", "both"]

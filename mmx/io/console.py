@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any, NamedTuple, TextIO
 
 from mmx.errors import MmxError
-from mmx.io.files import atomic_write
+from mmx.io.atomic import atomic_text_writer
 from mmx.io.results_file import ResultsFile, SeenIds, number_of, open_results_file, row_line
 
 
@@ -88,7 +88,7 @@ def write_json(out: Path, facts: Any) -> None:
 @contextmanager
 def _open_out(out: Path) -> Iterator[TextIO]:
     """The file of --out, which appears once it is whole."""
-    with _told_of(out), _replacing(out) as file:
+    with _told_of(out), atomic_text_writer(out) as file:
         yield file
 
 
@@ -101,18 +101,6 @@ def _told_of(out: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise MmxError(f"{out} cannot be written: {error.strerror or error}; choose another --out.") from error
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[TextIO]:
-    """A temporary file beside `out` that takes its place at the end; nothing half-written is left behind."""
-    if out.exists() and not out.is_file():  # a device or a pipe cannot be replaced, only written to
-        with out.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-        return
-    place = out.resolve()  # through a link: what it points at is replaced, not the link
-    with atomic_write(place) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        yield file
 
 
 def progress_bar(total: int | None, quiet: bool) -> Any:

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -69,19 +68,6 @@ def display_name(source: object, thing: str) -> tuple[str, str]:
     name = os.fsdecode(source)
     tail = name if len(name) <= 60 else "..." + name[-57:]  # the file is at the end
     return "'" + "".join(letter if letter.isprintable() else "?" for letter in tail) + "'", name
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to, which takes its place at the end; nothing half-written is left behind."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # the suffix tells some the format
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def find_files(

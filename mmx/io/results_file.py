@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmx.errors import MmxError
-from mmx.io.files import atomic_write
+from mmx.io.atomic import atomic_write
 
 RESULTS = {"caption", "answer", "score", "error"}  # what was found; the rest of a row is what was asked
 IDS = ("id", "question_id")  # a row that has one is known by it, its inputs, its question and its box alone

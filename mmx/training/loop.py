@@ -33,7 +33,7 @@ from mmx.errors import ConfigError, MmxError, TrainingError, suggest
 from mmx.evaluation.evaluate import evaluate
 from mmx.hub.language_model import build_from_language_model
 from mmx.inference.pipeline import Pipeline
-from mmx.io.files import atomic_write
+from mmx.io.atomic import atomic_write
 from mmx.models.checkpoint import TOKENIZER, load_generation, load_model
 from mmx.models.model import Model, mount
 from mmx.text.prompts import normalize_caption, normalize_question

@@ -13,7 +13,6 @@ of the seed and the step.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,16 @@ from safetensors.torch import save_file
 
 from mmx.config.schema import RunConfig
 from mmx.errors import CheckpointError
-from mmx.models.checkpoint import WEIGHTS, load_strict, read_tensors, unique_tensors, write_folder, write_model
+from mmx.io.atomic import atomic_symlink
+from mmx.models.checkpoint import (
+    WEIGHTS,
+    check_format,
+    load_strict,
+    read_tensors,
+    unique_tensors,
+    write_folder,
+    write_model,
+)
 from mmx.models.model import Model
 from mmx.training.adapters import averaged_adapters, merged_weights
 from mmx.training.optim import ExponentialMovingAverage
@@ -84,9 +92,9 @@ def save_state(
     folder = write_folder(steps / f"{progress.step:06d}", write)
     best = None if progress.best_step is None else steps / f"{progress.best_step:06d}"
     try:
-        point_symlink(run / "last", folder)
+        atomic_symlink(run / "last", folder)
         if best is not None and best.is_dir():  # again each time: a kill may have come between its folder and its link
-            point_symlink(run / "best", best)
+            atomic_symlink(run / "best", best)
     except OSError as error:
         raise CheckpointError(f"{run} takes no links ({error.strerror}); the state itself is in {folder}.") from error
     _prune(run, config.training.save_total_limit)
@@ -97,6 +105,7 @@ def load_state(
     folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage
 ) -> TrainingProgress:
     """Restore everything from a step's folder and return its progress. Raises CheckpointError."""
+    check_format(folder)
     inner = folder / "training"
     load_strict(model, read_tensors(inner / WEIGHTS), str(inner / WEIGHTS))
     _check_names(inner / "optimizer.safetensors", _trained_names(model, optimizer))
@@ -116,14 +125,6 @@ def latest_state(run: Path) -> Path | None:
     """The newest complete step of a run, or None."""
     steps = [path for path in _steps(run) if (path / "training" / "progress.json").is_file()]
     return steps[-1] if steps else None
-
-
-def point_symlink(link: Path, folder: Path) -> None:
-    """Let `link` name `folder` from one moment to the next."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(folder.relative_to(link.parent))
-    os.replace(temporary, link)
 
 
 def _steps(run: Path) -> list[Path]:

@@ -322,7 +322,7 @@ def test_reports_are_written_whole(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (folder / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0] == {"id": "e0", "question": None, "said": "é", "score": -1.0, "target_modules": ["a", "b"]}
     before = (folder / "metrics.json").read_bytes()
-    monkeypatch.setattr("mmx.io.files.os.replace", full_disk)
+    monkeypatch.setattr("mmx.io.atomic.os.replace", full_disk)
     with pytest.raises(DataError, match="cannot be written: No space left"):
         EvaluationReport({"x": 1.0}, []).save(folder)
     assert (folder / "metrics.json").read_bytes() == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmx.errors import DataError
-from mmx.io.files import atomic_write, find_files, is_pattern
+from mmx.io.files import find_files, is_pattern
 
 
 def is_picture(path: str) -> bool:
@@ -91,16 +91,3 @@ def test_names_come_one_after_the_other(tmp_path, monkeypatch) -> None:
     assert next(files) == tmp_path / "a/1.png"
     assert listed == [tmp_path.name, "a"]
     assert is_pattern("a/*.png") and not is_pattern("a.png")
-
-
-def test_a_file_takes_its_place_whole_or_leaves_the_older_one(tmp_path):
-    place = tmp_path / "deep" / "where.png"
-    with atomic_write(place) as temporary:
-        assert temporary.suffix == ".png" and not place.exists()
-        temporary.write_text("one")
-    assert place.read_text() == "one"
-    with pytest.raises(OSError, match="full"), atomic_write(place) as temporary:  # noqa: PT012 (what comes between)
-        temporary.write_text("tw")
-        raise OSError("the disk is full")
-    assert place.read_text() == "one"
-    assert [path.name for path in place.parent.iterdir()] == ["where.png"]

@@ -21,7 +21,7 @@ from mmx.models.checkpoint import load_model
 from mmx.models.model import Model
 from mmx.testing import tiny_model
 from mmx.training.optim import ExponentialMovingAverage, build_optimizer
-from mmx.training.state import TrainingProgress, latest_state, load_state, point_symlink, save_state
+from mmx.training.state import TrainingProgress, latest_state, load_state, save_state
 
 
 class Run:
@@ -165,14 +165,6 @@ def test_what_killed_processes_left_behind_is_removed(tmp_path):
         (tmp_path / "steps" / name).mkdir(parents=True)
     run.save()
     assert names(run) == ["000001"]
-
-
-def test_links_change_from_one_moment_to_the_next(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        point_symlink(tmp_path / "link", tmp_path / name)
-        assert (tmp_path / "link").resolve() == (tmp_path / name).resolve()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "link"]
 
 
 def as_older_copies_wrote_it(folder: Path) -> None:
