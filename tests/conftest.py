@@ -1,4 +1,4 @@
-"""For every test: no network, two threads (one for each of several workers), and the same random numbers each time."""
+"""For every test: no network, a fixed seed, and two threads (one in each worker process of pytest-xdist)."""
 
 import os
 
@@ -10,28 +10,29 @@ import socket
 import pytest
 import torch
 
-LONGEST = ("test_packages.py", "test_sixty_seconds.py", "test_guide.py")
+LOCAL_HOSTS = ("127.0.0.1", "::1", "localhost", "local")
+SLOWEST_FILES = ("test_encoder_guide.py", "test_train_60s.py", "test_two_processes.py")
 
 
 def pytest_collection_modifyitems(items):
-    """The files that train for minutes first: of several workers none is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Run the slowest files first, so that with several workers no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in SLOWEST_FILES)
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers():
+def _fixed_seed():
     torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
-    """Any connection that leaves this machine is an error: the package must work without a network."""
+    """Fail on any connection to another machine: the package must work without a network."""
     connect = socket.socket.connect
 
-    def guarded(self, address):
+    def local_connect(self, address):
         host = address[0] if isinstance(address, tuple) else "local"
-        if host not in ("127.0.0.1", "::1", "localhost", "local"):
-            raise AssertionError(f"a test tried to reach {host}")
+        if host not in LOCAL_HOSTS:
+            raise AssertionError(f"a test tried to connect to {host}")
         return connect(self, address)
 
-    monkeypatch.setattr(socket.socket, "connect", guarded)
+    monkeypatch.setattr(socket.socket, "connect", local_connect)
