@@ -1,66 +1,55 @@
-"""What is asked, what is said, and whoever prepares, encodes and speaks.
-
-Alphabet: B rows (pictures), K streams (questions about each), n texts for each stream.
-"""
+"""Inputs and results of inference as plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
-from mmx.config.schema import GenerationConfig
-from mmx.encoders.contract import PreparedInput
-from mmx.errors import MmxError
-from mmx.memory import Box, Memory
-from mmx.models.model import Model
+from mmx.memory import Box
+
+if TYPE_CHECKING:
+    from mmx.io.audio import AudioInput
+    from mmx.io.images import ImageInput
+
+# What a source reads. A mapping names the sources: {"image": "a.jpg", "audio": "a.wav"}; any of them may be left out.
+ModelInput: TypeAlias = "ImageInput | AudioInput | Mapping[str, object]"
 
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A text the model gave. score: mean log-probability a token in nats; tokens: (text, log-probability) of each."""
+    """One generated text.
+
+    Attributes:
+        text: the decoded text.
+        score: mean log-probability per token in nats (with length_penalty 1).
+        tokens: the text of each token with its log-probability in nats.
+    """
 
     text: str
     score: float
-    tokens: tuple[tuple[str, float], ...]
+    tokens: tuple[tuple[str, float], ...] = field(repr=False)
 
 
-class Question(NamedTuple):
-    """A question about an input (or inputs by source name), and the part that it points at, if any."""
+@dataclass(frozen=True)
+class RankedAnswer:
+    """A candidate answer.
 
-    image: Any
+    Attributes:
+        answer: the text.
+        probability: its share among the candidates, in 0..1.
+        logprob: log p(answer | memory, question) in nats, including the end of the text.
+    """
+
+    answer: str
+    probability: float
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an input. `box` (x0, y0, x1, y1, each 0..1 from the top left) restricts it to a region."""
+
+    image: ModelInput
     question: str
     box: Box | None = None
-
-
-class TextGenerator(Protocol):
-    """What prepares, encodes and speaks: see `mmx.inference.pipeline.Pipeline`."""
-
-    model: Model
-
-    def prepare(self, image: Any) -> dict[str, PreparedInput]: ...
-
-    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory: ...
-
-    def prompt_tokens(self, question: str | None) -> list[int]: ...
-
-    def generate(
-        self,
-        memory: Memory,
-        questions: Sequence[Sequence[str | None]],
-        options: GenerationConfig,
-        boxes: Sequence[Sequence[Box | None]] = (),
-    ) -> list[list[list[GeneratedText]]]: ...
-
-
-PreparedOrError = dict[str, PreparedInput] | MmxError  # what an input was prepared to, or why not
-
-
-def prepare_or_error(speaker: TextGenerator, image: Any) -> PreparedOrError:
-    """An input prepared, or why it cannot be; what comes as an error already stays that."""
-    if isinstance(image, MmxError):
-        return image
-    try:
-        return speaker.prepare(image)
-    except MmxError as error:
-        return error

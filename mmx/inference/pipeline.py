@@ -1,351 +1,336 @@
-"""The verbs people came for: caption, ask, rank. Pictures and texts in, texts out; one encoding for everything asked.
+"""Pipeline: caption, ask, rank and look. One encoding serves every question about an input.
 
-Alphabet: B rows (pictures), K streams (questions about each), n texts for each stream.
+Wherever an image is expected, any input of the model's sources is accepted: a path, bytes, an open file, a PIL image,
+an array or a tensor; audio; or several sources by name, {"image": "a.jpg", "audio": "a.wav"}. A `Memory` from
+`Pipeline.encode` is accepted too, and is not encoded again.
 
-Where a picture is spoken of, any input of the model's sources will do: a path that one of them accepts, or several
-sources by name, {"image": "a.jpg", "audio": "a.wav"}, of which any may be left out.
+B: inputs; K: streams (questions about each input); n: texts for each stream.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, Unpack, overload
 
 import torch
-from torch import Tensor
 
-from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig, Precision
-from mmx.data.batching import pad_texts, stack_boxes
-from mmx.encoders.contract import PreparedInput, accepts, prepare
+from mmx.data.batching import pad_texts
 from mmx.errors import MmxError
-from mmx.generation import DecoderStep, DecodeStep, generate, score_texts, stream
-from mmx.generation.generate import GenerationOutput, StoppingCriterion
-from mmx.generation.guidance import GuidedStep
+from mmx.generation import score_texts
 from mmx.hub import load_hf_model
-from mmx.hub.hf_checkpoint import CONFIG as PUBLISHED
-from mmx.inference.batch_inference import GeneratedText, Question, answers, captions
+from mmx.inference.batch_inference.answers import answer_questions
+from mmx.inference.batch_inference.captions import caption_images
+from mmx.inference.generator import TextGenerator
+from mmx.inference.options import DecodingOptions, GenerationOptions
+from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import look_at_text, source_views
 from mmx.memory import Box, Memory
-from mmx.models.checkpoint import BUNDLED, is_checkpoint, load_generation, load_model
+from mmx.models.checkpoint import BUNDLED, HF_CONFIG, is_checkpoint, load_generation, load_model
 from mmx.models.model import Model
-from mmx.models.source import collate_inputs, find_source, prepare_inputs
+from mmx.models.source import SourceBatch
 from mmx.text.prompts import normalize_question
 
-ONE_TEXT = {"num_beams": 1, "num_return_sequences": 1}
-BEST = {"num_return_sequences": 1}
-
-
-@dataclass(frozen=True)
-class RankedAnswer:
-    """A given answer and its probability among those given."""
-
-    answer: str
-    probability: float
-    logprob: float
+InputT = TypeVar("InputT", bound="ModelInput | MmxError")
 
 
 def load(model: str | Path | None = None, device: str | torch.device = "cpu", dtype: Precision = "float32") -> Pipeline:
-    """A model ready to be asked: the bundled one, that of a checkpoint folder, or a published one (its folder, or its
-    public name) of a family that `mmx.hub` knows. Raises CheckpointError.
+    """Load a model for inference.
 
-    dtype: that of the decoder. On a CPU its weights are laid out for speaking (see `mmx.nn.prepack`): such a model is for
-    asking; to train one, take `mmx.models.checkpoint.load_model`.
+    Args:
+        model: a checkpoint folder of mmx; a folder or public name of a published model (ViT-GPT2, TrOCR, BLIP, Marian,
+            Whisper); or None, the bundled model.
+        device: where the model runs, such as "cpu" or "cuda:0".
+        dtype: type of the decoder's weights; "int8" runs on a CPU only. On a CPU the weights are prepacked for
+            single-token decoding, so the model cannot be trained; use `mmx.models.checkpoint.load_model` for that.
+
+    Raises:
+        CheckpointError: the model does not exist, is damaged, or belongs to a family that is not supported.
+
+    Example:
+        >>> model = mmx.load()
+        >>> model.caption("dog.jpg")
     """
     name = BUNDLED if model is None else model
-    if is_checkpoint(name) or (Path(name).is_dir() and not (Path(name) / PUBLISHED).exists()):
-        loaded, generation = load_model(name, device), load_generation(name)
+    is_folder_of_ours = Path(name).is_dir() and not (Path(name) / HF_CONFIG).exists()
+    if is_checkpoint(name) or is_folder_of_ours:
+        loaded = load_model(name, device)
+        generation = load_generation(name)
     else:
         loaded, generation, _ = load_hf_model(str(name), device=device)
     loaded.prepare_for_inference(dtype)
     return Pipeline(loaded, generation)
 
 
-class Pipeline:
-    """A model with its way of choosing words. Options bear the names of transformers' GenerationConfig."""
+class Pipeline(TextGenerator):
+    """Captions, answers and attention maps of one model. `load` makes one.
+
+    Decoding options are keyword arguments named as in transformers' GenerationConfig, such as `num_beams=5` or
+    `do_sample=True, temperature=0.8`; see `mmx.inference.options`. An option that is not given keeps its default.
+    """
 
     def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
-        self.model, self.generation = model.eval(), generation or GenerationConfig()
-        self._displacements: dict[str, tuple[float, float]] = {}  # of the encoders, measured when first looked through
+        super().__init__(model, generation)
+        # Displacement of each encoder's grid, measured when first needed: see `mmx.interpret.grid.displacement`.
+        self._grid_displacements: dict[str, tuple[float, float]] = {}
 
-    def accepts(self, path: str) -> bool:
-        """Whether a file of this name is something that one of the sources reads."""
-        return any(accepts(encoder, name, path) for name, encoder in self.model.encoders.items())
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        sources = ", ".join(self.model.config.sources)
+        return f"Pipeline(sources: {sources}; {parameters / 1e6:.1f} M parameters; device: {self.model.device})"
 
-    def encode(self, **sources: Any) -> Memory:
-        """Inputs by source name, one or a list for each (None: absent) -> Memory. Done once, asked many times.
+    def encode(self, **sources: object) -> Memory:
+        """Encode inputs once, to ask about them many times.
 
-        A list is always several inputs: one input that is itself a list goes into another, `numbers=[[1.0, 2.0]]`.
+        Args:
+            sources: one input by source name, or a list of B inputs; None in a list leaves a source out of that row. A
+                list is always several inputs: an input that is itself a list goes into another, `numbers=[[1.0, 2.0]]`.
+
+        Returns:
+            Memory of B rows.
+
+        Raises:
+            MmxError: no source or an unknown one is named, lists differ in length, or an input cannot be read.
+
+        Example:
+            >>> memory = model.encode(image="dog.jpg")
+            >>> model.ask(memory, ["what animal is this?", "what is it doing?"])
         """
-        lists = {name: raw if isinstance(raw, list) else [raw] for name, raw in sources.items()}
-        sizes = {name: len(raw) for name, raw in lists.items()}
+        inputs = {name: raw if isinstance(raw, list) else [raw] for name, raw in sources.items()}
+        sizes = {name: len(raw) for name, raw in inputs.items()}
         if len(set(sizes.values())) != 1:
-            raise MmxError(f"encode was given {sizes or 'nothing'}; expected as many inputs for every source.")
-        batch = next(iter(sizes.values()))
-        rows = [{name: raw[row] for name, raw in lists.items()} for row in range(batch)]
-        return self.encode_prepared([self.prepare(row) for row in rows])
+            raise MmxError(
+                f"encode was given {sizes or 'nothing'}; expected the same number of inputs for every source.",
+                code="encode.sizes",
+                sizes=sizes,
+            )
+        batch: dict[str, SourceBatch] = {}
+        for name, raw in inputs.items():
+            self.model.encoder(name)
+            rows = [row for row, item in enumerate(raw) if item is not None]
+            if rows:
+                present = [self.by_source({name: raw[row]})[name] for row in rows]
+                batch[name] = self.model.collate(name, present, rows)
+        return self._encode_sources(batch, next(iter(sizes.values())))
 
-    def caption(self, image: Any, **options: Any) -> Any:
-        """A picture (path, bytes, PIL) or its memory -> a caption; a list, or a memory of several -> a list.
+    def caption(self, image: ModelInput | Memory, **options: Unpack[DecodingOptions]) -> str:
+        """Return the caption of one input. For many inputs use `captions`, for several captions `generate`.
 
-        With num_return_sequences, each is a list of captions, best first.
+        Raises:
+            MmxError: the input cannot be read.
+            ConfigError: an option does not exist, is out of range, or contradicts another.
+
+        Example:
+            >>> model.caption("dog.jpg", num_beams=5)
+            'a brown dog runs through the grass'
         """
-        memory = self._memory(image)
-        texts = [row[0] for row in self.generate(memory, [[None]] * memory.batch_size, self.generation_config(options))]
-        captions: list[Any] = [[said.text for said in row] for row in texts]
-        if "num_return_sequences" not in options:
-            captions = [row[0] for row in captions]
-        return captions if isinstance(image, list) or memory.batch_size > 1 else captions[0]
+        memory = self._single_memory(image)
+        return self.generate_batch(memory, [[None]], self._single_text(options))[0][0][0].text
 
-    def ask(self, image: Any, question: str | Sequence[str], box: Box | None = None, **options: Any) -> Any:
-        """A picture or its memory and a question -> an answer; several questions -> a list, all over one encoding.
+    @overload
+    def ask(
+        self, image: ModelInput | Memory, question: str, box: Box | None = None, **options: Unpack[DecodingOptions]
+    ) -> str: ...
+    @overload
+    def ask(
+        self,
+        image: ModelInput | Memory,
+        question: Sequence[str],
+        box: Box | None = None,
+        **options: Unpack[DecodingOptions],
+    ) -> list[str]: ...
+    def ask(
+        self,
+        image: ModelInput | Memory,
+        question: str | Sequence[str],
+        box: Box | None = None,
+        **options: Unpack[DecodingOptions],
+    ) -> str | list[str]:
+        """Return the answer to a question about one input, or a list of answers to several questions.
 
-        `box` (x0, y0, x1, y1 in 0..1) points at a part of the picture: only its slots are looked at.
+        Args:
+            image: the input, or its memory. It is encoded once.
+            question: one text or a sequence of texts.
+            box: (x0, y0, x1, y1), each in 0..1 from the top left: only this region is attended to.
+            options: decoding options.
+
+        Raises:
+            MmxError: the input cannot be read, a question is too long, or the box is empty or outside the image.
+
+        Example:
+            >>> model.ask("dog.jpg", "what color is the dog?")
+            'brown'
         """
         questions = [question] if isinstance(question, str) else list(question)
         memory = self._single_memory(image, box)
-        texts = self.generate(memory, [questions], self.generation_config(options))[0]
-        answers = [row[0].text for row in texts]
+        texts = self.generate_batch(memory, [questions], self._single_text(options))[0]
+        answers = [stream[0].text for stream in texts]
         return answers[0] if isinstance(question, str) else answers
-
-    def rank(
-        self, image: Any, question: str | None, candidates: Sequence[str], box: Box | None = None
-    ) -> list[RankedAnswer]:
-        """Given answers (or captions, where question is None) by their likelihood, most likely first; one pass."""
-        if not candidates:
-            raise MmxError("rank was given no candidates; pass at least one text.")
-        memory, count = self._single_memory(image, box), len(candidates)
-        if memory.stream_mask is not None and memory.stream_mask.shape[1] > 1:
-            raise MmxError("rank was given a memory of several views; point with one box for all candidates.")
-        prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
-        texts = [[(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]]
-        self._check_length(max(len(prompt) + len(target) - 1 for _, target in texts[0]))
-        tokens, mask, targets = (t.to(self.model.device) for t in pad_texts(texts, count, tokenizer.pad))
-        with torch.inference_mode():
-            memory = self.with_questions(memory, [[question]])  # one owner: all candidates see it
-            logprobs = score_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
-        triples = zip(candidates, logprobs.softmax(0).tolist(), logprobs.tolist(), strict=True)
-        return sorted((RankedAnswer(*triple) for triple in triples), key=lambda ranked: -ranked.logprob)
-
-    @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
-    def stream(self, image: Any, question: str | None = None, box: Box | None = None, **options: Any) -> Iterator[str]:
-        """The caption or answer as it grows: yields the whole text so far after each token."""
-        memory, chosen = self._single_memory(image, box), self.generation_config({**options, **ONE_TEXT})
-        said: list[int] = []
-        step, tokens, mask, chosen = self._start(memory, [[question]], chosen)
-        for row in stream(step, tokens, mask, chosen, self.model.tokenizer.eos, stops=self._stopping_criteria(chosen)):
-            said.append(row[0])
-            yield self._truncate_at_stop_strings(self.model.tokenizer.decode(said), chosen)
-
-    def captions(
-        self, images: Iterable[Any], batch_size: int = 16, **options: Any
-    ) -> Iterator[tuple[Any, GeneratedText | MmxError]]:
-        """Many pictures, in batches: yields (picture as given, what was said or why not), in the order given."""
-        return captions(self, images, batch_size, self.generation_config(options))
-
-    def answers(
-        self, asked: Sequence[Question | tuple[Any, ...]], batch_size: int = 16, **options: Any
-    ) -> Iterator[GeneratedText | MmxError]:
-        """(picture, question) or (picture, question, box) -> what was said or why not, in the order asked. Questions
-        about the same picture are answered together, `batch_size` pictures at a time, each encoded once."""
-        return answers(self, [Question(*item) for item in asked], batch_size, self.generation_config(options))
 
     def generate(
         self,
-        memory: Memory,
-        questions: Sequence[Sequence[str | None]],
-        options: GenerationConfig,
-        boxes: Sequence[Sequence[Box | None]] = (),
-    ) -> list[list[list[GeneratedText]]]:
-        """questions [B][K] (None: caption) over a memory of B rows -> texts [B][K][n], best first; `boxes` [B][K] is
-        where each question points (None: nowhere)."""
-        if not any(questions):
-            return [[] for _ in questions]
-        made = self._generate_tokens(
-            self.with_boxes(memory, boxes, max(len(row) for row in questions)), questions, options
-        )
-        return [
-            [[self._generated_text(text, options) for text in stream_] for stream_ in row[: len(asked)]]
-            for row, asked in zip(made, questions, strict=True)
+        image: ModelInput | Memory,
+        question: str | None = None,
+        box: Box | None = None,
+        **options: Unpack[GenerationOptions],
+    ) -> list[GeneratedText]:
+        """Return num_return_sequences captions (or answers to a question) with their scores, best first.
+
+        Example:
+            >>> [text.text for text in model.generate("dog.jpg", num_beams=5, num_return_sequences=3)]
+        """
+        memory = self._single_memory(image, box)
+        return self.generate_batch(memory, [[question]], self.generation_config(dict(options)))[0][0]
+
+    def rank(
+        self, image: ModelInput | Memory, question: str | None, candidates: Sequence[str], box: Box | None = None
+    ) -> list[RankedAnswer]:
+        """Return the candidate answers (captions, if question is None) by their likelihood, most likely first.
+
+        All candidates are scored in one pass.
+
+        Raises:
+            MmxError: there are no candidates, or a candidate is too long.
+
+        Example:
+            >>> model.rank("dog.jpg", "is it indoors?", ["yes", "no"])[0].answer
+        """
+        if not candidates:
+            raise MmxError("rank was given no candidates; expected at least one text.", code="rank.no_candidates")
+        memory = self._single_memory(image, box)
+        if memory.stream_mask is not None and memory.stream_mask.shape[1] > 1:
+            raise MmxError(
+                f"rank was given a memory of {memory.stream_mask.shape[1]} streams; expected one for all candidates.",
+                code="rank.streams",
+            )
+        prompt = self.prompt_tokens(question)
+        tokenizer = self.model.tokenizer
+        texts = [(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]
+        self.check_length(max(len(prompt) + len(target) - 1 for _, target in texts))
+        padded = pad_texts([texts], len(candidates), tokenizer.pad)
+        tokens, mask, targets = (tensor.to(self.model.device) for tensor in padded)
+        with torch.inference_mode():
+            memory = self.with_questions(memory, [[question]])  # one stream of the memory: all candidates attend to it
+            logprobs = score_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
+        answers = [
+            RankedAnswer(candidate, probability, logprob)
+            for candidate, probability, logprob in zip(
+                candidates, logprobs.softmax(0).tolist(), logprobs.tolist(), strict=True
+            )
         ]
+        return sorted(answers, key=lambda answer: -answer.logprob)
+
+    def stream(
+        self,
+        image: ModelInput | Memory,
+        question: str | None = None,
+        box: Box | None = None,
+        **options: Unpack[DecodingOptions],
+    ) -> Iterator[str]:
+        """Yield the caption (or the answer to a question) as it grows: the whole text so far after each token.
+
+        Beams are not used, because their text is not known before the end.
+        """
+        greedy_or_sampled = self._single_text({**options, "num_beams": 1})
+        yield from self.stream_texts(self._single_memory(image, box), question, greedy_or_sampled)
+
+    def captions(
+        self, images: Iterable[InputT], batch_size: int = 16, **options: Unpack[DecodingOptions]
+    ) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
+        """Caption many inputs in batches.
+
+        Yields (input, caption) in the order given; an input that cannot be read yields its error instead. Inputs with
+        the same bytes are encoded once. A batch that does not fit into memory is halved.
+
+        Example:
+            >>> for path, result in model.captions(["a.jpg", "b.jpg"]):
+            ...     print(path, result.text if isinstance(result, mmx.GeneratedText) else result)
+        """
+        return caption_images(self, images, batch_size, self._single_text(options))
+
+    def answers(
+        self,
+        questions: Sequence[Question | tuple[ModelInput, str] | tuple[ModelInput, str, Box | None]],
+        batch_size: int = 16,
+        **options: Unpack[DecodingOptions],
+    ) -> Iterator[GeneratedText | MmxError]:
+        """Answer many questions, each a `Question` or (input, question) or (input, question, box).
+
+        Yields answers in the order given, an error in place of one that cannot be answered. Questions about the same
+        input are answered together; `batch_size` inputs are encoded at a time.
+        """
+        items = [item if isinstance(item, Question) else Question(*item) for item in questions]
+        return answer_questions(self, items, batch_size, self._single_text(options))
 
     def look(
         self,
-        image: Any,
+        image: ModelInput | Memory,
         question: str | None = None,
         box: Box | None = None,
+        *,
         text: str | None = None,
         method: MapMethod = "weighted",
-        picture: Any = None,
-        **options: Any,
+        original: ModelInput | None = None,
+        **options: Unpack[DecodingOptions],
     ) -> Look:
-        """What the words of a caption (or of the answer to a question) looked at: to be shown, saved, or computed with.
+        """Return what each word of a caption (or of the answer to a question) attended to.
 
-        image: as in `ask`; text: look for the words of this text, whoever said it; picture: what a memory was made of,
-        to draw on, where `image` is a memory. by: see `mmx.interpret.look`.
+        Args:
+            image, question, box, options: as in `ask`.
+            text: explain this text instead of a generated one.
+            method: how maps are computed, see `mmx.interpret.look`: attention, weighted, relevance or both.
+            original: the input that a memory was made from, to draw maps on, if `image` is a memory.
+
+        Example:
+            >>> model.look("dog.jpg", "what is this?").save("look.png")
         """
         if not isinstance(text, str | None):
-            raise MmxError(f"text is a {type(text).__name__}; expected what was said, such as 'a dog on the grass'.")
-        memory, raw = self._single_memory(image, box), image if picture is None else picture
-        prompt, tokenizer = self.prompt_tokens(question), self.model.tokenizer
-        if text is None:
-            said = list(
-                self._generate_tokens(memory, [[question]], self.generation_config({**options, **BEST}))[0][0][0].tokens
-            )
-        else:
-            said = tokenizer.encode(text)
-        self._check_length(len(prompt) + len(said) - 1)
-        given = {} if isinstance(raw, Memory) else self._by_source(raw)
-        if question is not None and self.model.config.question_input != "prompt":
-            given[self.model.config.question_input] = normalize_question(question)
-        memory, blind = (self._decoder_memory(view, question) for view in (memory, self.model.encode({}, 1)))
-        places = source_views(self.model, memory, given, self._displacements)
-        return look_at_text(self.model, memory, prompt, said, question, places, method, blind)
-
-    def generation_config(self, overrides: dict[str, Any]) -> GenerationConfig:
-        """The model's own options with some changed. Raises ConfigError for one that does not exist or contradicts."""
-        merged = {**self.generation.model_dump(), **{k: v for k, v in overrides.items() if v is not None}}
-        return parse_config(merged, GenerationConfig, where="generation options")
-
-    @torch.inference_mode()
-    def _generate_tokens(
-        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
-    ) -> list[list[list[GenerationOutput]]]:
-        """The texts [B][K][n] as tokens."""
-        step, tokens, mask, options = self._start(memory, questions, options)
-        return generate(step, tokens, mask, options, self.model.tokenizer.eos, stops=self._stopping_criteria(options))
-
-    @torch.inference_mode()
-    def _decoder_memory(self, memory: Memory, question: str | None) -> Memory:
-        """What the decoder looks at, in the type it computes in."""
-        return self.with_questions(memory, [[question]]).to(dtype=self.model.decoder.embedding.weight.dtype)
-
-    def _start(
-        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
-    ) -> tuple[DecodeStep, Tensor, Tensor, GenerationConfig]:
-        """The step over a memory, the prompts [B, K, T] with their mask (rows with fewer questions are filled up), and
-        the options with no more new tokens than the decoder has positions for."""
-        most, eos = max(len(row) for row in questions), self.model.tokenizer.eos
-        told = [[(self.prompt_tokens(question), [eos]) for question in row] for row in questions]
-        spare = next(text for row in told for text in row)  # not the caption's, which a model may not have
-        texts = [[*row, *([spare] * (most - len(row)))] for row in told]
-        filled = [[*row, *([None] * (most - len(row)))] for row in questions]
-        tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, most, self.model.tokenizer.pad))
-        options = self._limit_new_tokens(options, asked=any(q is not None for row in questions for q in row))
-        seen = self.with_questions(memory, filled).to(dtype=self.model.decoder.embedding.weight.dtype)
-        step: DecodeStep = DecoderStep(self.model.decoder, seen, options.max_new_tokens)
-        if options.guidance_scale != 1.0:  # beside it one that has the questions alone
-            left = self.with_questions(self.model.encode({}, memory.batch_size), filled).to(dtype=seen.keys.dtype)
-            blind = DecoderStep(self.model.decoder, left, options.max_new_tokens)
-            step = GuidedStep(step, blind, options.guidance_scale)
-        return step, tokens, mask, options
-
-    def prompt_tokens(self, question: str | None) -> list[int]:
-        """What the decoder is told, as tokens. Raises MmxError for a question longer than half of its positions or than
-        what reads it, and for one that is no text."""
-        if not isinstance(question, str | None):
-            raise MmxError(f"a question is a {type(question).__name__}; expected a text, such as 'what is this?'.")
-        if question is not None and self.model.question_reader is not None:
-            prepare(self.model.question_reader, self.model.config.question_input, normalize_question(question))
-        prompt = self.model.tokenizer.prompt(self.model.prompt(question))
-        most = self._longest_prompt
-        if len(prompt) > most:
-            raise MmxError(f"the question has {len(prompt)} tokens; this model reads up to {most}, ask more shortly.")
-        return prompt
-
-    @property
-    def _longest_prompt(self) -> int:
-        """Half of the positions are for the question, the rest for the answer."""
-        return self.model.config.decoder.max_position_embeddings // 2
-
-    def _limit_new_tokens(self, options: GenerationConfig, asked: bool) -> GenerationConfig:
-        """Cut max_new_tokens to what learned positions leave after the longest prompt there may be (not that there is:
-        what is said to one picture must not depend on the questions to another)."""
-        decoder = self.model.config.decoder
-        room = decoder.max_position_embeddings + 1 - (self._longest_prompt if asked else len(self.prompt_tokens(None)))
-        if decoder.positions != "learned" or options.max_new_tokens <= room:
-            return options
-        return options.model_copy(update={"max_new_tokens": room})
-
-    def _check_length(self, length: int) -> None:
-        decoder = self.model.config.decoder
-        if decoder.positions == "learned" and length > decoder.max_position_embeddings:
             raise MmxError(
-                f"prompt and candidate have {length} tokens; this model reads up to {decoder.max_position_embeddings}, "
-                "give shorter texts."
+                f"text is a {type(text).__name__}; expected a text, such as 'a dog on the grass'.",
+                code="look.text_type",
             )
+        memory = self._single_memory(image, box)
+        prompt = self.prompt_tokens(question)
+        if text is None:
+            target = list(self.generate_tokens(memory, [[question]], self._single_text(options))[0][0][0].tokens)
+        else:
+            target = self.model.tokenizer.encode(text)
+        self.check_length(len(prompt) + len(target) - 1)
+        inputs = self._original_inputs(image if original is None else original, question)
+        conditional = self.decoder_memory(memory, [[question]])
+        unconditional = self.decoder_memory(self.model.encode({}, 1), [[question]])
+        views = source_views(self.model, conditional, inputs, self._grid_displacements)
+        return look_at_text(self.model, conditional, prompt, target, question, views, method, unconditional)
 
-    def with_boxes(self, memory: Memory, boxes: Sequence[Sequence[Box | None]], streams: int) -> Memory:
-        """The memory in which each of K `streams` sees only the part that it points at; `boxes` [B][up to K]."""
-        packed = stack_boxes(boxes, streams)
-        return memory if packed is None else memory.focus(packed)
+    def _original_inputs(self, image: ModelInput | Memory, question: str | None) -> dict[str, object]:
+        """The raw inputs by source name, the question among them where a source or the question encoder reads it."""
+        inputs = {} if isinstance(image, Memory) else self.by_source(image)
+        if question is not None and self.model.config.question_input != "prompt":
+            inputs[self.model.config.question_input] = normalize_question(question)
+        return inputs
 
-    def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
-        """What the decoder looks at, where the model's questions are read by a text encoder or by the reader."""
-        name, streams = self.model.config.question_input, len(questions[0])
-        asked = [(b * streams + k, q) for b, row in enumerate(questions) for k, q in enumerate(row) if q is not None]
-        if name == "prompt" or not asked:
-            return memory if name == "prompt" else self.model.with_questions(memory, None)
-        given = self.model.collate(name, [normalize_question(q) for _, q in asked], [row for row, _ in asked])
-        return self.model.with_questions(memory, given._replace(streams=streams))
+    def _single_text(self, options: DecodingOptions) -> GenerationConfig:
+        """The decoding options of a call that returns one text."""
+        if "num_return_sequences" in options:
+            raise MmxError(
+                "this call returns one text, num_return_sequences was given; use generate(...) for several texts.",
+                code="generation.single_text",
+            )
+        return self.generation_config({**options, "num_return_sequences": 1})
 
-    def _memory(self, image: Any) -> Memory:
-        if isinstance(image, Memory):
-            return image
-        images = image if isinstance(image, list) else [image]
-        return self.encode_prepared([self.prepare(item) for item in images])
-
-    def _single_memory(self, image: Any, box: Box | None) -> Memory:
-        memory = self._memory(image)
+    def _single_memory(self, image: ModelInput | Memory, box: Box | None = None) -> Memory:
+        """The memory of one input, restricted to a box."""
+        if isinstance(image, list):
+            raise MmxError(
+                f"a list of {len(image)} inputs was given; expected one, use captions(...) or answers(...) for many.",
+                code="input.list",
+            )
+        memory = image if isinstance(image, Memory) else self.encode_prepared([self.prepare(image)])
         if memory.batch_size != 1:
             raise MmxError(
-                f"a question is about one picture, {memory.batch_size} were given; select one: memory.select([0])"
+                f"a memory of {memory.batch_size} inputs was given; expected one, select it with memory.select([0]).",
+                code="memory.batch_size",
             )
         return memory if box is None else memory.focus(box)
-
-    def prepare(self, image: Any) -> dict[str, PreparedInput]:
-        """One input to the tensors of its sources. Raises MmxError, also for a source that the model does not have."""
-        return prepare_inputs(self.model.encoders, self._by_source(image))
-
-    def _by_source(self, image: Any) -> dict[str, Any]:
-        """One input, or several by name, by the names of sources."""
-        given = image if isinstance(image, Mapping) else {find_source(self.model.encoders, _plain(image)): image}
-        for name in given:
-            self.model.encoder(name)
-        return {name: _plain(raw) for name, raw in given.items()}
-
-    @torch.inference_mode()
-    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory:
-        """The memory of rows that were prepared, each with the sources it has."""
-        batch = collate_inputs(self.model.encoders, rows)
-        return self.model.encode({name: part.to(self.model.device) for name, part in batch.items()}, len(rows))
-
-    def _generated_text(self, text: Any, options: GenerationConfig) -> GeneratedText:
-        tokenizer = self.model.tokenizer
-        pieces = tuple((tokenizer.decode([t]), p) for t, p in zip(text.tokens, text.logprobs, strict=False))
-        return GeneratedText(self._truncate_at_stop_strings(tokenizer.decode(text.tokens), options), text.score, pieces)
-
-    def _stopping_criteria(self, options: GenerationConfig) -> list[StoppingCriterion]:
-        """End a stream once its text holds one of the stop strings."""
-        if not options.stop_strings:
-            return []
-
-        def stop(said: Tensor, logits: Tensor) -> Tensor:
-            texts = (self.model.tokenizer.decode(row) for row in said.tolist())
-            return torch.tensor([any(s in text for s in options.stop_strings) for text in texts], device=said.device)
-
-        return [stop]
-
-    def _truncate_at_stop_strings(self, text: str, options: GenerationConfig) -> str:
-        for string in options.stop_strings:
-            text = text.split(string)[0]
-        return text.strip()
-
-
-def _plain(raw: Any) -> Any:
-    """Paths as texts, which is how encoders know them."""
-    return os.fspath(raw) if isinstance(raw, os.PathLike) else raw

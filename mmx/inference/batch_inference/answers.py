@@ -1,162 +1,159 @@
-"""Answers to many questions: those about one content together, each content encoded once, the answers in order.
+"""Answers to many questions, in order. Questions about the same content share one encoding.
 
-Alphabet: B rows (pictures), K streams (questions about each).
+B: inputs; K: streams (questions about each input).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from mmx.config.schema import GenerationConfig
 from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
-from mmx.inference.batch_inference.dedup import group_keys, mention
+from mmx.inference.batch_inference.dedup import content_keys, identity_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
-from mmx.inference.batch_inference.prefetch import batched, prefetcher
-from mmx.inference.outputs import GeneratedText, PreparedOrError, Question, TextGenerator, prepare_or_error
+from mmx.inference.batch_inference.prefetch import Prefetcher, batched
+from mmx.inference.generator import PreparedOrError, TextGenerator
+from mmx.inference.outputs import GeneratedText, Question
 from mmx.memory import Memory, check_box
 
-# Pictures x questions x (prompt + answer) x beams that are held at a time. In the cache of a decoder of 12 layers and
-# width 768 in float32 that is 1.2 GB; 16 pictures with 16 short questions each are 11,000 and stay in one piece.
-MOST_TOKENS = 16_384
+# Streams x (prompt + answer) x beams decoded at a time. For a decoder of 12 layers and hidden size 768 in float32 the
+# KV cache then holds 1.2 GB; 16 images with 16 short questions each are 11,000 and stay in one piece.
+MAX_TOKENS = 16_384
 
-Places = Sequence[int]  # of questions about the same content
-Found = dict[int, GeneratedText | MmxError]  # by place
+Indices: TypeAlias = Sequence[int]  # of questions about the same content
+Results: TypeAlias = dict[int, GeneratedText | MmxError]  # by index of the question
 
 
 class StreamIndex(NamedTuple):
-    """One stream: a row of the memory, and the place of the question that it is asked."""
+    """One stream of a batch: a row of the memory and the index of its question."""
 
     row: int
-    place: int
+    index: int
 
 
-class Work(NamedTuple):
-    """What stays the same over a call: who speaks, what is asked, the tokens of each prompt, how words are chosen, and
-    how many rows are encoded, and pairs answered, at a time."""
-
-    speaker: TextGenerator
-    questions: Sequence[Question]
-    prompts: dict[int, int]
-    options: GenerationConfig
-    rows: AdaptiveBatchSize
-    pairs: AdaptiveBatchSize
-
-
-def answers(
-    speaker: TextGenerator, questions: Sequence[Question], batch_size: int, options: GenerationConfig
+def answer_questions(
+    generator: TextGenerator, questions: Sequence[Question], batch_size: int, options: GenerationConfig
 ) -> Iterator[GeneratedText | MmxError]:
-    """See Pipeline.answers."""
-    found, prompts = _checked(speaker, questions)
-    work = Work(speaker, questions, prompts, options, AdaptiveBatchSize(), AdaptiveBatchSize())
-
-    def prepare(places: Places) -> PreparedOrError:
-        return prepare_or_error(speaker, questions[places[0]].image)
-
-    due = 0
-    with prefetcher(speaker.model.device) as ahead:
-        batches = ahead(prepare, batched(_groups(work), batch_size))
-        nothing: tuple[Sequence[Places], list[PreparedOrError]] = ([], [])
-        for groups, prepared in chain(batches, [nothing]):  # the last: errors that no picture is for
-            found |= _answered(work, list(zip(prepared, groups, strict=True)))
-            while due in found:
-                yield found.pop(due)
-                due += 1
+    """See `Pipeline.answers`."""
+    return BatchAnswering(generator, questions, options).run(batch_size)
 
 
-def _checked(speaker: TextGenerator, questions: Sequence[Question]) -> tuple[Found, dict[int, int]]:
-    """What cannot be asked, and the length of what can, by place."""
-    wrong: Found = {}
-    prompts: dict[int, int] = {}
-    for place, item in enumerate(questions):
-        try:
-            check_box(item.box)
-            prompts[place] = len(speaker.prompt_tokens(item.question))
-        except MmxError as error:
-            wrong[place] = error
-    return wrong, prompts
+class BatchAnswering:
+    """One call of `Pipeline.answers`: the questions, their prompt lengths, and the batch sizes found so far."""
 
+    def __init__(self, generator: TextGenerator, questions: Sequence[Question], options: GenerationConfig) -> None:
+        self.generator = generator
+        self.questions = questions
+        self.options = options
+        self.results: Results = {}
+        self.prompt_lengths: dict[int, int] = {}
+        self.encode_batches = AdaptiveBatchSize()
+        self.decode_batches = AdaptiveBatchSize()
 
-def _groups(work: Work) -> list[list[int]]:
-    """The places of the questions about each content, in the order in which the contents are first met."""
-    images = [work.questions[place].image for place in work.prompts]
-    keys = group_keys(work.speaker, images)
-    places: dict[Hashable, list[int]] = {}
-    for place, image in zip(work.prompts, images, strict=True):
-        places.setdefault(keys[mention(image)], []).append(place)
-    return list(places.values())
+    def run(self, batch_size: int) -> Iterator[GeneratedText | MmxError]:
+        """Yield the results in the order of the questions, each as soon as all before it are known."""
+        self._check_questions()
+        next_index = 0
+        with Prefetcher(self.generator.model.device) as prefetcher:
+            for groups, prepared in prefetcher.map(self._prepare_group, batched(self._groups(), batch_size)):
+                self._answer_groups(groups, prepared)
+                while next_index in self.results:
+                    yield self.results.pop(next_index)
+                    next_index += 1
+        while next_index in self.results:  # questions that no input was read for
+            yield self.results.pop(next_index)
+            next_index += 1
 
+    def _check_questions(self) -> None:
+        """Record the error of each question that cannot be asked, and the prompt length of each that can."""
+        for index, item in enumerate(self.questions):
+            try:
+                check_box(item.box)
+                self.prompt_lengths[index] = len(self.generator.prompt_tokens(item.question))
+            except MmxError as error:
+                self.results[index] = error
 
-def _answered(work: Work, prepared: Sequence[tuple[PreparedOrError, Places]]) -> Found:
-    """By their places, the answers of some groups of questions about the same content each, in one batch."""
-    found: Found = {}
-    good: list[tuple[dict[str, PreparedInput], Places]] = []
-    for item, places in prepared:
-        if isinstance(item, MmxError):
-            found |= {place: _reason(work, place, places[0], item) for place in places}
-        else:
-            good.append((item, places))
+    def _groups(self) -> list[list[int]]:
+        """Indices of the questions about each content, in the order in which the contents first occur."""
+        indices = list(self.prompt_lengths)
+        images = [self.questions[index].image for index in indices]
+        keys = content_keys(self.generator, images)
+        groups: dict[Hashable, list[int]] = {}
+        for index, image in zip(indices, images, strict=True):
+            groups.setdefault(keys[identity_key(image)], []).append(index)
+        return list(groups.values())
 
-    def answer(groups: Sequence[tuple[dict[str, PreparedInput], Places]]) -> list[Found]:
-        memory = work.speaker.encode_prepared([item for item, _ in groups])
-        return _spoken(work, memory, [places for _, places in groups])
+    def _prepare_group(self, group: Indices) -> PreparedOrError:
+        return self.generator.prepare_or_error(self.questions[group[0]].image)
 
-    for (_, places), done in zip(good, work.rows.run(good, answer), strict=True):
-        found |= dict.fromkeys(places, done) if isinstance(done, MmxError) else done
-    return found
+    def _answer_groups(self, groups: Sequence[Indices], prepared: Sequence[PreparedOrError]) -> None:
+        """Answer the questions of some groups; each group shares one encoded input."""
+        readable: list[tuple[dict[str, PreparedInput], Indices]] = []
+        for item, group in zip(prepared, groups, strict=True):
+            if isinstance(item, MmxError):
+                for index in group:
+                    self.results[index] = self._input_error(index, group[0], item)
+            else:
+                readable.append((item, group))
+        outcomes = self.encode_batches.run(readable, self._encode_and_answer)
+        for (_, group), outcome in zip(readable, outcomes, strict=True):
+            if isinstance(outcome, MmxError):
+                self.results.update(dict.fromkeys(group, outcome))
+            else:
+                self.results.update(outcome)
 
+    def _input_error(self, index: int, first: int, error: MmxError) -> MmxError:
+        """The error of an input under its own name, if it is a duplicate of the one that was read."""
+        image = self.questions[index].image
+        if identity_key(image) == identity_key(self.questions[first].image):
+            return error
+        own = self.generator.prepare_or_error(image)
+        return own if isinstance(own, MmxError) else error
 
-def _reason(work: Work, place: int, first: int, error: MmxError) -> MmxError:
-    """Why an input cannot be read, under its own name where it is the twin of the one that was tried."""
-    image = work.questions[place].image
-    if mention(image) == mention(work.questions[first].image):
-        return error
-    own = prepare_or_error(work.speaker, image)
-    return own if isinstance(own, MmxError) else error
+    def _encode_and_answer(self, rows: Sequence[tuple[dict[str, PreparedInput], Indices]]) -> list[Results]:
+        memory = self.generator.encode_prepared([prepared for prepared, _ in rows])
+        groups = [group for _, group in rows]
+        answers: list[Results] = [{} for _ in groups]
 
+        def decode(streams: Sequence[StreamIndex]) -> list[GeneratedText]:
+            return self._decode(memory, streams)
 
-def _spoken(work: Work, memory: Memory, groups: Sequence[Places]) -> list[Found]:
-    """The answers to the questions of each group, over a memory of as many rows."""
-    found: list[Found] = [{} for _ in groups]
+        for streams in self._pieces(groups):
+            outcomes = self.decode_batches.run(streams, decode)
+            for stream, outcome in zip(streams, outcomes, strict=True):
+                answers[stream.row][stream.index] = outcome
+        return answers
 
-    def say(pairs: Sequence[StreamIndex]) -> list[GeneratedText]:
-        return _say(work, memory, pairs)
+    def _pieces(self, groups: Sequence[Indices]) -> Iterator[list[StreamIndex]]:
+        """Yield streams in pieces that keep to MAX_TOKENS, questions of lower rows first."""
+        longest = max(self.prompt_lengths[index] for group in groups for index in group)
+        texts = max(self.options.num_beams, self.options.num_return_sequences)
+        max_streams = max(1, MAX_TOKENS // ((longest + self.options.max_new_tokens) * texts))
+        remaining = dict(enumerate(groups))
+        while remaining:
+            rows = list(remaining)[:max_streams]
+            per_row = max(1, max_streams // len(rows))
+            piece: list[StreamIndex] = []
+            for row in rows:
+                piece += [StreamIndex(row, index) for index in remaining[row][:per_row]]
+                remaining[row] = remaining[row][per_row:]
+                if not remaining[row]:
+                    del remaining[row]
+            yield piece
 
-    for pairs in _pieces(work, groups):
-        for pair, said in zip(pairs, work.pairs.run(pairs, say), strict=True):
-            found[pair.row][pair.place] = said
-    return found
-
-
-def _pieces(work: Work, groups: Sequence[Places]) -> Iterator[list[StreamIndex]]:
-    """Stretches of pairs, as many questions of each row as MOST_TOKENS allow, those of lower rows first."""
-    longest = max(work.prompts[place] for places in groups for place in places) + work.options.max_new_tokens
-    beams = max(work.options.num_beams, work.options.num_return_sequences)
-    streams = max(1, MOST_TOKENS // (longest * beams))
-    left = dict(enumerate(groups))
-    while left:
-        rows = list(left)[:streams]
-        each = max(1, streams // len(rows))
-        yield [StreamIndex(row, place) for row in rows for place in left[row][:each]]
-        left |= {row: left[row][each:] for row in rows}
-        left = {row: places for row, places in left.items() if places}
-
-
-def _say(work: Work, memory: Memory, pairs: Sequence[StreamIndex]) -> list[GeneratedText]:
-    """The answers of some pairs, all at once: their rows of the memory, each with its questions."""
-    asked: dict[int, list[int]] = {}
-    for pair in pairs:
-        asked.setdefault(pair.row, []).append(pair.place)
-    part = memory if len(asked) == memory.batch_size else memory.select(list(asked))
-    rows = [[work.questions[place] for place in places] for places in asked.values()]
-    texts = work.speaker.generate(
-        part, [[q.question for q in row] for row in rows], work.options, [[q.box for q in row] for row in rows]
-    )
-    said = {
-        place: text[0]
-        for places, row in zip(asked.values(), texts, strict=True)
-        for place, text in zip(places, row, strict=True)
-    }
-    return [said[pair.place] for pair in pairs]
+    def _decode(self, memory: Memory, streams: Sequence[StreamIndex]) -> list[GeneratedText]:
+        """Answer the questions of some streams at once, over the rows of the memory that they belong to."""
+        by_row: dict[int, list[int]] = {}
+        for stream in streams:
+            by_row.setdefault(stream.row, []).append(stream.index)
+        selected = memory if len(by_row) == memory.batch_size else memory.select(list(by_row))
+        questions = [[self.questions[index].question for index in indices] for indices in by_row.values()]
+        boxes = [[self.questions[index].box for index in indices] for indices in by_row.values()]
+        texts = self.generator.generate_batch(selected, questions, self.options, boxes)
+        answers: dict[int, GeneratedText] = {}
+        for indices, row in zip(by_row.values(), texts, strict=True):
+            for index, sequences in zip(indices, row, strict=True):
+                answers[index] = sequences[0]
+        return [answers[stream.index] for stream in streams]

@@ -1,77 +1,99 @@
-"""Captions of many pictures: in batches, in order, each content encoded and said once."""
+"""Captions of many inputs, in batches and in order. Inputs with the same bytes are captioned once."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from mmx.config.schema import GenerationConfig
+from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import ResultCache, content_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
-from mmx.inference.batch_inference.prefetch import batched, prefetcher
-from mmx.inference.outputs import GeneratedText, PreparedOrError, TextGenerator, prepare_or_error
+from mmx.inference.batch_inference.prefetch import Prefetcher, batched
+from mmx.inference.generator import PreparedOrError, TextGenerator
+from mmx.inference.outputs import GeneratedText, ModelInput
 
-CROWD = 16  # times as many pictures as are spoken of, most of them known already, before their captions are given
+MAX_DUPLICATES = 16  # a batch holds at most this many times its size, duplicates included
+
+InputT = TypeVar("InputT", bound="ModelInput | MmxError")
 
 
-class Piece(NamedTuple):
-    """A picture, what its twins share with it, and whether it is the first of them."""
+@dataclass(frozen=True)
+class QueuedInput(Generic[InputT]):
+    """An input with the key that its duplicates share. Only the first of several duplicates is encoded."""
 
-    image: Any
+    image: InputT
     key: Hashable | None
-    first: bool
+    is_first: bool
 
 
-def captions(
-    speaker: TextGenerator, images: Iterable[Any], batch_size: int, options: GenerationConfig
-) -> Iterator[tuple[Any, GeneratedText | MmxError]]:
-    """See Pipeline.captions. Pictures are taken as they are needed; one that comes as an error stays that."""
-    twins, halving = ResultCache(), AdaptiveBatchSize()
+def caption_images(
+    generator: TextGenerator, images: Iterable[InputT], batch_size: int, options: GenerationConfig
+) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
+    """See `Pipeline.captions`. Inputs are taken from the iterable as they are needed."""
+    cache = ResultCache()
+    batches = AdaptiveBatchSize()
 
-    def key(image: Any) -> Hashable | None:
-        return content_key(speaker, image)
+    def key_of(image: InputT) -> Hashable | None:
+        return content_key(generator, image)
 
-    def prepare(piece: Piece) -> PreparedOrError | None:
-        return prepare_or_error(speaker, piece.image) if piece.first else None
+    def prepare_first(item: QueuedInput[InputT]) -> PreparedOrError | None:
+        return generator.prepare_or_error(item.image) if item.is_first else None
 
-    with prefetcher(speaker.model.device) as ahead:
-        keyed = (pair for batch, keys in ahead(key, batched(images, batch_size)) for pair in zip(batch, keys))
-        for pieces, prepared in ahead(prepare, _batches(keyed, twins, batch_size)):
-            fresh = _said(speaker, [item for item in prepared if item is not None], options, halving)
-            for piece, said in zip((piece for piece in pieces if piece.first), fresh, strict=True):
-                twins.remember(piece.key, said)
-            due = iter(fresh)
-            for piece in pieces:
-                known = next(due) if piece.first else twins.output(piece.key)
-                # A twin of what could not be read, or of what was forgotten, speaks for itself.
-                yield (
-                    piece.image,
-                    known or _said(speaker, [prepare_or_error(speaker, piece.image)], options, halving)[0],
-                )
+    with Prefetcher(generator.model.device) as prefetcher:
+        keyed = _with_keys(prefetcher.map(key_of, batched(images, batch_size)))
+        for items, prepared in prefetcher.map(prepare_first, _batches(keyed, cache, batch_size)):
+            results = _caption_batch(generator, [item for item in prepared if item is not None], options, batches)
+            first_items = [item for item in items if item.is_first]
+            for item, result in zip(first_items, results, strict=True):
+                cache.store(item.key, result)
+            remaining = iter(results)
+            for item in items:
+                result_or_none = next(remaining) if item.is_first else cache.get(item.key)
+                if result_or_none is None:  # a duplicate of an unreadable input, or of one that left the cache
+                    prepared_alone = generator.prepare_or_error(item.image)
+                    result_or_none = _caption_batch(generator, [prepared_alone], options, batches)[0]
+                yield item.image, result_or_none
 
 
-def _batches(keyed: Iterable[tuple[Any, Hashable | None]], twins: ResultCache, size: int) -> Iterator[list[Piece]]:
-    """Stretches with up to `size` pictures that are the first of their twins."""
-    batch: list[Piece] = []
-    first = 0
+def _with_keys(
+    batches: Iterable[tuple[Sequence[InputT], list[Hashable | None]]],
+) -> Iterator[tuple[InputT, Hashable | None]]:
+    for images, keys in batches:
+        yield from zip(images, keys, strict=True)
+
+
+def _batches(
+    keyed: Iterable[tuple[InputT, Hashable | None]], cache: ResultCache, size: int
+) -> Iterator[list[QueuedInput[InputT]]]:
+    """Yield batches with up to `size` inputs that are the first of their duplicates."""
+    size = max(1, size)
+    batch: list[QueuedInput[InputT]] = []
+    num_first = 0
     for image, key in keyed:
-        batch.append(Piece(image, key, twins.meet(key)))
-        first += batch[-1].first
-        if first >= max(1, size) or len(batch) >= CROWD * max(1, size):
+        item = QueuedInput(image, key, cache.add(key))
+        batch.append(item)
+        num_first += item.is_first
+        if num_first >= size or len(batch) >= MAX_DUPLICATES * size:
             yield batch
-            batch, first = [], 0
+            batch = []
+            num_first = 0
     if batch:
         yield batch
 
 
-def _said(
-    speaker: TextGenerator, prepared: Sequence[PreparedOrError], options: GenerationConfig, halving: AdaptiveBatchSize
+def _caption_batch(
+    generator: TextGenerator, prepared: Sequence[PreparedOrError], options: GenerationConfig, batches: AdaptiveBatchSize
 ) -> list[GeneratedText | MmxError]:
-    """The captions of a batch, with the errors in their places."""
+    """Caption the prepared inputs; errors keep their positions."""
 
-    def say(rows: Sequence[Any]) -> list[GeneratedText]:
-        return [row[0][0] for row in speaker.generate(speaker.encode_prepared(rows), [[None]] * len(rows), options)]
+    def caption(rows: Sequence[dict[str, PreparedInput]]) -> list[GeneratedText]:
+        memory = generator.encode_prepared(rows)
+        texts = generator.generate_batch(memory, [[None]] * len(rows), options)
+        return [streams[0][0] for streams in texts]
 
-    said = iter(halving.run([item for item in prepared if not isinstance(item, MmxError)], say))
-    return [item if isinstance(item, MmxError) else next(said) for item in prepared]
+    readable = [item for item in prepared if not isinstance(item, MmxError)]
+    captions = iter(batches.run(readable, caption))
+    return [item if isinstance(item, MmxError) else next(captions) for item in prepared]

@@ -1,4 +1,4 @@
-"""Inputs of the same bytes, whatever their names: what was said about one is said about the other."""
+"""Deduplication: inputs with the same bytes are encoded once, whatever their names."""
 
 from __future__ import annotations
 
@@ -7,100 +7,112 @@ import os
 import stat
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
 
 from mmx.errors import MmxError
-from mmx.inference.outputs import GeneratedText, TextGenerator
+from mmx.inference.generator import TextGenerator
+from mmx.inference.outputs import GeneratedText, ModelInput
 from mmx.models.source import Encoders, find_source
 
-MOST = 8192  # texts that are kept: about 25 MB with the scores of their tokens
-LARGEST = 256 * 2**20  # bytes; a larger file is none of a picture or a sound
+CACHE_SIZE = 8192  # results kept: about 25 MB with the scores of their tokens
+MAX_HASHED_BYTES = 256 * 2**20  # larger files are not compared
 
 
 class ResultCache:
-    """Key of an input -> what was said about it; the MOST latest are kept, so that memory does not grow."""
+    """Results by the key of their input. The most recently added `max_size` keys are kept."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self.most = most
-        self.known: OrderedDict[Hashable, GeneratedText | None] = OrderedDict()  # None: met, and not yet spoken of
+    def __init__(self, max_size: int = CACHE_SIZE) -> None:
+        self.max_size = max_size
+        self.results: OrderedDict[Hashable, GeneratedText | None] = OrderedDict()  # None: added, no result yet
 
-    def meet(self, key: Hashable | None) -> bool:
-        """Whether an input is the first of its key; one without a key always is."""
+    def add(self, key: Hashable | None) -> bool:
+        """Add a key; return whether it is new. `None`, an input without a key, always is."""
         if key is None:
             return True
-        if key in self.known:
-            self.known.move_to_end(key)
+        if key in self.results:
+            self.results.move_to_end(key)
             return False
-        self._keep(key, None)
+        self._put(key, None)
         return True
 
-    def remember(self, key: Hashable | None, said: GeneratedText | MmxError) -> None:
-        """An error is not kept: it names a file, and its twin has another name."""
-        if key is not None and isinstance(said, GeneratedText):
-            self._keep(key, said)
+    def store(self, key: Hashable | None, result: GeneratedText | MmxError) -> None:
+        """Keep a result. Errors are not kept, because they name one file and its duplicates have other names."""
+        if key is not None and isinstance(result, GeneratedText):
+            self._put(key, result)
 
-    def output(self, key: Hashable | None) -> GeneratedText | None:
-        """What was said about the first of its key, if that went well and is not long ago."""
-        return self.known.get(key)
+    def get(self, key: Hashable | None) -> GeneratedText | None:
+        """Return the result of a key, or None."""
+        return self.results.get(key)
 
-    def _keep(self, key: Hashable, said: GeneratedText | None) -> None:
-        self.known[key] = said
-        while len(self.known) > self.most:
-            self.known.popitem(last=False)
+    def _put(self, key: Hashable, result: GeneratedText | None) -> None:
+        self.results[key] = result
+        while len(self.results) > self.max_size:
+            self.results.popitem(last=False)
 
 
-def content_key(speaker: TextGenerator, image: Any) -> Hashable | None:
-    """What inputs of the same bytes have in common; None for what has no bytes to compare (an open picture, an error).
+def content_key(generator: TextGenerator, image: ModelInput | MmxError) -> Hashable | None:
+    """Return a key that inputs of the same bytes share; None for an input without bytes, such as an opened image.
 
-    The ending of a name is part of it, for an encoder may go by that.
+    The suffix of a file name is part of the key, because an encoder may depend on it.
     """
-    named = _by_source(speaker.model.encoders, image)
-    parts = [(name, _content(speaker.model.encoders, name, raw)) for name, raw in named.items()]
-    return None if not parts or any(content is None for _, content in parts) else tuple(parts)
+    encoders = generator.model.encoders
+    parts: list[tuple[str, Hashable]] = []
+    for name, raw in _by_source(encoders, image).items():
+        content = _content(encoders, name, raw)
+        if content is None:
+            return None
+        parts.append((name, content))
+    return tuple(parts) or None
 
 
-def group_keys(speaker: TextGenerator, images: Iterable[Any]) -> dict[Hashable, Hashable]:
-    """`mention` of each input -> what inputs of the same bytes have in common.
+def content_keys(generator: TextGenerator, images: Iterable[ModelInput]) -> dict[Hashable, Hashable]:
+    """Return `identity_key` of each input -> the key that inputs of the same bytes share.
 
-    Only files of equal sizes are read for it, for others are no twins.
+    Only files of equal size are read for it.
     """
-    distinct = {mention(image): image for image in images}
-    sizes = {key: _sizes(image) for key, image in distinct.items()}
-    shared = Counter(sizes.values())
+    distinct = {identity_key(image): image for image in images}
+    sizes = {identity: _sizes(image) for identity, image in distinct.items()}
+    count_by_size = Counter(sizes.values())
     keys: dict[Hashable, Hashable] = {}
-    for key, image in distinct.items():
-        content = content_key(speaker, image) if sizes[key] is not None and shared[sizes[key]] > 1 else None
-        keys[key] = key if content is None else content
+    for identity, image in distinct.items():
+        size = sizes[identity]
+        content = None
+        if size is not None and count_by_size[size] > 1:
+            content = content_key(generator, image)
+        keys[identity] = identity if content is None else content
     return keys
 
 
-def mention(image: Any) -> Hashable:
-    """What two mentions of one input have in common: equal paths or bytes; an open picture is known by itself."""
+def identity_key(image: object) -> Hashable:
+    """Return a key that mentions of one input share: equal paths, texts or bytes, or the same object."""
     if isinstance(image, Mapping):
-        return tuple((name, mention(raw)) for name, raw in image.items())
+        return tuple((name, identity_key(raw)) for name, raw in image.items())
     if isinstance(image, os.PathLike):
         return os.fspath(image)
-    return image if isinstance(image, str | bytes) else id(image)
+    if isinstance(image, str | bytes):
+        return image
+    return id(image)
 
 
-def _by_source(encoders: Encoders, image: Any) -> Mapping[str, Any]:
+def _by_source(encoders: Encoders, image: object) -> Mapping[str, object]:
     if isinstance(image, Mapping):
         return image
-    if not isinstance(image, str | bytes | os.PathLike):
+    if isinstance(image, os.PathLike):
+        image = os.fspath(image)
+    if not isinstance(image, str | bytes):
         return {}
     try:
-        return {find_source(encoders, os.fspath(image) if isinstance(image, os.PathLike) else image): image}
+        return {find_source(encoders, image): image}
     except MmxError:
         return {}
 
 
-def _content(encoders: Encoders, source: str, raw: Any) -> Hashable | None:
-    """The bytes of one input in short; a text is itself."""
+def _content(encoders: Encoders, source: str, raw: object) -> Hashable | None:
+    """A digest of the bytes of one input; a text is its own key."""
     if isinstance(raw, bytes):
-        return "", _digest(raw)
+        return "", hashlib.blake2b(raw, digest_size=16).digest()
     if source in encoders and encoders[source].modality == "text":
         return raw if isinstance(raw, str) else None
-    if _size(raw) is None:
+    if not isinstance(raw, str | os.PathLike) or _size(raw) is None:
         return None
     try:
         with open(raw, "rb") as file:
@@ -110,27 +122,26 @@ def _content(encoders: Encoders, source: str, raw: Any) -> Hashable | None:
     return os.path.splitext(os.fsdecode(raw))[1].lower(), digest
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+def _sizes(image: object) -> Hashable | None:
+    """The file sizes of an input; None if it is not a file."""
+    if not isinstance(image, Mapping):
+        return _size(image)
+    sizes: list[tuple[str, Hashable]] = []
+    for name, raw in image.items():
+        if isinstance(raw, str | bytes | os.PathLike):
+            size = _size(raw)
+            sizes.append((name, raw if size is None else size))
+    return tuple(sizes)
 
 
-def _sizes(image: Any) -> Hashable | None:
-    """The sizes of the files of an input; None where one is no file."""
-    if isinstance(image, Mapping):
-        return tuple((name, raw if _size(raw) is None else _size(raw)) for name, raw in image.items() if _plain(raw))
-    return _size(image)
-
-
-def _plain(raw: Any) -> bool:
-    return isinstance(raw, str | bytes | os.PathLike)
-
-
-def _size(raw: Any) -> int | None:
-    """Bytes of a regular file that is not too large to be looked at."""
+def _size(raw: object) -> int | None:
+    """Bytes of an input that is bytes or a regular file of at most MAX_HASHED_BYTES."""
     if isinstance(raw, bytes):
         return len(raw)
+    if not isinstance(raw, str | os.PathLike):
+        return None
     try:
-        status = os.stat(raw) if isinstance(raw, str | os.PathLike) else None
+        status = os.stat(raw)
     except (OSError, ValueError):
         return None
-    return status.st_size if status and stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST else None
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_HASHED_BYTES else None

@@ -1,4 +1,7 @@
-"""Memory that runs out is no end: the batch is halved until it fits, down to one row, which then is an error."""
+"""Out-of-memory handling: a batch that does not fit is halved, down to one row, whose error is then returned.
+
+The same idea as accelerate's `find_executable_batch_size`, for inference over a stream of rows whose sizes differ.
+"""
 
 from __future__ import annotations
 
@@ -11,80 +14,101 @@ import torch
 
 from mmx.errors import MmxError
 
-Row = TypeVar("Row")
-Done = TypeVar("Done")
-PATIENCE = 32  # stretches that went well before a larger one is tried: one huge picture shall not slow all that follow
-_TOLD = (
+RowT = TypeVar("RowT")
+ResultT = TypeVar("ResultT")
+
+RETRY_LARGER_AFTER = 32  # successful batches before a larger size is tried again
+_MESSAGES = (
     "DefaultCPUAllocator",
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
-    "backend out of memory",  # Apple's
+    "backend out of memory",  # MPS
 )
 
 
 class AdaptiveBatchSize:
-    """Works on rows in stretches that memory has room for; the size that was found is kept for what follows."""
+    """Runs a function on rows in batches that fit into memory. The size that was found is kept for later calls."""
 
     def __init__(self) -> None:
-        self.most, self.well, self.ever = sys.maxsize, 0, False
+        self.max_size = sys.maxsize
+        self.successes = 0  # since the size last changed
+        self.ever_succeeded = False
 
-    def run(self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Done]]) -> list[Done | MmxError]:
-        """What `work` gives for each of the rows, in their order; an error for a row that is too much even alone, and
-        for one that cannot be worked on. Raises the error where no row ever could: then it is not the row's."""
-        found: list[Done | MmxError] = []
-        while len(found) < len(rows):
-            part = rows[len(found) : len(found) + self.most]
+    def run(
+        self, rows: Sequence[RowT], function: Callable[[Sequence[RowT]], Sequence[ResultT]]
+    ) -> list[ResultT | MmxError]:
+        """Return the result of each row in order.
+
+        A row that does not fit alone, or for which `function` raises an MmxError alone, has that error as its result.
+
+        Raises:
+            MmxError: the error of the function, if no row has ever succeeded; the cause is then not the row.
+        """
+        results: list[ResultT | MmxError] = []
+        while len(results) < len(rows):
+            batch = rows[len(results) : len(results) + self.max_size]
             try:
-                done = _attempt(work, part)
+                outputs = _run_unless_out_of_memory(function, batch)
             except MmxError as error:
-                found += self._singly(part, work, error)
+                results += self._run_one_by_one(batch, function, error)
                 continue
-            if done is not None:
-                found += done
-                self._went_well()
-            elif len(part) > 1:
-                self.most, self.well = len(part) // 2, 0
+            if outputs is not None:
+                results += outputs
+                self._record_success()
+            elif len(batch) > 1:
+                self.max_size = len(batch) // 2
+                self.successes = 0
             else:
-                found.append(_too_much())
-        return found
+                results.append(_out_of_memory_error())
+        return results
 
-    def _singly(
-        self, rows: Sequence[Row], work: Callable[[Sequence[Row]], Sequence[Done]], error: MmxError
-    ) -> list[Done | MmxError]:
-        """Rows of which one at least cannot be worked on, each alone."""
-        found: list[Done | MmxError] = [error] if len(rows) == 1 else [_alone(work, row) for row in rows]
-        self.ever = self.ever or not all(isinstance(done, MmxError) for done in found)
-        if not self.ever:
+    def _run_one_by_one(
+        self, rows: Sequence[RowT], function: Callable[[Sequence[RowT]], Sequence[ResultT]], error: MmxError
+    ) -> list[ResultT | MmxError]:
+        """Run each row of a failed batch alone. `error` is the one that the batch raised."""
+        results: list[ResultT | MmxError] = [error]
+        if len(rows) > 1:
+            results = [_run_alone(function, row) for row in rows]
+        self.ever_succeeded = self.ever_succeeded or not all(isinstance(result, MmxError) for result in results)
+        if not self.ever_succeeded:
             raise error
-        return found
+        return results
 
-    def _went_well(self) -> None:
-        self.well, self.ever = self.well + 1, True
-        if self.well >= PATIENCE:
-            self.most, self.well = min(2 * self.most, sys.maxsize), 0
+    def _record_success(self) -> None:
+        self.ever_succeeded = True
+        self.successes += 1
+        if self.successes >= RETRY_LARGER_AFTER:
+            self.max_size = min(2 * self.max_size, sys.maxsize)
+            self.successes = 0
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, or that is what an error was raised from: a CPU's allocator has no error of its own."""
+    """Return whether an exception, or one that caused it, means that memory ran out.
+
+    The CPU allocator raises a plain RuntimeError, which only its message identifies.
+    """
     while error is not None:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _TOLD):
+        if isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES):
             return True
         error = error.__cause__
     return False
 
 
-def _attempt(work: Callable[[Sequence[Row]], Sequence[Done]], part: Sequence[Row]) -> Sequence[Done] | None:
-    """None where memory ran out."""
+def _run_unless_out_of_memory(
+    function: Callable[[Sequence[RowT]], Sequence[ResultT]], rows: Sequence[RowT]
+) -> Sequence[ResultT] | None:
+    """Return the results, or None if memory ran out."""
     try:
-        return work(part)
+        return function(rows)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    gc.collect()  # out here, where the error no longer holds the tensors of the frames it passed
+    # Outside the except block the error no longer holds the tensors of the frames that it passed.
+    gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
@@ -92,13 +116,17 @@ def _attempt(work: Callable[[Sequence[Row]], Sequence[Done]], part: Sequence[Row
     return None
 
 
-def _alone(work: Callable[[Sequence[Row]], Sequence[Done]], row: Row) -> Done | MmxError:
+def _run_alone(function: Callable[[Sequence[RowT]], Sequence[ResultT]], row: RowT) -> ResultT | MmxError:
     try:
-        done = _attempt(work, [row])
+        results = _run_unless_out_of_memory(function, [row])
     except MmxError as error:
         return error
-    return _too_much() if done is None else done[0]
+    return _out_of_memory_error() if results is None else results[0]
 
 
-def _too_much() -> MmxError:
-    return MmxError("memory ran out on this input alone; expected room for it, try fewer --beams, or another --device.")
+def _out_of_memory_error() -> MmxError:
+    return MmxError(
+        "memory ran out on this input alone; expected enough for one input, use fewer beams (--num-beams) or another "
+        "--device.",
+        code="inference.out_of_memory",
+    )

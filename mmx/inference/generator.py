@@ -1,0 +1,307 @@
+"""TextGenerator: inputs are prepared and encoded, prompts are built, and texts are generated over the memory.
+
+B: inputs; K: streams (questions about each input); n: texts for each stream; T: text positions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from mmx.config.loader import parse_config
+from mmx.config.schema import GenerationConfig
+from mmx.data.batching import pad_texts, stack_boxes
+from mmx.encoders.contract import PreparedInput, accepts, prepare
+from mmx.errors import MmxError
+from mmx.generation import DecoderStep, DecodeStep, generate, stream
+from mmx.generation.guidance import GuidedStep
+from mmx.generation.logits_processors import StoppingCriterion
+from mmx.generation.outputs import GenerationOutput
+from mmx.inference.outputs import GeneratedText, ModelInput
+from mmx.memory import Box, Memory
+from mmx.models.model import Model
+from mmx.models.source import SourceBatch, collate_inputs, find_source, prepare_inputs
+from mmx.text.prompts import normalize_question
+
+PreparedOrError: TypeAlias = dict[str, PreparedInput] | MmxError
+
+
+@dataclass(frozen=True)
+class DecodingInputs:
+    """What decoding starts from: the step over a memory, prompts [B, K, T] with their mask, and the options."""
+
+    step: DecodeStep
+    tokens: Tensor
+    mask: Tensor
+    options: GenerationConfig
+
+
+class TextGenerator:
+    """A model with its default decoding options."""
+
+    def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
+        self.model = model.eval()
+        self.generation = generation or GenerationConfig()
+
+    def generation_config(self, overrides: Mapping[str, object]) -> GenerationConfig:
+        """Return the default options with some replaced; `None` keeps the default.
+
+        Raises:
+            ConfigError: an option does not exist, is out of range, or contradicts another.
+        """
+        merged = self.generation.model_dump()
+        for name, value in overrides.items():
+            if value is not None:
+                merged[name] = value
+        return parse_config(merged, GenerationConfig, where="generation options")
+
+    # ---- inputs ------------------------------------------------------------------------------------------------
+
+    def accepts(self, path: str) -> bool:
+        """Return whether one of the sources reads files of this name."""
+        return any(accepts(encoder, name, path) for name, encoder in self.model.encoders.items())
+
+    def by_source(self, image: ModelInput) -> dict[str, object]:
+        """Return an input by source name; one without a name goes to the source that reads it.
+
+        Raises:
+            MmxError: the model has no source of that name, or several sources might be meant.
+        """
+        if isinstance(image, Mapping):
+            named = dict(image)
+        else:
+            named = {find_source(self.model.encoders, _path_as_text(image)): image}
+        for name in named:
+            self.model.encoder(name)
+        return {name: _path_as_text(raw) for name, raw in named.items()}
+
+    def prepare(self, image: ModelInput) -> dict[str, PreparedInput]:
+        """Return the tensors of one input by source name.
+
+        Raises:
+            MmxError: the input cannot be read, or the model has no such source.
+        """
+        return prepare_inputs(self.model.encoders, self.by_source(image))
+
+    def prepare_or_error(self, image: ModelInput | MmxError) -> PreparedOrError:
+        """Like `prepare`, but return the error. An input that already is an error stays one."""
+        if isinstance(image, MmxError):
+            return image
+        try:
+            return self.prepare(image)
+        except MmxError as error:
+            return error
+
+    @torch.inference_mode()
+    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory:
+        """Return the memory of B prepared inputs, which need not have the same sources."""
+        batch = collate_inputs(self.model.encoders, rows)
+        return self._encode_sources(batch, len(rows))
+
+    @torch.inference_mode()
+    def _encode_sources(self, batch: Mapping[str, SourceBatch], rows: int) -> Memory:
+        moved = {name: part.to(self.model.device) for name, part in batch.items()}
+        return self.model.encode(moved, rows)
+
+    # ---- prompts -----------------------------------------------------------------------------------------------
+
+    def prompt_tokens(self, question: str | None) -> list[int]:
+        """Return the token ids of the decoder's prompt; `None` is the caption prompt.
+
+        Raises:
+            MmxError: the question is not a text, or is longer than half of the decoder's positions.
+        """
+        if not isinstance(question, str | None):
+            raise MmxError(
+                f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
+                code="question.type",
+            )
+        if question is not None and self.model.question_reader is not None:
+            prepare(self.model.question_reader, self.model.config.question_input, normalize_question(question))
+        prompt = self.model.tokenizer.prompt(self.model.prompt(question))
+        if len(prompt) > self.max_prompt_length:
+            raise MmxError(
+                f"the question has {len(prompt)} tokens; this model reads up to {self.max_prompt_length}, "
+                "shorten the question.",
+                code="question.too_long",
+                length=len(prompt),
+                maximum=self.max_prompt_length,
+            )
+        return prompt
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Half of the decoder's positions; the other half is for the answer."""
+        return self.model.config.decoder.max_position_embeddings // 2
+
+    def check_length(self, length: int) -> None:
+        """Raise MmxError if a text of `length` tokens is longer than the decoder's learned positions."""
+        decoder = self.model.config.decoder
+        if decoder.positions == "learned" and length > decoder.max_position_embeddings:
+            raise MmxError(
+                f"prompt and text have {length} tokens; this model reads up to {decoder.max_position_embeddings}, "
+                "give shorter texts.",
+                code="text.too_long",
+                length=length,
+                maximum=decoder.max_position_embeddings,
+            )
+
+    # ---- memories ----------------------------------------------------------------------------------------------
+
+    def with_boxes(self, memory: Memory, boxes: Sequence[Sequence[Box | None]], streams: int) -> Memory:
+        """Return the memory in which each of K streams attends only to its box. boxes: [B][up to K], None for all."""
+        stacked = stack_boxes(boxes, streams)
+        return memory if stacked is None else memory.focus(stacked)
+
+    def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
+        """Return the memory that the decoder attends to, once a text source or question encoder has read [B][K]."""
+        name = self.model.config.question_input
+        if name == "prompt":
+            return memory
+        streams = len(questions[0])
+        texts: list[str] = []
+        rows: list[int] = []
+        for row, asked in enumerate(questions):
+            for stream_, question in enumerate(asked):
+                if question is not None:
+                    texts.append(normalize_question(question))
+                    rows.append(row * streams + stream_)
+        if not texts:
+            return self.model.with_questions(memory, None)
+        batch = self.model.collate(name, texts, rows)
+        return self.model.with_questions(memory, batch._replace(streams=streams))
+
+    @torch.inference_mode()
+    def decoder_memory(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
+        """Return `with_questions(memory, questions)` in the floating type that the decoder computes in."""
+        return self.with_questions(memory, questions).to(dtype=self.model.decoder.embedding.weight.dtype)
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
+
+    def generate_batch(
+        self,
+        memory: Memory,
+        questions: Sequence[Sequence[str | None]],
+        options: GenerationConfig,
+        boxes: Sequence[Sequence[Box | None]] = (),
+    ) -> list[list[list[GeneratedText]]]:
+        """Generate texts for K questions about each of B inputs.
+
+        Args:
+            memory: of B rows.
+            questions: [B][up to K]; None asks for a caption.
+            options: see `generation_config`.
+            boxes: [B][up to K], the region of each question; None for the whole input.
+
+        Returns:
+            [B][K][num_return_sequences], best first.
+        """
+        if not any(questions):
+            return [[] for _ in questions]
+        focused = self.with_boxes(memory, boxes, max(len(row) for row in questions))
+        outputs = self.generate_tokens(focused, questions, options)
+        texts: list[list[list[GeneratedText]]] = []
+        for row, asked in zip(outputs, questions, strict=True):
+            streams = row[: len(asked)]  # rows with fewer questions were padded
+            texts.append([[self._decode(output, options) for output in stream_] for stream_ in streams])
+        return texts
+
+    @torch.inference_mode()
+    def generate_tokens(
+        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+    ) -> list[list[list[GenerationOutput]]]:
+        """Like `generate_batch`, but return token ids [B][K][num_return_sequences], padded rows included."""
+        start = self.decoding_inputs(memory, questions, options)
+        eos = self.model.tokenizer.eos
+        criteria = self._stopping_criteria(start.options)
+        return generate(start.step, start.tokens, start.mask, start.options, eos, (), criteria)
+
+    @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
+    def stream_texts(self, memory: Memory, question: str | None, options: GenerationConfig) -> Iterator[str]:
+        """Yield the text so far after each token, for a memory of one row."""
+        start = self.decoding_inputs(memory, [[question]], options)
+        eos = self.model.tokenizer.eos
+        generated: list[int] = []
+        criteria = self._stopping_criteria(start.options)
+        for row in stream(start.step, start.tokens, start.mask, start.options, eos, (), criteria):
+            generated.append(row[0])
+            yield self._truncate_at_stop_strings(self.model.tokenizer.decode(generated), start.options)
+
+    def decoding_inputs(
+        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+    ) -> DecodingInputs:
+        """Build the prompts and the decoding step. Rows with fewer questions are padded to K streams."""
+        streams = max(len(row) for row in questions)
+        prompts = [[self.prompt_tokens(question) for question in row] for row in questions]
+        padding = next(prompt for row in prompts for prompt in row)  # any valid prompt; its texts are dropped later
+        eos = self.model.tokenizer.eos
+        texts: list[list[tuple[list[int], list[int]]]] = []
+        padded: list[list[str | None]] = []
+        for row, asked in zip(prompts, questions, strict=True):
+            missing = streams - len(row)
+            texts.append([(prompt, [eos]) for prompt in [*row, *[padding] * missing]])
+            padded.append([*asked, *[None] * missing])
+        tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, streams, self.model.tokenizer.pad))
+        has_questions = any(question is not None for row in questions for question in row)
+        options = self._limit_new_tokens(options, has_questions)
+        return DecodingInputs(self._step(memory, padded, options), tokens, mask, options)
+
+    def _step(self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig) -> DecodeStep:
+        """The decoding step; with classifier-free guidance a second one over the questions alone stands beside it."""
+        decoder = self.model.decoder
+        conditional = self.decoder_memory(memory, questions)
+        step = DecoderStep(decoder, conditional, options.max_new_tokens)
+        if options.guidance_scale == 1.0:
+            return step
+        without_sources = self.model.encode({}, memory.batch_size)
+        unconditional = self.with_questions(without_sources, questions).to(dtype=conditional.keys.dtype)
+        return GuidedStep(step, DecoderStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale)
+
+    def _limit_new_tokens(self, options: GenerationConfig, has_questions: bool) -> GenerationConfig:
+        """Limit max_new_tokens to the learned positions left after the longest possible prompt.
+
+        The actual prompt is not used: the answer to one question must not depend on the others of its batch.
+        """
+        decoder = self.model.config.decoder
+        prompt_length = self.max_prompt_length if has_questions else len(self.prompt_tokens(None))
+        available = decoder.max_position_embeddings + 1 - prompt_length  # the last token is not read again
+        if decoder.positions != "learned" or options.max_new_tokens <= available:
+            return options
+        return options.model_copy(update={"max_new_tokens": available})
+
+    def _decode(self, output: GenerationOutput, options: GenerationConfig) -> GeneratedText:
+        tokenizer = self.model.tokenizer
+        tokens = tuple(
+            (tokenizer.decode([token]), logprob) for token, logprob in zip(output.tokens, output.logprobs, strict=False)
+        )
+        text = self._truncate_at_stop_strings(tokenizer.decode(output.tokens), options)
+        return GeneratedText(text, output.score, tokens)
+
+    def _stopping_criteria(self, options: GenerationConfig) -> list[StoppingCriterion]:
+        """End a stream once its text contains one of the stop strings."""
+        if not options.stop_strings:
+            return []
+
+        def contains_stop_string(generated: Tensor, logits: Tensor) -> Tensor:
+            found = []
+            for row in generated.tolist():
+                text = self.model.tokenizer.decode(row)
+                found.append(any(string in text for string in options.stop_strings))
+            return torch.tensor(found, device=generated.device)
+
+        return [contains_stop_string]
+
+    def _truncate_at_stop_strings(self, text: str, options: GenerationConfig) -> str:
+        for string in options.stop_strings:
+            text = text.split(string)[0]
+        return text.strip()
+
+
+def _path_as_text(raw: object) -> object:
+    """Encoders receive paths as str."""
+    return os.fspath(raw) if isinstance(raw, os.PathLike) else raw
