@@ -1,10 +1,9 @@
-"""The built-in text encoder: a bidirectional transformer over the model's own tokens, from the layers of the decoder.
+"""The built-in text encoder: a transformer over the model's own tokens, made of the same layers as the decoder.
 
-Alphabet: B texts, S slots (tokens), F feature width.
+Axes: B texts, S slots (tokens), F feature size.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,63 +17,76 @@ from mmx.nn.layers import (
     build_norm,
     build_residual,
     init_weights,
-    position_ids_from_mask,
 )
+from mmx.nn.position_embedding import position_ids_from_mask
 from mmx.text.tokenizer import Tokenizer
 
 
 class TextEncoder(Encoder):
-    """Text -> one slot a token; every token sees the whole text, or (`causal`) what came before it."""
+    """Text to one slot per token. Attention is bidirectional, or causal with the option `causal`."""
 
     modality = "text"
     uses_tokenizer = True
 
     class Options(BaseTransformerConfig):
-        """A transformer's facts; text past `max_positions` tokens is cut. `causal`: no token sees those after it."""
+        """Configuration of the transformer. Longer texts are truncated to `max_position_embeddings` tokens.
+
+        `causal`: a token attends to itself and to earlier tokens only.
+        """
 
         causal: bool = False
 
+    options: Options
+
     def __init__(self, options: Options, tokenizer: Tokenizer) -> None:
         super().__init__(options)
-        self.tokenizer, self.width = tokenizer, options.hidden_size
+        self.tokenizer = tokenizer
+        self.width = options.hidden_size
         self.embedding = TokenEmbedding(options, len(tokenizer))
         self.layers = nn.ModuleList(EncoderLayer(options) for _ in range(options.num_layers))
-        final = options.norm if options.norm_placement == "pre" else "none"
-        self.norm = build_norm(final, options.hidden_size, options.norm_eps)
+        final_norm = options.norm if options.norm_placement == "pre" else "none"
+        self.norm = build_norm(final_norm, options.hidden_size, options.norm_eps)
         init_weights(self, options.num_layers)
 
-    def prepare(self, raw: Any) -> dict[str, Tensor]:
-        """A text -> {"tokens": int [S], "mask": bool [S]}, closed by the end token, so that no text is empty."""
-        kept = self.tokenizer.encode(str(raw))[: self.options.max_positions - 1]
-        tokens = torch.tensor([*kept, self.tokenizer.eos])
+    def prepare(self, raw: object) -> dict[str, Tensor]:
+        """Text to {"tokens": int [S], "mask": bool [S]}. The last token is eos, so that no text is empty."""
+        text_tokens = self.tokenizer.encode(str(raw))[: self.options.max_position_embeddings - 1]
+        tokens = torch.tensor([*text_tokens, self.tokenizer.eos])
         return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
 
-    def labels(self, raw: Any) -> list[str]:
-        """The text of each token."""
-        tokens = self.prepare(raw)["tokens"].tolist()
-        return ["end" if token == self.tokenizer.eos else self.tokenizer.decode([token]) for token in tokens]
+    def labels(self, raw: object) -> list[str]:
+        """Return the text of each token."""
+        labels = []
+        for token in self.prepare(raw)["tokens"].tolist():
+            labels.append("end" if token == self.tokenizer.eos else self.tokenizer.decode([token]))
+        return labels
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
-        """{"tokens": [B, S], "mask": [B, S]} -> Features."""
+        """Encode {"tokens": [B, S], "mask": [B, S]} to Features."""
         mask = batch["mask"]
-        positions, may_attend = position_ids_from_mask(mask), mask[:, None, None]
+        attention_mask = mask[:, None, None]
         if self.options.causal:
-            may_attend = may_attend & torch.ones(mask.shape[1], mask.shape[1], device=mask.device).tril().bool()
+            length = mask.shape[1]
+            causal_mask = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+            attention_mask = attention_mask & causal_mask
+        positions = position_ids_from_mask(mask)
         x = self.embedding(batch["tokens"], positions)
-        for block in self.layers:
-            x = block(x, may_attend, positions)
+        for layer in self.layers:
+            x = layer(x, attention_mask, positions)
         return Features(self.norm(x), mask)
 
 
 class EncoderLayer(nn.Module):
-    """Look round in your own text, think it over."""
+    """Self-attention and feed-forward, each with a residual connection."""
 
     def __init__(self, options: BaseTransformerConfig) -> None:
         super().__init__()
-        self.self_attention, self.self_residual = SelfAttention(options), build_residual(options)
-        self.feed_forward, self.feed_residual = build_feed_forward(options), build_residual(options)
+        self.self_attention = SelfAttention(options)
+        self.self_residual = build_residual(options)
+        self.feed_forward = build_feed_forward(options)
+        self.feed_residual = build_residual(options)
 
     def forward(self, x: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """[B, S, F] -> [B, S, F]."""
-        x = self.self_residual(x, lambda y: self.self_attention(y, mask, positions))
+        """Map [B, S, F] to [B, S, F]."""
+        x = self.self_residual(x, self.self_attention, mask, positions)
         return self.feed_residual(x, self.feed_forward)

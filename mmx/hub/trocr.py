@@ -25,7 +25,7 @@ from mmx.hub.hf_config import (
 )
 from mmx.hub.vit_gpt2 import has_own_head
 from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
-from mmx.nn.layers import SinusoidalPositionEmbedding
+from mmx.nn.position_embedding import SinusoidalPositionEmbedding
 
 PREFIX, HEAD, BRIDGE = "decoder.model.decoder.", "decoder.output_projection.weight", "enc_to_dec_proj"
 TABLE, PROJECTION = f"{PREFIX}embed_tokens.weight", "sources.image.projection"

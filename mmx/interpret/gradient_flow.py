@@ -152,17 +152,17 @@ class _CutPreNorm(PreNorm):
         nn.Module.__init__(self)
         self.norm, self.dropout, self.gate = part.norm, part.dropout, part.gate
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *args: object) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
-        return x.detach() + self.gate(self.dropout(sublayer(self.norm(x))))
+        return x.detach() + self.gate(self.dropout(sublayer(self.norm(x), *args)))
 
 
 class _CutPostNorm(_CutPreNorm):
     """The same of norm(x + sublayer(x))."""
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *args: object) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
-        return self.norm(x.detach() + self.gate(self.dropout(sublayer(x))))
+        return self.norm(x.detach() + self.gate(self.dropout(sublayer(x, *args))))
 
 
 def _leave(decoder: TextDecoder) -> None:

@@ -1,10 +1,10 @@
-"""Information: how many bits of a text are saved by looking, token by token and word by word.
+"""Surprisal and information gain in bits, by token and by word.
 
-Alphabet: B memories, K streams, T text positions, W words. Masks: True = may be attended.
+Axes: B memories, K streams, T text positions, W words, V vocabulary.
 
-Source: Cover & Thomas 2006, "Elements of Information Theory", section 2.3: the mean over texts and memories of
-log2 p(text | memory) - log2 p(text) is their mutual information, where p is the truth. Where p is a model it is an
-estimate that may err to either side: each of the two has the model's own distance from the truth in it.
+Source: Cover & Thomas 2006, "Elements of Information Theory", section 2.3. The mean of log2 p(text | memory) -
+log2 p(text) over texts and memories is their mutual information if p is the true distribution. With the
+probabilities of a model it is an estimate that can be too high or too low.
 """
 
 from __future__ import annotations
@@ -13,69 +13,68 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mmx.interpret.text_batch import TextBatch
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
-from mmx.nn.relative_position import Recorder
+from mmx.nn.cross_attention import Recorder
 from mmx.text.tokenizer import Tokenizer
 
 
-def surprisal(
-    decoder: TextDecoder,
-    memory: Memory,
-    tokens: Tensor,
-    mask: Tensor | None,
-    targets: Tensor,
-    recorder: Recorder | None = None,
-) -> Tensor:
-    """-log2 p(target | memory, text so far) in bits, [B, K, T]; 0 where the target is negative: nothing is wanted.
+def surprisal(decoder: TextDecoder, memory: Memory, text: TextBatch, recorder: Recorder | None = None) -> Tensor:
+    """-log2 p(target | memory, preceding tokens) in bits, [B, K, T]; 0 where the target is negative.
 
-    tokens: int [B, K, T], prompt and text; mask: bool [B, K, T], False where a token is padding; targets: int
-    [B, K, T], the token that follows each position; recorder: as for the decoder.
-    Raises MmxError for a memory of another model.
+    `recorder` is passed to the decoder. Raises MmxError for a memory of another model.
     """
-    wanted = targets >= 0
-    states = decoder.hidden_states(tokens, memory, mask, recorder=recorder)
-    logits = decoder.logits(states[wanted]).float()  # [n, V]: B*K*T of them would fill the memory
-    nats = torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="none")
-    return torch.zeros(targets.shape, dtype=nats.dtype, device=nats.device).masked_scatter(wanted, nats / math.log(2))
+    measured = text.targets >= 0
+    states = decoder.hidden_states(text.tokens, memory, text.mask, recorder=recorder, visibility=text.visibility)
+    logits = decoder.logits(states[measured]).float()  # [n, V]; logits of all B*K*T positions can exceed the memory
+    bits = F.cross_entropy(logits, text.targets[measured], reduction="none") / math.log(2)
+    return bits.new_zeros(text.targets.shape).masked_scatter(measured, bits)
 
 
-def information_gain(
-    decoder: TextDecoder, memory: Memory, tokens: Tensor, mask: Tensor, targets: Tensor, blind: Memory | None = None
-) -> Tensor:
-    """Bits of each target saved by looking, log2 p(target | memory, text so far) - log2 p(target | nothing, text so
-    far), [B, K, T]; below 0 where looking misled, 0 where nothing is wanted.
+def information_gain(decoder: TextDecoder, memory: Memory, text: TextBatch, baseline: Memory | None = None) -> Tensor:
+    """log2 p(target | memory, preceding tokens) - log2 p(target | baseline, preceding tokens) in bits, [B, K, T].
 
-    The arguments as in `surprise`. blind: what is left to look at without the source in question, for a model whose
-    questions are read by a text source or a reader (`pipeline.with_questions` over `model.encode({}, B)`); None is
-    nothing at all. Raises MmxError for a memory of another model.
+    Negative where the memory makes the target less likely; 0 where the target is negative.
+
+    Args:
+        decoder: a TextDecoder.
+        memory: the memory with the source in question.
+        text: the texts and their targets.
+        baseline: the memory without that source. The default is an empty memory. For a model whose questions are read
+            by a text source or by the question encoder, pass `pipeline.with_questions` of `model.encode({}, B)`.
+
+    Raises:
+        MmxError: a memory of another model.
     """
-    nothing = decoder.empty_memory(memory.batch_size) if blind is None else blind
-    without, looking = (surprisal(decoder, seen, tokens, mask, targets) for seen in (nothing, memory))
-    return without - looking
+    without = decoder.empty_memory(memory.batch_size) if baseline is None else baseline
+    return surprisal(decoder, without, text) - surprisal(decoder, memory, text)
 
 
 def word_ids(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
-    """The word that each of T tokens belongs to, counted from 0: [0, 0, 1, ...].
+    """The index of the word that each of T tokens belongs to, from 0: [0, 0, 1, ...].
 
-    Words are those of `Tokenizer.words`. The end is a word of its own, for to stop has its price too; any other token
-    that shows nothing (half a letter, a space at the end) goes with the word before it.
+    Words are those of `Tokenizer.words`. The end token is a word of its own. A token that decodes to no visible text
+    (part of a character, a trailing space) belongs to the preceding word.
     """
-    found = {place: word for word, (_, of) in enumerate(tokenizer.words(tokens)) for place in of}
-    places: list[int] = []
-    for place, token in enumerate(tokens):
-        before = places[-1] if places else 0
-        places.append(before + bool(places) if token == tokenizer.eos else found.get(place, before))
-    return places
+    known: dict[int, int] = {}
+    for word, (_, positions) in enumerate(tokenizer.words(tokens)):
+        known |= dict.fromkeys(positions, word)
+    ids: list[int] = []
+    for position, token in enumerate(tokens):
+        previous = ids[-1] if ids else 0
+        if token == tokenizer.eos:
+            ids.append(previous + bool(ids))
+        else:
+            ids.append(known.get(position, previous))
+    return ids
 
 
-def word_bits(bits: Tensor, places: Sequence[int]) -> Tensor:
-    """Bits of T tokens, [..., T], to bits of W words, [..., W]: the pieces of a word are summed, so nothing is lost.
-
-    places: the word of each token, as `word_places` gives them.
-    """
-    index = torch.tensor(places, dtype=torch.long, device=bits.device)
-    words = bits.new_zeros(*bits.shape[:-1], max(places, default=-1) + 1)
+def word_bits(bits: Tensor, word_ids: Sequence[int]) -> Tensor:
+    """Sum bits of T tokens over the tokens of each word: [..., T] -> [..., W]. `word_ids` as `word_ids` returns them."""
+    index = torch.tensor(word_ids, dtype=torch.long, device=bits.device)
+    words = bits.new_zeros(*bits.shape[:-1], max(word_ids, default=-1) + 1)
     return words.index_add(-1, index, bits)

@@ -1,6 +1,6 @@
-"""Recorder: notes the queries of every looking layer while the decoder speaks. No hooks, no switch of kernels.
+"""Recorder of cross-attention queries, passed to the decoder as an argument. It needs no hooks.
 
-Alphabet: B memories, K streams, T text positions, S slots, H heads, D head width.
+Axes: B memories, K streams, T text positions, S slots, H heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmx.nn.relative_position import CrossAttentionInputs
+from mmx.nn.cross_attention import CrossAttentionInputs
 
 
 class RecordedQueries(NamedTuple):
-    """One call of one layer: queries [B, H, K*T, D], and the mask and bias of their scores (see `Sight`)."""
+    """One call of one layer: queries [B, H, K*T, D], and the mask and bias of its scores (see CrossAttentionInputs)."""
 
     queries: Tensor
     mask: Tensor | None
@@ -23,25 +23,25 @@ class RecordedQueries(NamedTuple):
 
 
 class QueryRecorder:
-    """Hand it to the decoder (or a DecoderStep); afterwards `queries(layer, streams)` is all that was asked there."""
+    """Records the queries of every cross-attention layer during forward passes of a decoder or a DecoderStep."""
 
     def __init__(self) -> None:
-        self._noted: dict[int, list[RecordedQueries]] = defaultdict(list)
+        self._calls: dict[int, list[RecordedQueries]] = defaultdict(list)
 
-    def record(self, layer: int, queries: Tensor, sight: CrossAttentionInputs) -> None:
-        """Called by looking layer number `layer` with its queries [B, H, K*T, D]."""
-        bias = None if sight.bias is None else sight.bias.detach()
-        self._noted[layer].append(RecordedQueries(queries.detach(), sight.mask, bias))
+    def record(self, layer: int, queries: Tensor, inputs: CrossAttentionInputs) -> None:
+        """Store the queries [B, H, K*T, D] of one call of a layer. The decoder calls this."""
+        bias = None if inputs.bias is None else inputs.bias.detach()
+        self._calls[layer].append(RecordedQueries(queries.detach(), inputs.mask, bias))
 
     @property
     def layers(self) -> list[int]:
-        """The looking layers that noted something."""
-        return sorted(self._noted)
+        """Indices of the cross-attention layers with recorded calls."""
+        return sorted(self._calls)
 
     def recorded(self, layer: int) -> list[RecordedQueries]:
-        """The calls of one layer, one after the other."""
-        return list(self._noted[layer])
+        """All calls of one layer, in order."""
+        return list(self._calls[layer])
 
     def queries(self, layer: int, streams: int) -> Tensor:
-        """[B, H, K, T, D] of one layer, the texts of the calls one after the other. K = `streams` of each memory."""
-        return torch.cat([noted.queries.unflatten(2, (streams, -1)) for noted in self._noted[layer]], 3)
+        """Queries of one layer, [B, H, K, T, D], its calls concatenated along T; K is `streams`."""
+        return torch.cat([call.queries.unflatten(2, (streams, -1)) for call in self._calls[layer]], 3)

@@ -4,18 +4,16 @@ Alphabet: B memories, K streams, N = B*K, T text positions, S source slots, L la
 V vocabulary. Masks: True = may be attended. The cache and the recorder are arguments; the decoder keeps no state.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmx.config.schema import DecoderConfig
 from mmx.memory import Memory
+from mmx.nn.cross_attention import Recorder
 from mmx.nn.kv_cache import KVCache
 from mmx.nn.layers import ACTIVATIONS, build_norm, init_weights
 from mmx.nn.prepack import MIN_NUMEL, PrepackedLinear, PrepackKind, prepack, prepack_linear
-from mmx.nn.relative_position import Recorder
 from mmx.nn.transformer import Transformer
 
 
@@ -29,18 +27,19 @@ class LMHead(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(vocabulary)) if config.lm_head_bias else None
         self.transform = LMHeadTransform(config) if config.lm_head_transform else nn.Identity()
-        self.scores: Callable[[Tensor], Tensor] | None = None  # the same maps packed; no part of what is saved
+        self.prepacked: PrepackedLinear | None = None  # a copy of weight and bias; not part of the state_dict
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """[..., E] -> [..., V]."""
         states = self.transform(states)
-        if self.scores is not None:
-            return self.scores(states)
+        if self.prepacked is not None:
+            return self.prepacked(states)
         return F.linear(states, embedding if self.weight is None else self.weight, self.bias)
 
-    def pack(self, embedding: Tensor, kind: PrepackKind) -> None:
-        """Lay the scores out for speaking, beside the embedding, whose rows are still looked up."""
-        self.scores = prepack_linear(embedding if self.weight is None else self.weight, self.bias, kind).forward
+    def prepack(self, embedding: Tensor, kind: PrepackKind) -> None:
+        """Prepack a copy of the weight, see `mmx.nn.prepack`; the embedding stays as it is for looking up tokens."""
+        weight = embedding if self.weight is None else self.weight
+        self.prepacked = prepack_linear(weight, self.bias, kind, persistent=False)
 
 
 class LMHeadTransform(nn.Module):
@@ -83,13 +82,13 @@ class TextDecoder(Transformer):
     @property
     def is_prepacked(self) -> bool:
         """Whether `pack` was called: its weights then stay as they are."""
-        return self.lm_head.scores is not None or any(isinstance(part, PrepackedLinear) for part in self.modules())
+        return any(isinstance(module, PrepackedLinear) for module in self.modules())
 
     def prepack(self, kind: PrepackKind) -> None:
         """For inference on a CPU: every large map in the layout that is fastest to read, see `mmx.nn.prepack`."""
         prepack(self, kind)
         if self.embedding.weight.numel() >= MIN_NUMEL:
-            self.lm_head.pack(self.embedding.weight, kind)
+            self.lm_head.prepack(self.embedding.weight, kind)
 
     def new_cache(self, streams: int, capacity: int) -> KVCache:
         """An empty cache for N `streams` of up to `capacity` tokens."""

@@ -69,7 +69,7 @@ class Model(nn.Module):
         if dtype == "bfloat16":
             self.decoder.to(torch.bfloat16)
         if on_cpu and can_prepack(self.decoder.embedding.weight.dtype):
-            self.decoder.prepack("int8" if dtype == "int8" else "blocks")
+            self.decoder.prepack("int8" if dtype == "int8" else "float")
 
     @property
     def device(self) -> torch.device:

@@ -16,13 +16,8 @@ from mmx.config.schema import ProjectionConfig, TransformerConfig
 from mmx.errors import EncoderError
 from mmx.memory import Memory, Segment
 from mmx.nn.features import Features
-from mmx.nn.layers import (
-    Dropout,
-    LearnedPositionEmbedding,
-    NoPositionEmbedding,
-    SinusoidalPositionEmbedding,
-    build_norm,
-)
+from mmx.nn.layers import Dropout, build_norm
+from mmx.nn.position_embedding import LearnedPositionEmbedding, NoPositionEmbedding, SinusoidalPositionEmbedding
 
 
 class KeyPositionEmbedding(nn.Module):

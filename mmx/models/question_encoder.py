@@ -35,7 +35,7 @@ class QuestionEncoder(Transformer):
     """Reads questions as text encoders do, with `prepare` and `collate`; and over a memory."""
 
     def __init__(self, config: QuestionEncoderConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
-        super().__init__(config, len(tokenizer))
+        super().__init__(config, len(tokenizer), causal=False)
         self.tokenizer, self.prefix_token_ids, self.suffix_token_ids = (
             tokenizer,
             list(config.prefix_token_ids),
@@ -75,6 +75,6 @@ class QuestionEncoder(Transformer):
         tokens = questions["tokens"].new_full(shape, self.tokenizer.pad).index_copy(0, rows, questions["tokens"])
         mask = questions["mask"].new_zeros(shape).index_copy(0, rows, questions["mask"])
         by_stream = (tokens.unflatten(0, (-1, streams)), mask.unflatten(0, (-1, streams)))
-        states = self.hidden_states(by_stream[0], memory, by_stream[1], causal=False).flatten(0, 1)
+        states = self.hidden_states(by_stream[0], memory, by_stream[1]).flatten(0, 1)
         shown = mask.any(-1, keepdim=True).expand_as(mask) if self.attend_padding else mask
         return self.projection(Features(states, shown, None)).fold_streams(streams)

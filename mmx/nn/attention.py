@@ -1,10 +1,10 @@
-"""Attention as two pure functions: who is looked at (`attention_weights`), and what comes back (`attend`).
+"""Scaled dot-product attention as pure functions: the attention weights, and the output of a fused kernel.
 
-Alphabet: B memories, H heads, Q queries, S source slots, D head width, K streams, T text positions, N = B*K.
-Masks are bool and True = may be attended, broadcastable to [B, H, Q, S], with two axes at least.
+Axes: B memories, H heads, Q queries, S source slots, D head dimension, K streams, T text positions, N = B*K.
+Masks are bool, True = may be attended, with at least two axes, broadcastable to [B, H, Q, S].
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1: softmax(Q K^T / sqrt(D)) V.
-A query that may look at nothing gets zeros, never NaN: "there was nothing to see" is an answer.
+A query that may attend no slot gets zeros, never NaN.
 """
 
 import math
@@ -15,9 +15,13 @@ from torch import Tensor
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Return the spotlight [B, H, Q, S]: each row sums to one over the slots its query may attend, or is all zeros.
+    """Return the attention weights [B, H, Q, S]. A row sums to one, or is all zeros where its query may attend no slot.
 
-    queries: [B, H, Q, D]; keys: [B, H, S, D]; mask: bool, bias: added to the scores; both broadcast to [B, H, Q, S].
+    Args:
+        queries: [B, H, Q, D].
+        keys: [B, H, S, D].
+        mask: bool, broadcastable to [B, H, Q, S].
+        bias: added to the scores, broadcastable to [B, H, Q, S].
     """
     scores = queries @ keys.transpose(-2, -1) / math.sqrt(queries.shape[-1])
     if bias is not None:
@@ -31,46 +35,65 @@ def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None,
 def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """Return what the queries read, [B, H, Q, D]; equals `attention_weights(...) @ values`, by a fused kernel.
+    """Return the attention output [B, H, Q, D]: `attention_weights(...) @ values`, computed by a fused kernel.
 
-    values: [B, H, S, D]; the other arguments as in `attention_weights`. Keys and values of fewer heads, H / G, are
-    shared by G query heads in a row each (Ainslie et al. 2023, "GQA"), and not copied for it; mask and bias are then
-    the same for all heads.
+    Keys and values may have fewer heads, H / G. Each is then shared by G consecutive query heads without a copy
+    (Ainslie et al. 2023, "GQA"); mask and bias must then be the same for all heads.
+
+    Args:
+        queries: [B, H, Q, D].
+        keys: [B, H or H / G, S, D].
+        values: [B, H or H / G, S, D].
+        mask: bool, broadcastable to [B, H, Q, S].
+        bias: added to the scores, broadcastable to [B, H, Q, S].
     """
     if keys.shape[1] != queries.shape[1]:
-        return _attend_grouped(queries, keys, values, mask, bias)
+        return _grouped_query_attention(queries, keys, values, mask, bias)
     if keys.shape[-2] == 0:
         return torch.zeros_like(queries)
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16:
-        # The CPU's fused kernel is written for float32; forward and backward in bfloat16, two plain products take a
-        # fourth of its time at the sizes of captions (25 positions, 64 slots).
+        # The fused CPU kernel is written for float32. In bfloat16, forward and backward of two plain products take a
+        # quarter of its time at caption sizes (25 positions, 64 slots).
         return attention_weights(queries, keys, mask, bias) @ values
     bias = None if bias is None else bias.to(queries.dtype)
     if mask is None:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-    # A row with no slot is opened for the kernel (whose answer would depend on its version) and zeroed afterwards.
-    sees = mask.any(-1, keepdim=True)
-    allowed = mask | ~sees
+    # The kernel's output for a fully masked row depends on its version: unmask such rows, then zero their output.
+    has_slots = mask.any(-1, keepdim=True)
+    kernel_mask = mask | ~has_slots
     if bias is not None:
-        allowed = torch.where(allowed, bias, torch.finfo(queries.dtype).min)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed).masked_fill(~sees, 0.0)
+        kernel_mask = torch.where(kernel_mask, bias, torch.finfo(queries.dtype).min)
+    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=kernel_mask)
+    return output.masked_fill(~has_slots, 0.0)
 
 
-def _attend_grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The query heads of a group stand in one head, as further queries."""
-    length, group = queries.shape[2], queries.shape[1] // keys.shape[1]
-    together = queries.unflatten(1, (-1, group)).flatten(2, 3)
-    mask, bias = (t if t is None or t.shape[-2] == 1 else t.repeat(*[1] * (t.ndim - 2), group, 1) for t in (mask, bias))
-    return attention(together, keys, values, mask, bias).unflatten(2, (group, length)).flatten(1, 2)
+def fold_streams(queries: Tensor, batch_size: int) -> Tensor:
+    """[B*K, H, T, D] -> [B, H, K*T, D]: fold the streams into the query axis, so keys and values are not copied."""
+    rows, heads, length, head_dim = queries.shape
+    by_memory = queries.view(batch_size, rows // batch_size, heads, length, head_dim)
+    return by_memory.transpose(1, 2).flatten(2, 3)
 
 
-def fold_streams(queries: Tensor, memories: int) -> Tensor:
-    """[B*K, H, T, D] -> [B, H, K*T, D]: streams become queries, so that keys and values are never copied for them."""
-    n, heads, length, width = queries.shape
-    return queries.view(memories, n // memories, heads, length, width).transpose(1, 2).flatten(2, 3)
-
-
-def unfold_streams(read: Tensor, streams: int) -> Tensor:
+def unfold_streams(x: Tensor, streams: int) -> Tensor:
     """[B, H, K*T, D] -> [B*K, H, T, D]: the inverse of `fold_streams`."""
-    b, heads, folded, width = read.shape
-    return read.view(b, heads, streams, folded // streams, width).transpose(1, 2).flatten(0, 1)
+    batch_size, heads, folded, head_dim = x.shape
+    by_stream = x.view(batch_size, heads, streams, folded // streams, head_dim)
+    return by_stream.transpose(1, 2).flatten(0, 1)
+
+
+def _grouped_query_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Fold the G query heads of a group into the query axis of one head."""
+    length = queries.shape[2]
+    group = queries.shape[1] // keys.shape[1]
+    folded = queries.unflatten(1, (-1, group)).flatten(2, 3)
+    output = attention(folded, keys, values, _repeat_queries(mask, group), _repeat_queries(bias, group))
+    return output.unflatten(2, (group, length)).flatten(1, 2)
+
+
+def _repeat_queries(x: Tensor | None, group: int) -> Tensor | None:
+    """Repeat the query axis of a mask or bias [..., Q, S] once for each head of a group; one of Q = 1 broadcasts."""
+    if x is None or x.shape[-2] == 1:
+        return x
+    return x.repeat(*[1] * (x.ndim - 2), group, 1)

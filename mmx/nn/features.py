@@ -1,6 +1,6 @@
-"""Features: what an encoder hands over, before anyone decides what the decoder makes of it.
+"""Features: the output of an encoder and the input of a key-value projection.
 
-Alphabet: B rows, S slots, F feature width. Masks: True = may be attended.
+Axes: B rows, S slots, F feature size. Masks: True = may be attended.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """states [B, S, F]; mask bool [B, S]; grid (rows, columns) where the last rows*columns slots lie on the input."""
+    """Output of an encoder.
+
+    Attributes:
+        states: [B, S, F].
+        mask: bool [B, S], the slots that exist.
+        grid: (rows, columns) if the last rows * columns slots form a grid over the input, row by row from the top left.
+    """
 
     states: Tensor
     mask: Tensor

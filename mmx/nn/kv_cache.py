@@ -1,13 +1,14 @@
-"""KeyValueCache: what self-attention has already said, growing by one position a step. A value that its owner holds.
+"""KV cache of self-attention. The caller owns it and passes it to the decoder; modules keep no state.
 
-Alphabet: L decoder layers, N = B*K streams, H heads, T text positions, D head width.
+Axes: L decoder layers, N = B*K streams, H key-value heads, T text positions, D head dimension.
 
-Cross-attention needs none of this: its keys and values are static, and are `Memory`.
+Cross-attention needs no such cache: its keys and values are static, and are the `Memory`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,23 @@ from torch import Tensor
 from mmx.errors import MmxError
 
 
+class KeysValues(NamedTuple):
+    """Keys and values of one layer, [N, H, T, D] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass
 class KVCache:
-    """Preallocated keys and values [L, N, H, capacity, D], the mask [N, capacity] of real tokens; `length` are held."""
+    """Preallocated keys and values with the mask of the tokens that exist.
+
+    Attributes:
+        keys: [L, N, H, capacity, D].
+        values: [L, N, H, capacity, D].
+        mask: bool [N, capacity], False for padding.
+        length: number of filled positions.
+    """
 
     keys: Tensor
     values: Tensor
@@ -25,64 +40,81 @@ class KVCache:
     length: int = 0
 
     @staticmethod
-    def allocate(layers: int, streams: int, heads: int, capacity: int, width: int, like: Tensor) -> KVCache:
-        """An empty cache for `capacity` positions, of the device and type of `like`."""
-        keys, values = (like.new_empty(layers, streams, heads, capacity, width) for _ in range(2))
-        return KVCache(keys, values, torch.zeros(streams, capacity, dtype=torch.bool, device=like.device))
+    def allocate(num_layers: int, streams: int, num_heads: int, capacity: int, head_dim: int, like: Tensor) -> KVCache:
+        """Return an empty cache for `capacity` positions, with the device and dtype of `like`."""
+        shape = (num_layers, streams, num_heads, capacity, head_dim)
+        mask = torch.zeros(streams, capacity, dtype=torch.bool, device=like.device)
+        return KVCache(like.new_empty(shape), like.new_empty(shape), mask)
 
     def layer(self, index: int) -> LayerKVCache:
-        """The view of one decoder layer."""
+        """Return the view of one decoder layer."""
         return LayerKVCache(self, index)
 
     def extend_mask(self, mask: Tensor) -> Tensor:
-        """Note which of the coming tokens [N, T] exist; return the mask [N, length + T] of all that exist then.
+        """Write the mask [N, T] of the next tokens; return the mask [N, length + T] of all positions.
 
-        Raises MmxError where they do not fit: one column written past the end would be dropped without a word.
+        Raises:
+            MmxError: code `kv_cache.capacity`, if the tokens do not fit. Without this check the assignment to an
+                empty slice would broadcast and drop them silently.
         """
-        end, capacity = self.length + mask.shape[1], self.mask.shape[1]
+        end = self.length + mask.shape[1]
+        capacity = self.mask.shape[1]
         if end > capacity:
-            raise MmxError(f"the cache has room for {capacity} positions, not for {end}; allocate a larger capacity.")
+            raise MmxError(
+                f"the cache has a capacity of {capacity} positions and was given {end}; allocate a larger capacity.",
+                code="kv_cache.capacity",
+                capacity=capacity,
+                needed=end,
+            )
         self.mask[:, self.length : end] = mask
         return self.mask[:, :end]
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` more positions as held, once every layer has appended them."""
-        self.length += tokens
+    def advance(self, count: int) -> None:
+        """Add `count` positions to `length`, after every layer has appended them."""
+        self.length += count
 
     def reorder(self, index: Tensor) -> None:
-        """Let stream i continue from what stream index[i] held. `index`: [M]: streams may also leave or multiply.
+        """Let stream i continue from the past of stream index[i]. The number of streams may change.
 
-        Only the filled part moves, and where nobody changes place nothing; Memory is not touched by this, however many
-        beams there are.
+        Only filled positions are copied, and nothing if the order stays the same. The memory is never reordered.
+
+        Args:
+            index: int [M], the streams to continue from.
         """
-        stays = torch.arange(self.keys.shape[1], device=index.device)
-        if index.device.type == "cpu" and torch.equal(index, stays):  # to ask a GPU would cost more than it saves
+        unchanged = torch.arange(self.keys.shape[1], device=index.device)
+        if index.device.type == "cpu" and torch.equal(index, unchanged):  # on a GPU the comparison would synchronize
             return
-        for name in ("keys", "values"):
-            held = getattr(self, name)
-            moved = held[:, :, :, : self.length].index_select(1, index)
-            if len(index) != held.shape[1]:
-                held = held.new_empty(held.shape[0], len(index), *held.shape[2:])
-                setattr(self, name, held)
-            held[:, :, :, : self.length] = moved
+        self.keys = self._reordered(self.keys, index)
+        self.values = self._reordered(self.values, index)
         self.mask = self.mask.index_select(0, index)
+
+    def _reordered(self, cached: Tensor, index: Tensor) -> Tensor:
+        """Copy the filled positions of `cached` in the new order, in place where the number of streams stays."""
+        filled = cached[:, :, :, : self.length].index_select(1, index)
+        if len(index) != cached.shape[1]:
+            cached = cached.new_empty(cached.shape[0], len(index), *cached.shape[2:])
+        cached[:, :, :, : self.length] = filled
+        return cached
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
 
 @dataclass(frozen=True)
 class LayerKVCache:
-    """One layer's view of a KeyValueCache, handed to that layer's self-attention."""
+    """One layer's view of a KVCache, passed to the self-attention of that layer."""
 
     cache: KVCache
     index: int
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Hold keys, values [N, H, T, D] of the coming tokens; return all that is held, [N, H, length + T, D]."""
-        start, end = self.cache.length, self.cache.length + keys.shape[2]
-        held_keys, held_values = self.cache.keys[self.index], self.cache.values[self.index]
-        held_keys[:, :, start:end], held_values[:, :, start:end] = keys, values
-        return held_keys[:, :, :end], held_values[:, :, :end]
+    def append(self, keys: Tensor, values: Tensor) -> KeysValues:
+        """Store the keys and values [N, H, T, D] of the next tokens; return all, [N, H, length + T, D]."""
+        start = self.cache.length
+        end = start + keys.shape[2]
+        cached_keys = self.cache.keys[self.index]
+        cached_values = self.cache.values[self.index]
+        cached_keys[:, :, start:end] = keys
+        cached_values[:, :, start:end] = values
+        return KeysValues(cached_keys[:, :, :end], cached_values[:, :, :end])

@@ -1,12 +1,11 @@
-"""Linear maps laid out for speaking on a CPU: read once a token, their weights are what a word costs.
+"""Weights prepacked for single-token decoding on a CPU.
 
-A decoder that says one token at a time multiplies few rows by large matrices, and waits for the memory that holds
-them. `PackedLinear` keeps the same float32 numbers in the blocks in which oneDNN reads them (1.5 to 2 times as fast
-here as the plain layout, for 1 to 40 rows); `Int8Linear` reads a fourth of the bytes, and rounds.
+A decoder that generates one token at a time multiplies few rows by large matrices and is bound by memory bandwidth.
+`PrepackedLinear` stores the same weights in the blocked layout of oneDNN, which is 1.5 to 2 times as fast as the plain
+layout for 1 to 40 rows. `Int8Linear` quantizes the weights and reads a quarter of the bytes.
 
-Both are for inference alone: their weights are not trained. Gradients pass through them to what they were given, so
-that a loaded model can be asked what it looked at. They stand where an nn.Linear stood, and give its weights back to a
-state_dict.
+Both are for inference: their weights are not trained. Gradients pass through to the input, so that the relevance of a
+loaded model can be computed. They replace an nn.Linear and write its weight and bias to a state_dict.
 """
 
 from __future__ import annotations
@@ -19,99 +18,122 @@ from torch.autograd.function import once_differentiable
 
 from mmx.errors import MmxError
 
-PrepackKind = Literal["blocks", "int8"]
-MIN_NUMEL = 2**16  # weights of a map below which the call costs more than the packing saves
-MAX_ROWS = 64  # rows for which oneDNN chooses its blocks: of these, one row as well as a batch of beams are read fast
+PrepackKind = Literal["float", "int8"]
+MIN_NUMEL = 2**16  # smallest weight that is prepacked: below it the call costs more than the layout saves
+MAX_ROWS = 64  # batch size for which oneDNN chooses the layout: fast for one row and for a batch of beams
 
 
 class PrepackedLinear(nn.Module):
-    """x W^T + b with W in oneDNN's blocks; the same numbers as nn.Linear up to the order of a sum."""
+    """A linear layer whose weight is stored in the blocked layout of oneDNN.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    The output equals that of nn.Linear up to the order of summation.
+
+    Args:
+        weight: [out, in], float32 or bfloat16 on a CPU.
+        bias: [out] or None.
+        persistent: whether weight and bias are part of the state_dict, as for `nn.Module.register_buffer`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, persistent: bool = True) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), MAX_ROWS)
+        self.persistent = persistent
         self.bias = None if bias is None else bias.detach()
-        self._apply_blocks = torch.ops.mkldnn._linear_pointwise.default
+        self._pack(weight.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the type of x; differentiable in x."""
+        """[..., in] -> [..., out], in the dtype of x; differentiable with respect to x."""
         if torch.is_grad_enabled() and x.requires_grad:
             return _PrepackedFunction.apply(x, self)
-        return self.read(x)
+        return self.matmul(x)
 
-    def read(self, x: Tensor) -> Tensor:
-        """The product by the fast kernel, of which autograd knows nothing."""
-        return self._apply_blocks(x, self.blocks, self.bias, "none", [], "")
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return x W^T + b by the fast kernel, without autograd."""
+        return self._linear(x, self.packed_weight, self.bias, "none", [], "")
 
-    def weights(self) -> Tensor:
-        """W as it was, [out, in]."""
-        return self.blocks.to_dense()
+    def dense_weight(self) -> Tensor:
+        """Return the weight in the plain layout, [out, in]."""
+        return self.packed_weight.to_dense()
+
+    def _pack(self, weight: Tensor) -> None:
+        self.packed_weight = torch.ops.mkldnn._reorder_linear_weight(weight, MAX_ROWS)
+        self._linear = torch.ops.mkldnn._linear_pointwise.default
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[f"{prefix}weight"] = self.weights()
+        if not self.persistent:
+            return
+        destination[f"{prefix}weight"] = self.dense_weight()
         if self.bias is not None:
             destination[f"{prefix}bias"] = self.bias
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.weights(), self.bias)
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.dense_weight(), self.bias, self.persistent)
 
 
 class _PrepackedFunction(torch.autograd.Function):
-    """The fast kernel forward; backward the dense weights, laid out anew, which is rare enough to be paid each time."""
+    """The fast kernel forward, the dense weight backward. Unpacking it at each backward pass is rare enough."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PrepackedLinear) -> Tensor:
         ctx.layer = layer
-        return layer.read(x)
+        return layer.matmul(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.weights().to(gradient.dtype), None
+        return gradient @ ctx.layer.dense_weight().to(gradient.dtype), None
 
 
 class Int8Linear(PrepackedLinear):
-    """W as whole numbers of -127..127, each row with its own scale (symmetric, round to nearest); x in bfloat16.
+    """A linear layer with int8 weights and one scale per row (symmetric, round to nearest); x is cast to bfloat16.
 
-    Weight-only quantisation, as in Dettmers et al. 2022, "LLM.int8()", section 2.1, by rows and without outliers.
+    Weight-only quantization as in Dettmers et al. 2022, "LLM.int8()", section 2.1, per row and without outliers.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        nn.Module.__init__(self)
-        self.out_features, self.in_features = weight.shape
-        largest = weight.detach().float().abs().amax(1).clamp(min=1e-30)
-        self.blocks = (weight.detach().float() * (127 / largest)[:, None]).round().to(torch.int8)
-        self.scales = (largest / 127).to(torch.bfloat16)
-        self.bias = None if bias is None else bias.detach()
-
-    def read(self, x: Tensor) -> Tensor:
-        """x in bfloat16 times the whole numbers, scaled, in the type of x."""
+    def matmul(self, x: Tensor) -> Tensor:
+        """Return x W^T + b with x in bfloat16 and the quantized W, in the dtype of x."""
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        read = torch._weight_int8pack_mm(rows, self.blocks, self.scales).to(x.dtype).view(*x.shape[:-1], -1)
-        return read if self.bias is None else read + self.bias
+        product = torch._weight_int8pack_mm(rows, self.quantized_weight, self.scales)
+        output = product.to(x.dtype).view(*x.shape[:-1], -1)
+        return output if self.bias is None else output + self.bias
 
-    def weights(self) -> Tensor:
-        """W as far as it was kept, [out, in]."""
-        return self.blocks.float() * self.scales.float()[:, None]
+    def dense_weight(self) -> Tensor:
+        """Return the dequantized weight, [out, in]."""
+        return self.quantized_weight.float() * self.scales.float()[:, None]
+
+    def _pack(self, weight: Tensor) -> None:
+        largest = weight.float().abs().amax(1).clamp(min=1e-30)
+        self.quantized_weight = (weight.float() * (127 / largest)[:, None]).round().to(torch.int8)
+        self.scales = (largest / 127).to(torch.bfloat16)
 
 
 def prepack(module: nn.Module, kind: PrepackKind) -> None:
-    """Replace the large linear maps within a module on the CPU. Raises MmxError for a module that is elsewhere."""
-    for name, part in list(module.named_modules()):
-        if type(part) is nn.Linear and part.weight.numel() >= MIN_NUMEL:
-            module.set_submodule(name, prepack_linear(part.weight, part.bias, kind))
+    """Replace the linear layers of a module whose weight has at least MIN_NUMEL elements by prepacked ones.
+
+    Raises:
+        MmxError: code `prepack.weight`, for weights that are not float32 or bfloat16 on a CPU.
+    """
+    for name, submodule in list(module.named_modules()):
+        if type(submodule) is nn.Linear and submodule.weight.numel() >= MIN_NUMEL:
+            module.set_submodule(name, prepack_linear(submodule.weight, submodule.bias, kind))
 
 
-def prepack_linear(weight: Tensor, bias: Tensor | None, kind: PrepackKind) -> PrepackedLinear:
-    """One linear map, packed."""
+def prepack_linear(weight: Tensor, bias: Tensor | None, kind: PrepackKind, persistent: bool = True) -> PrepackedLinear:
+    """Return a prepacked linear layer; the arguments are those of PrepackedLinear. Raises MmxError as `prepack`."""
     if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        raise MmxError(f"weights of {weight.dtype} on {weight.device} cannot be packed; expected floats on the CPU.")
-    return Int8Linear(weight, bias) if kind == "int8" else PrepackedLinear(weight, bias)
+        raise MmxError(
+            f"weights of {weight.dtype} on {weight.device} cannot be prepacked; expected torch.float32 or "
+            "torch.bfloat16 on the CPU.",
+            code="prepack.weight",
+            dtype=str(weight.dtype),
+            device=str(weight.device),
+        )
+    layer = Int8Linear if kind == "int8" else PrepackedLinear
+    return layer(weight, bias, persistent)
 
 
 def can_prepack(dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this build of torch has oneDNN, and this processor its blocks of the type."""
+    """Whether this build of PyTorch has oneDNN, and this processor supports its blocked layout of `dtype`."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,14 +1,14 @@
-"""How far a slot stands from the word in hand: a bias on the scores, and a view that opens word by word.
+"""Relative positions between text positions and slots, and the learned bias that depends on them.
 
-Alphabet: B memories, K streams, N = B*K, T text positions, S slots, H heads. Masks: True = may be attended.
+Axes: B memories, K streams, N = B*K, T text positions, S slots, H heads.
 
-Only a source whose slots follow each other (a text, a sound) has distances to a text; slots of a grid have none: no
-bias is added to them, and they are in view from the start. Text positions count the prompt's tokens too.
+Only slots of a source without a grid, such as a text or audio, have a distance to a text position. No bias is added to
+the slots of a grid. Text positions include the tokens of the prompt.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,66 +17,42 @@ from mmx.memory import Memory
 
 
 class RelativeDistances(NamedTuple):
-    """offset: int [B, K*T, S], the slot's place in its source less the text position; ordered: bool [S], where that
-    means something."""
+    """Distances between slots and text positions.
+
+    Attributes:
+        offset: int [B, K*T, S], position of the slot in its source minus the text position.
+        ordered: bool [S], False for the slots of a grid, whose offset has no meaning.
+    """
 
     offset: Tensor
     ordered: Tensor
 
 
-class Recorder(Protocol):
-    """Anything that wants to know what was asked: it is handed every looking layer's queries [B, H, K*T, D], and the
-    sight they were asked in."""
-
-    def record(self, layer: int, queries: Tensor, sight: CrossAttentionInputs) -> None: ...
-
-
-class CrossAttentionInputs(NamedTuple):
-    """What a text looks at: the memory, the slots it may see (bool, broadcastable to [B, 1, K*T, S]; None: all), what
-    is added to its scores ([B, H, K*T, S] or None), and who takes notes."""
-
-    memory: Memory
-    mask: Tensor | None
-    bias: Tensor | None = None
-    recorder: Recorder | None = None
-
-
 def relative_distances(positions: Tensor, memory: Memory) -> RelativeDistances:
-    """positions: int [N, T] of the texts, streams of the memory's B rows -> the distance of every slot."""
-    places, ordered = [], []
+    """Return the distance of every slot of a memory of B rows from text positions, int [N, T]."""
+    indices = [torch.zeros(0, dtype=torch.long)]
+    ordered = [torch.zeros(0, dtype=torch.bool)]
     for segment in memory.layout:
         count = segment.stop - segment.start
-        places.append(torch.arange(count))
+        indices.append(torch.arange(count))
         ordered.append(torch.full((count,), segment.grid is None))
-    empty = torch.zeros(0)
-    place = torch.cat([empty.long(), *places]).to(positions.device)
-    position = positions.reshape(memory.batch_size, -1, 1)
-    return RelativeDistances(place - position, torch.cat([empty.bool(), *ordered]).to(positions.device))
+    slot_positions = torch.cat(indices).to(positions.device)
+    text_positions = positions.reshape(memory.batch_size, -1, 1)
+    return RelativeDistances(slot_positions - text_positions, torch.cat(ordered).to(positions.device))
 
 
 class RelativePositionBias(nn.Module):
-    """One trained number a head for every distance, the same in all layers (Raffel et al. 2020, "T5", section 2.1;
-    here between a text and a source, and without buckets): distances beyond `reach` count as `reach`."""
+    """A learned bias per head and distance, shared by all layers (Raffel et al. 2020, "T5", section 2.1).
 
-    def __init__(self, heads: int, reach: int) -> None:
-        super().__init__()
-        self.max_distance = reach
-        self.weight = nn.Parameter(torch.zeros(heads, 2 * reach + 1))
-
-    def forward(self, given: RelativeDistances) -> Tensor:
-        """What is added to the scores, [B, H, K*T, S]."""
-        index = given.offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
-        return (self.weight[:, index] * given.ordered).transpose(0, 1)
-
-
-def wait_k_mask(given: RelativeDistances, k: int) -> Tensor:
-    """bool [B, 1, K*T, S]: of an ordered source, text position t sees the first t + k slots, and no more."""
-    return ((given.offset < k) | ~given.ordered)[:, None]
-
-
-def wait_k_visibility(length: int, slots: int, k: int) -> Tensor:
-    """bool [T, S], a `visibility`: step t sees the first t + k slots (Ma et al. 2019, "STACL", section 3.2).
-
-    With k = 1 it is the monotonic view: at each step one slot more.
+    It is used between a text and a source, without buckets: distances are clipped to `max_distance`.
     """
-    return torch.arange(slots) < torch.arange(length)[:, None] + k
+
+    def __init__(self, num_heads: int, max_distance: int) -> None:
+        super().__init__()
+        self.max_distance = max_distance
+        self.weight = nn.Parameter(torch.zeros(num_heads, 2 * max_distance + 1))
+
+    def forward(self, distances: RelativeDistances) -> Tensor:
+        """Return the bias that is added to the attention scores, [B, H, K*T, S]."""
+        index = distances.offset.clamp(-self.max_distance, self.max_distance) + self.max_distance
+        return (self.weight[:, index] * distances.ordered).transpose(0, 1)

@@ -1,7 +1,7 @@
-"""What looks: blocks that attend to their own text and to a memory. The decoder is made of it, and the reader.
+"""Transformer with cross-attention to a Memory; the base of the text decoder and the question encoder.
 
-Alphabet: B memories, K streams, N = B*K, T text positions, S source slots, L layers, H heads, D head width, E width.
-Masks: True = may be attended. The cache and the recorder are arguments; nothing here keeps state.
+Axes: B memories, K streams, N = B*K, T text positions, S slots, L layers, H heads, D head dimension, E hidden size.
+Masks: True = may be attended. Cache and recorder are arguments; the modules keep no state.
 """
 
 import torch
@@ -10,87 +10,80 @@ from torch import Tensor, nn
 from mmx.config.schema import TransformerConfig
 from mmx.errors import MmxError
 from mmx.memory import Memory
-from mmx.nn.attention import attention, fold_streams, unfold_streams
-from mmx.nn.kv_cache import KVCache
+from mmx.nn.cross_attention import CrossAttention, CrossAttentionInputs, Recorder
+from mmx.nn.kv_cache import KVCache, LayerKVCache
 from mmx.nn.layers import (
-    PastKeyValues,
     SelfAttention,
     TanhGate,
     TokenEmbedding,
     build_feed_forward,
     build_norm,
     build_residual,
-    merge_heads,
-    position_ids_from_mask,
-    split_heads,
 )
-from mmx.nn.relative_position import (
-    CrossAttentionInputs,
-    Recorder,
-    RelativePositionBias,
-    relative_distances,
-    wait_k_mask,
-)
-
-
-class CrossAttention(nn.Module):
-    """Ask the memory: queries from the text, keys and values as they stand in the memory."""
-
-    def __init__(self, config: TransformerConfig, index: int) -> None:
-        super().__init__()
-        self.num_heads, self.index, inner = config.num_heads, index, config.num_heads * config.head_dim
-        self.query = nn.Linear(config.hidden_size, inner, bias=config.bias)
-        self.out = nn.Linear(inner, config.hidden_size, bias=config.bias)
-
-    def forward(self, x: Tensor, sight: CrossAttentionInputs) -> Tensor:
-        """[N, T, E] -> [N, T, E]."""
-        memory = sight.memory
-        queries = fold_streams(split_heads(self.query(x), self.num_heads), memory.batch_size)
-        if sight.recorder is not None:
-            sight.recorder.record(self.index, queries, sight)
-        keys, values = memory.layer(self.index)
-        read = attention(queries, keys.to(queries.dtype), values.to(queries.dtype), sight.mask, sight.bias)
-        return self.out(merge_heads(unfold_streams(read, len(x) // memory.batch_size)))
+from mmx.nn.position_embedding import position_ids_from_mask
+from mmx.nn.relative_position import RelativePositionBias, relative_distances
+from mmx.nn.wait_k import wait_k_mask
 
 
 class DecoderLayer(nn.Module):
-    """Speak to yourself, look at the memory (in a looking block), think it over."""
+    """Self-attention, cross-attention, feed-forward.
 
-    def __init__(self, config: TransformerConfig, looking: int | None) -> None:
+    Args:
+        config: configuration of the transformer.
+        cross_attention_index: number of this layer among those with cross-attention; None for a layer without it.
+    """
+
+    def __init__(self, config: TransformerConfig, cross_attention_index: int | None) -> None:
         super().__init__()
-        self.self_attention, self.self_residual = SelfAttention(config), build_residual(config)
+        self.self_attention = SelfAttention(config)
+        self.self_residual = build_residual(config)
         self.cross_attention: CrossAttention | None = None
-        if looking is not None:
-            self.cross_attention = CrossAttention(config, looking)
+        if cross_attention_index is not None:
+            self.cross_attention = CrossAttention(config, cross_attention_index)
             self.cross_residual = build_residual(config, TanhGate() if config.gate == "tanh" else None)
-        self.feed_forward, self.feed_residual = build_feed_forward(config), build_residual(config)
+        self.feed_forward = build_feed_forward(config)
+        self.feed_residual = build_residual(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, positions: Tensor, past: PastKeyValues | None, sight: CrossAttentionInputs
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: LayerKVCache | None,
+        inputs: CrossAttentionInputs,
     ) -> Tensor:
-        """[N, T, E] -> [N, T, E]."""
-        x = self.self_residual(x, lambda y: self.self_attention(y, mask, positions, past))
-        look = self.cross_attention
-        if look is not None:
-            x = self.cross_residual(x, lambda y: look(y, sight))
+        """[N, T, E] -> [N, T, E]; the arguments are those of SelfAttention and CrossAttention."""
+        x = self.self_residual(x, self.self_attention, mask, positions, cache)
+        if self.cross_attention is not None:
+            x = self.cross_residual(x, self.cross_attention, inputs)
         return self.feed_residual(x, self.feed_forward)
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks, norm: tokens and a memory in, states out."""
+    """Token embedding, layers and final norm: tokens and a memory to hidden states.
 
-    def __init__(self, config: TransformerConfig, vocabulary: int) -> None:
+    Args:
+        config: configuration of the transformer.
+        vocab_size: number of tokens of the tokenizer.
+        causal: whether a token attends only to itself and the tokens before it; else it attends to the whole text.
+    """
+
+    def __init__(self, config: TransformerConfig, vocab_size: int, causal: bool = True) -> None:
         super().__init__()
-        self.config, self.vocab_size = config, config.padded_vocab_size or vocabulary
+        self.config = config
+        self.vocab_size = config.padded_vocab_size or vocab_size
+        self.causal = causal
         self.embedding = TokenEmbedding(config, self.vocab_size)
-        looking = {block: order for order, block in enumerate(config.cross_attention_layers)}
-        self.layers = nn.ModuleList(DecoderLayer(config, looking.get(i)) for i in range(config.num_layers))
-        final = config.norm if config.norm_placement == "pre" else "none"
-        self.norm = build_norm(final, config.hidden_size, config.norm_eps)
-        relative = config.cross_attention_positions == "relative"
-        self.relative_position_bias = (
-            RelativePositionBias(config.num_heads, config.max_relative_distance) if relative else None
+        cross_attention_index = {layer: index for index, layer in enumerate(config.cross_attention_layers)}
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, cross_attention_index.get(i)) for i in range(config.num_layers)
         )
+        self.norm = build_norm(
+            config.norm if config.norm_placement == "pre" else "none", config.hidden_size, config.norm_eps
+        )
+        self.relative_position_bias: RelativePositionBias | None = None
+        if config.cross_attention_positions == "relative":
+            self.relative_position_bias = RelativePositionBias(config.num_heads, config.max_relative_distance)
 
     def hidden_states(
         self,
@@ -100,26 +93,33 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         recorder: Recorder | None = None,
         visibility: Tensor | None = None,
-        causal: bool = True,
     ) -> Tensor:
-        """Return what each token has become, [B, K, T, E].
+        """Return the hidden states [B, K, T, E] after the final norm.
 
-        tokens: int [B, K, T], K texts over each memory; mask: bool [B, K, T], False where a token is padding;
-        cache: continues what it holds and is extended in place; visibility: bool [T, S], which slots each position may
-        see; causal: no token sees what comes after it. Raises MmxError for a memory of another model.
+        Args:
+            tokens: int [B, K, T], K texts over each memory.
+            memory: keys and values of the sources, B rows.
+            mask: bool [B, K, T], False for padding.
+            cache: keys and values of earlier positions; extended in place.
+            recorder: receives the queries of every cross-attention layer.
+            visibility: bool [T, S], the slots that each text position may attend.
+
+        Raises:
+            MmxError: code `memory.shape`, if the memory is not one of this model for B rows; code
+                `kv_cache.capacity`, if the tokens do not fit into the cache.
         """
         batch, streams, length = tokens.shape
-        self._check_fit(memory, batch)
+        self._check_memory(memory, batch)
         tokens = tokens.flatten(0, 1)
         exists = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.flatten(0, 1)
-        held = exists if cache is None else cache.extend_mask(exists)
-        positions = position_ids_from_mask(held)[:, -length:]
-        may_attend = _self_attention_mask(held, length, causal)
-        sight = self.cross_attention_inputs(memory, positions, visibility, recorder)
+        all_exist = exists if cache is None else cache.extend_mask(exists)
+        positions = position_ids_from_mask(all_exist)[:, -length:]
+        self_attention_mask = _self_attention_mask(all_exist, length, self.causal)
+        inputs = self.cross_attention_inputs(memory, positions, visibility, recorder)
         x = self.embedding(tokens, positions)
-        for index, block in enumerate(self.layers):
-            past = None if cache is None else cache.layer(index)
-            x = block(x, may_attend, positions, past, sight)
+        for index, layer in enumerate(self.layers):
+            layer_cache = None if cache is None else cache.layer(index)
+            x = layer(x, self_attention_mask, positions, layer_cache, inputs)
         if cache is not None:
             cache.advance(length)
         return self.norm(x).unflatten(0, (batch, streams))
@@ -127,55 +127,66 @@ class Transformer(nn.Module):
     def cross_attention_inputs(
         self, memory: Memory, positions: Tensor, visibility: Tensor | None = None, recorder: Recorder | None = None
     ) -> CrossAttentionInputs:
-        """What texts at these positions, int [N, T], look at."""
-        streams, length = len(positions) // memory.batch_size, positions.shape[1]
-        mask, config = memory.cross_attention_mask(streams, length, visibility), self.config
-        if config.wait_k is None and self.relative_position_bias is None:
+        """Return memory, mask and bias of cross-attention for text positions, int [N, T]."""
+        streams = len(positions) // memory.batch_size
+        mask = memory.cross_attention_mask(streams, positions.shape[1], visibility)
+        wait_k = self.config.wait_k
+        if wait_k is None and self.relative_position_bias is None:
             return CrossAttentionInputs(memory, mask, None, recorder)
-        apart = relative_distances(positions, memory)
-        if config.wait_k is not None:
-            open_ = wait_k_mask(apart, config.wait_k)
-            mask = open_ if mask is None else mask & open_
-        return CrossAttentionInputs(
-            memory, mask, None if self.relative_position_bias is None else self.relative_position_bias(apart), recorder
-        )
-
-    def _check_fit(self, memory: Memory, batch: int) -> None:
-        """Without this a memory of fewer rows would be shared out as streams, and a foreign one read layer by layer."""
-        layers, rows, heads, _, width = memory.keys.shape
-        config, looking = self.config, len(self.config.cross_attention_layers)
-        if layers not in (1, looking) or (rows, heads, width) != (batch, config.num_heads, config.head_dim):
-            raise MmxError(
-                f"the memory is [L, B, H, D] {[layers, rows, heads, width]}, expected "
-                f"{[looking, batch, config.num_heads, config.head_dim]}; encode with this model, a row for each of tokens."
-            )
+        distances = relative_distances(positions, memory)
+        if wait_k is not None:
+            allowed = wait_k_mask(distances, wait_k)
+            mask = allowed if mask is None else mask & allowed
+        bias = None if self.relative_position_bias is None else self.relative_position_bias(distances)
+        return CrossAttentionInputs(memory, mask, bias, recorder)
 
     def empty_memory(self, batch: int) -> Memory:
-        """Nothing to see, for `batch` rows: what would be said without looking."""
-        config, like = self.config, self.embedding.weight
+        """Return a memory of `batch` rows without slots: the decoder over it is a plain language model."""
+        config = self.config
+        weight = self.embedding.weight
+        num_layers = len(config.cross_attention_layers)
         return Memory.empty(
-            len(config.cross_attention_layers),
-            batch,
-            config.num_heads,
-            config.head_dim,
-            dtype=like.dtype,
-            device=like.device,
+            num_layers, batch, config.num_heads, config.head_dim, dtype=weight.dtype, device=weight.device
         )
 
+    def _check_memory(self, memory: Memory, batch: int) -> None:
+        """Raise MmxError for a memory of other shape.
 
-def _self_attention_mask(held: Tensor, length: int, causal: bool) -> Tensor | None:
-    """bool [N, 1, T or 1, held]: which of their own text's positions the last T may attend; None for all of them."""
-    if length == 1 and held.device.type == "cpu" and bool(held.all()):  # on a GPU it would cost more than it saves
-        return None
-    return _causal_mask(held, length) if causal else held[:, None, None]
+        Without this check, a memory of fewer rows would be treated as having more streams.
+        """
+        layers, rows, heads, _, head_dim = memory.keys.shape
+        config = self.config
+        expected_layers = len(config.cross_attention_layers)
+        fits = layers in (1, expected_layers) and (rows, heads, head_dim) == (batch, config.num_heads, config.head_dim)
+        if not fits:
+            given = [layers, rows, heads, head_dim]
+            expected = [expected_layers, batch, config.num_heads, config.head_dim]
+            raise MmxError(
+                f"the memory has [L, B, H, D] = {given}, expected {expected}; encode the inputs with this model, one "
+                "row for each row of tokens.",
+                code="memory.shape",
+                given=given,
+                expected=expected,
+            )
 
 
-def _causal_mask(held: Tensor, length: int) -> Tensor:
-    """bool [N, 1, T, held]: the last `length` positions see themselves and what came before, padding excepted.
+def _self_attention_mask(exists: Tensor, length: int, causal: bool) -> Tensor | None:
+    """Return the mask of the last `length` positions, bool [N, 1, length or 1, T]; None if all may be attended.
 
-    A padded position keeps itself, so that no row of the kernel is empty; nobody else sees it.
+    Args:
+        exists: bool [N, T], False for padding, earlier positions included.
     """
-    total = held.shape[1]
-    rows = torch.arange(total - length, total, device=held.device)[:, None]
-    columns = torch.arange(total, device=held.device)
-    return (((columns <= rows) & held[:, None]) | (columns == rows)).unsqueeze(1)
+    if length == 1 and exists.device.type == "cpu" and bool(exists.all()):  # on a GPU the test would synchronize
+        return None
+    return _causal_mask(exists, length) if causal else exists[:, None, None]
+
+
+def _causal_mask(exists: Tensor, length: int) -> Tensor:
+    """Return the causal mask of the last `length` positions, bool [N, 1, length, T], without padding.
+
+    A padded position attends to itself, so that no row of the kernel is empty; no other position attends to it.
+    """
+    total = exists.shape[1]
+    rows = torch.arange(total - length, total, device=exists.device)[:, None]
+    columns = torch.arange(total, device=exists.device)
+    return (((columns <= rows) & exists[:, None]) | (columns == rows)).unsqueeze(1)

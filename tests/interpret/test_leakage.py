@@ -30,7 +30,7 @@ from mmx.memory import Memory, cat
 from mmx.models.checkpoint import BUNDLED, load_model
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
-from mmx.nn.relative_position import wait_k_visibility
+from mmx.nn.wait_k import wait_k_visibility
 from mmx.testing import tiny_model, toy_tokenizer
 
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((32, 32))
@@ -120,8 +120,9 @@ def test_the_influence_is_that_of_one_plain_forward():
 class Peeping(TextDecoder):
     """The planted leak: its mask is not causal."""
 
-    def states(self, *given, **named):
-        return super().hidden_states(*given, **named, causal=False)
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.causal = False
 
 
 class Whispering(TextDecoder):
@@ -411,10 +412,10 @@ def test_the_bundled_model_and_its_pictures(bundled):
         assert part.shape[1] == tokens.shape[1] and (part > 0).all()
 
 
-@pytest.mark.parametrize("laid_out", ["as it was trained", "bfloat16", "blocks", "int8"])
+@pytest.mark.parametrize("laid_out", ["as it was trained", "bfloat16", "float", "int8"])
 def test_the_bundled_model(bundled, laid_out):
     model, sources, tokens = bundled
-    if laid_out in ("blocks", "int8"):
+    if laid_out in ("float", "int8"):
         model = mmx.load(dtype="int8" if laid_out == "int8" else "float32").model
         assert model.decoder.is_prepacked
     with torch.no_grad():

@@ -17,7 +17,7 @@ from mmx.memory import Memory, Segment, cat
 from mmx.models.decoder import TextDecoder
 from mmx.models.projection import KeyValueProjection
 from mmx.nn.features import Features
-from mmx.nn.relative_position import CrossAttentionInputs
+from mmx.nn.cross_attention import CrossAttentionInputs
 from mmx.nn.transformer import DecoderLayer
 
 properties = settings(max_examples=50, deadline=None)
