@@ -7,6 +7,8 @@ text of another library's exception or a memory address.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -80,10 +82,49 @@ class TrainingError(MmxError):
     default_code = "training"
 
 
-def suggest(given: str, known: list[str]) -> str:
-    """Return the end of a sentence about an unknown name: the nearest known name, or all of them if none is near."""
-    near = get_close_matches(given, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known)) or 'none'}."
+def most_similar(given: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is most similar to an unknown one; None if none is similar."""
+    return next(iter(get_close_matches(given, known, n=1)), None)
+
+
+def suggest(given: str, known: Sequence[str]) -> str:
+    """Return the end of a sentence about an unknown name: the most similar known name, or all of them."""
+    similar = most_similar(given, known)
+    return f"did you mean {similar!r}?" if similar is not None else f"known: {', '.join(sorted(known)) or 'none'}."
+
+
+@contextmanager
+def convert_errors(
+    error_class: type[MmxError],
+    describe: Callable[[BaseException], str],
+    *,
+    code: str,
+    passing: tuple[type[BaseException], ...] = (MmxError, MemoryError),
+    **details: object,
+) -> Iterator[None]:
+    """Convert the exceptions of third-party code, which may be of any class, to `error_class`.
+
+    Args:
+        error_class: class of the exception to raise instead.
+        describe: returns the message for the exception that was caught.
+        code: code of the new exception; `details` are its facts.
+        passing: classes of exceptions that are raised unchanged.
+    """
+    try:
+        yield
+    except passing:
+        raise
+    except (Exception, SystemExit) as error:
+        raise error_class(describe(error), code=code, **details) from error
+
+
+def one_line_error(error: BaseException) -> str:
+    """Return the class name and message of an exception on one line, at most 200 characters."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message cannot be read)"
+    return " ".join(f"{type(error).__name__}: {message}".split())[:200]
 
 
 def _rebuild(kind: type[MmxError], message: str, code: str, details: dict[str, object]) -> MmxError:

@@ -1,11 +1,13 @@
-"""Typed YAML configuration: read it with every mistake named at once, write it back, know no particular schema.
+"""Typed YAML configuration, checked by a pydantic schema: every problem is reported at once, with file and line.
 
-    settings = read_settings("train.yaml", Settings, ["training.max_steps=100", "data.train.0.weight=0.5"])
+    config = load_config("train.yaml", RunConfig, ["training.max_steps=100", "train.0.sampling_weight=0.5"])
 
-A schema is a pydantic model; by convention it is frozen and forbids unknown keys, and its validators raise ValueError.
-Nothing becomes another value than was typed: `1e-4` is a number, only `true` and `false` are booleans, and `no`, `012`,
-`1_000`, `12:30:45` and dates stay text, which is never converted for a field that wants a number. Anchors and aliases
-work; tags (except `!!str`) and `<<` merges are refused.
+The loader knows no particular schema. By convention a schema is frozen, forbids unknown keys, and its validators raise
+ValueError.
+
+No value is converted: `1e-4` is a number, only `true` and `false` are booleans, and `no`, `012`, `1_000`, `12:30:45`
+and dates stay strings, which a field for a number refuses. Anchors and aliases work; tags (except `!!str`) and `<<`
+merges are refused.
 """
 
 import math
@@ -20,306 +22,433 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json, to_jsonable_python
 
-from mmx.config.validation_errors import Keys, describe_errors, dotted_key, format_value, known_fields, single_line
-from mmx.errors import ConfigError, suggest
+from mmx.config.validation_errors import Keys, describe_errors, dotted_key, fields_by_key, format_value, single_line
+from mmx.errors import ConfigError, most_similar
 
-__all__ = ["dump_config", "override_config", "parse_config", "load_config", "config_from_overrides"]
+__all__ = ["ConfigProblem", "config_from_overrides", "dump_config", "load_config", "override_config", "parse_config"]
 
-M = TypeVar("M", bound=BaseModel)
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**20, 50_000, 60  # aliases of aliases grow exponentially, so there is an end
-PLAIN = "plain"  # the tag we give to a scalar without quotes
+MAX_BYTES = 2**20
+MAX_NODES = 50_000  # aliases of aliases grow exponentially
+MAX_DEPTH = 60
+PLAIN = "plain"  # tag given to scalars without quotes
 TAGS = {PLAIN, "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
-WORDS = {"": None, "~": None, "null": None, "true": True, "false": False,
-         ".inf": math.inf, "+.inf": math.inf, "-.inf": -math.inf, ".nan": math.nan}  # fmt: skip
-WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,3999})")
+CONSTANTS = {
+    "": None,
+    "~": None,
+    "null": None,
+    "true": True,
+    "false": False,
+    ".inf": math.inf,
+    "+.inf": math.inf,
+    "-.inf": -math.inf,
+    ".nan": math.nan,
+}
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,3999})")
 NUMBER = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
-# What the YAML parser stumbled over; what a person is told; whether the fault is where the construct begins.
-SYNTAX = (
-    ("'\\t'", "a tab cannot stand here; use spaces", False),
-    ("mapping values are not allowed", "one ':' too many, or a wrong indentation; quote a text that holds ': '", False),
-    ("could not find expected ':'", "a line without ':'; write 'key: value'", True),
-    ("unexpected end of stream", "a quote is never closed; close it", True),
-    ("expected ',' or", "a bracket is never closed, or a comma is missing", True),
-    ("expected <block end>", "the indentation does not fit the lines above; align it with them", False),
-    ("undefined alias", "an alias (*name) has no anchor; write &name before it", False),
-    ("but found another document", "a second document begins; keep one", False),
+
+class _SyntaxMessage(NamedTuple):
+    """A part of a message of the YAML parser, our message, and whether the error is where the construct begins."""
+
+    parser_text: str
+    message: str
+    at_start: bool = False
+
+
+SYNTAX_MESSAGES = (
+    _SyntaxMessage("'\\t'", "a tab is not allowed here; use spaces"),
+    _SyntaxMessage(
+        "mapping values are not allowed", "one ':' too many, or a wrong indentation; quote a string that holds ': '"
+    ),
+    _SyntaxMessage("could not find expected ':'", "a line without ':'; write 'key: value'", at_start=True),
+    _SyntaxMessage("unexpected end of stream", "a quote is never closed; close it", at_start=True),
+    _SyntaxMessage("expected ',' or", "a bracket is never closed, or a comma is missing", at_start=True),
+    _SyntaxMessage("expected <block end>", "the indentation does not match the lines above; align it with them"),
+    _SyntaxMessage("undefined alias", "an alias (*name) has no anchor; write &name before it"),
+    _SyntaxMessage("but found another document", "a second document begins; keep one"),
 )
+UNKNOWN_SYNTAX = _SyntaxMessage("", "this is not YAML; check the quotes, brackets and indentation")
 
 
-class SourceLocation(NamedTuple):
-    """Where something stands: `rank` sorts (the line, or beyond all lines for the command line), `text` is printed."""
+@dataclass(frozen=True)
+class ConfigProblem:
+    """One problem of a configuration; `details["problems"]` of a ConfigError lists all of them.
 
-    rank: int
+    Attributes:
+        code: such as config.unknown_key, config.missing_key, config.duplicate_key, config.type, config.value,
+            config.contradiction, config.syntax.
+        message: one sentence.
+        key: dotted key, or None for the whole file.
+        location: where it is, as printed: `run.yaml:3`, or `command line: training.max_steps=x`.
+        file: path of the file, or None.
+        line: line in the file, or None.
+        suggestion: the known name that is most similar to an unknown one, or None.
+    """
+
+    code: str
+    message: str
+    key: str | None
+    location: str
+    file: str | None = None
+    line: int | None = None
+    suggestion: str | None = None
+
+
+class _Location(NamedTuple):
+    """Where a value is. `order` sorts problems: the line, or beyond all lines for the command line."""
+
+    order: int
     text: str
+    file: str | None = None
+    line: int | None = None
 
 
-class _InvalidDocument(Exception):  # noqa: N818 - no error yet: whoever catches it makes one
-    """Reading cannot go on; its two arguments are the place and the message."""
+class _InvalidDocument(Exception):  # noqa: N818 - becomes a ConfigError
+    """A problem after which reading cannot go on."""
+
+    def __init__(
+        self, location: _Location, code: str, message: str, keys: Keys | None = None, suggestion: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.location = location
+        self.code = code
+        self.message = message
+        self.keys = keys
+        self.suggestion = suggestion
 
 
 @dataclass
 class _Document:
-    """One configuration being read: its values, where each of them stands, and what is wrong so far."""
+    """A configuration that is being read: its values, their locations, and the problems so far."""
 
     name: str
     data: Any
-    places: dict[Keys, SourceLocation]
-    problems: list[tuple[SourceLocation, str]] = field(default_factory=list)
-    refused: set[Keys] = field(default_factory=set)  # already complained about; nothing more is said of what is below
+    locations: dict[Keys, _Location]
+    problems: list[tuple[int, ConfigProblem]] = field(default_factory=list)
+    refused: set[Keys] = field(default_factory=set)  # keys with a problem; problems below them are not reported
 
-    def place(self, keys: Keys) -> SourceLocation:
-        """The place of the value, or of the nearest thing around it that has one."""
-        return next(self.places[keys[:n]] for n in range(len(keys), -1, -1) if keys[:n] in self.places)
+    def location(self, keys: Keys) -> _Location:
+        """The location of a value, or of the nearest value around it that has one."""
+        for length in range(len(keys), 0, -1):
+            if keys[:length] in self.locations:
+                return self.locations[keys[:length]]
+        return self.locations[()]
+
+    def add(
+        self, location: _Location, code: str, message: str, keys: Keys | None = None, suggestion: str | None = None
+    ) -> None:
+        """Record a problem."""
+        key = dotted_key(keys) if keys else None
+        problem = ConfigProblem(code, message, key, location.text, location.file, location.line, suggestion)
+        self.problems.append((location.order, problem))
+
+    def add_stop(self, stop: _InvalidDocument) -> None:
+        """Record the problem that ended the reading."""
+        self.add(stop.location, stop.code, stop.message, stop.keys, stop.suggestion)
 
     def error(self) -> ConfigError:
-        """All problems in one error, in the order of the file, then of the command line."""
-        lines = [f"{place.text}: {message}" for place, message in sorted(self.problems, key=lambda p: p[0].rank)]
-        return ConfigError("\n".join([f"{self.name}: {len(lines)} problems"] * (len(lines) > 1) + lines))
+        """Return one ConfigError for all problems, in the order of the file, then of the command line."""
+        problems = tuple(problem for _, problem in sorted(self.problems, key=lambda item: item[0]))
+        lines = [f"{problem.location}: {problem.message}" for problem in problems]
+        if len(problems) > 1:
+            message = "\n".join([f"{self.name}: {len(lines)} problems", *lines])
+            return ConfigError(message, code="config.several_problems", file=problems[0].file, problems=problems)
+        (only,) = problems
+        return ConfigError(
+            lines[0],
+            code=only.code,
+            file=only.file,
+            line=only.line,
+            key=only.key,
+            suggestion=only.suggestion,
+            problems=problems,
+        )
 
 
-def load_config(path: str | PathLike[str], schema: type[M], overrides: Sequence[str] = ()) -> M:
-    """Read a YAML file, apply `key.key=value` overrides (values are YAML, keys hold no dots), check by `schema`.
+# ---- public functions ------------------------------------------------------------------------------------------------
 
-    Raises ConfigError that names every problem by file and line, or by the text on the command line.
+
+def load_config(path: str | PathLike[str], schema: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a YAML file, apply `key.key=value` overrides (values are YAML, keys hold no dots), and check it.
+
+    Raises ConfigError that names every problem by file and line, or by the argument on the command line.
     """
     name = str(path)
-    sheet = _Document(name, {}, {(): SourceLocation(1, f"{name}:1")})
+    document = _Document(name, {}, {(): _Location(1, f"{name}:1", name, 1)})
     try:
-        _fill(sheet, _file_text(Path(path)), schema)
+        _read_document(document, _read_text(Path(path)), schema)
     except _InvalidDocument as stop:
-        sheet.problems.append((stop.args[0], stop.args[1]))
-        raise sheet.error() from None
-    _override_all(sheet, overrides)
-    return _validate(sheet, schema)
+        document.add_stop(stop)
+        raise document.error() from None
+    _apply_overrides(document, overrides)
+    return _validate(document, schema)
 
 
-def override_config(settings: M, overrides: Sequence[str]) -> M:
-    """Settings already in hand with `key.key=value` from a command line applied; the messages name the text there."""
-    return _overridden(_plain_values(settings), type(settings), overrides)
+def override_config(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
+    """Apply `key.key=value` overrides from a command line to a configuration. Raises ConfigError."""
+    return _overridden(_to_plain_values(config), type(config), overrides)
 
 
-def config_from_overrides(schema: type[M], overrides: Sequence[str]) -> M:
-    """Settings that consist of `key.key=value` from a command line alone, and of defaults."""
+def config_from_overrides(schema: type[ConfigT], overrides: Sequence[str]) -> ConfigT:
+    """Build a configuration from `key.key=value` overrides and defaults alone. Raises ConfigError."""
     return _overridden({}, schema, overrides)
 
 
-def _overridden(values: dict[str, Any], schema: type[M], overrides: Sequence[str]) -> M:
-    sheet = _Document("command line", values, {(): SourceLocation(0, "command line")})
-    _override_all(sheet, overrides)
-    return _validate(sheet, schema)
-
-
-def parse_config(data: Mapping[str, Any], schema: type[M], *, where: str) -> M:
-    """Check values already in hand; the messages begin with `where`, and there are no lines."""
+def parse_config(data: Mapping[str, object], schema: type[ConfigT], *, where: str) -> ConfigT:
+    """Check values that are not from a file. Raises ConfigError, whose messages begin with `where`."""
     values = dict(data) if isinstance(data, Mapping) else data
-    return _validate(_Document(where, values, {(): SourceLocation(0, where)}), schema)
+    return _validate(_Document(where, values, {(): _Location(0, where)}), schema)
 
 
-def dump_config(settings: BaseModel) -> str:
-    """YAML text, in the order of declaration, that `read_settings` reads back to equal settings."""
-    return str(yaml.dump(_plain_values(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+def dump_config(config: BaseModel) -> str:
+    """Return YAML text, in the order of declaration, that `load_config` reads back to an equal configuration."""
+    return str(yaml.dump(_to_plain_values(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _plain_values(settings: BaseModel) -> Any:
-    """Mappings, lists and scalars, as a file would hold them."""
-    return to_jsonable_python(settings.model_dump(by_alias=True, round_trip=True), inf_nan_mode="constants")
+def _overridden(values: dict[str, Any], schema: type[ConfigT], overrides: Sequence[str]) -> ConfigT:
+    document = _Document("command line", values, {(): _Location(0, "command line")})
+    _apply_overrides(document, overrides)
+    return _validate(document, schema)
+
+
+def _validate(document: _Document, schema: type[ConfigT]) -> ConfigT:
+    """Check the values in pydantic's strict JSON mode: no string becomes a number, but a list becomes a tuple."""
+    try:
+        config = schema.model_validate_json(to_json(document.data, inf_nan_mode="constants"), strict=True)
+        if not document.problems:
+            return config
+    except ValidationError as error:
+        for found in describe_errors(error, schema, document.refused):
+            document.add(document.location(found.keys), found.code, found.message, found.keys, found.suggestion)
+    except (ValueError, RecursionError):
+        document.add(
+            document.location(()),
+            "config.type",
+            "a value is of another type, expected strings, numbers, true, false, lists and mappings",
+        )
+    raise document.error() from None
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _to_plain_values(config: BaseModel) -> Any:
+    """Mappings, lists and scalars, as a file holds them."""
+    return to_jsonable_python(config.model_dump(by_alias=True, round_trip=True), inf_nan_mode="constants")
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes no aliases, and quotes every text that this reader, or a YAML 1.1 one, would take for something else."""
+    """Writes no aliases, and quotes every string that this loader, or a YAML 1.1 one, would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_data(self, data: Any) -> Any:
         node = super().represent_data(data)
-        if isinstance(data, str) and not (data.isprintable() and _scalar(data) == data):
+        if isinstance(data, str) and not (data.isprintable() and _parse_scalar(data) == data):
             node.style = "'" if data.isprintable() else '"'  # only double quotes keep every kind of line end
         return node
 
 
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Only composes nodes; what an unquoted scalar means is left to `_scalar`."""
+    """Composes nodes only; `_parse_scalar` decides what an unquoted scalar means."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         return PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)
 
 
-def _file_text(path: Path) -> str:
-    """The file's text, or a _Stop that says why there is none."""
-    place = SourceLocation(0, str(path))
+def _read_text(path: Path) -> str:
+    """The text of a file. Raises _InvalidDocument."""
+    name = str(path)
+    location = _Location(0, name, name)
+    if path.is_dir():
+        raise _InvalidDocument(location, "config.file", "this is a folder, expected a YAML file")
     if not path.is_file():
-        raise _InvalidDocument(place, "this is a folder, expected a YAML file" if path.is_dir() else _no_file(path))
+        similar = most_similar(path.name, _names_in(path.parent))
+        hint = "check the path" if similar is None else f"did you mean {similar!r}?"
+        raise _InvalidDocument(location, "config.file", f"there is no such file; {hint}", suggestion=similar)
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except OSError:
-        raise _InvalidDocument(place, "the file cannot be read; check its permissions") from None
-    if len(raw) > MAX_BYTES:
-        raise _InvalidDocument(place, f"the file is larger than {MAX_BYTES} bytes; a configuration is smaller")
+        raise _InvalidDocument(location, "config.file", "the file cannot be read; check its permissions") from None
+    if len(content) > MAX_BYTES:
+        raise _InvalidDocument(location, "config.too_large", f"the file is larger than {MAX_BYTES} bytes; shorten it")
     try:
-        return raw.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + 1
         raise _InvalidDocument(
-            SourceLocation(line, f"{path}:{line}"), "this is not UTF-8 text; save the file as UTF-8"
+            _Location(line, f"{name}:{line}", name, line),
+            "config.encoding",
+            "this is not UTF-8 text; save the file as UTF-8",
         ) from None
 
 
-def _no_file(path: Path) -> str:
-    names = [near.name for near in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = suggest(path.name, names)
-    return f"there is no such file; {hint if hint.startswith('did you mean') else 'check the path'}"
+def _names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def _fill(sheet: _Document, text: str, schema: type[BaseModel]) -> None:
-    """Compose the file's text into the sheet's data and places."""
-    builder = _Builder(sheet, lambda line: SourceLocation(line, f"{sheet.name}:{line}"))
-    node = _compose(text, builder.at)
-    if not isinstance(node, yaml.MappingNode):
-        found = "the file is empty" if node is None else "this is not a mapping"
-        known = ", ".join(known_fields(schema))
-        raise _InvalidDocument(builder.at(1), f"{found}, expected keys and values; known: {known}.")
-    sheet.data = builder.build(node, ()) or {}
+def _read_document(document: _Document, text: str, schema: type[BaseModel]) -> None:
+    """Read the values of a YAML text, and their locations, into a document."""
+    name = document.name
+    builder = _Builder(document, lambda line: _Location(line, f"{name}:{line}", name, line))
+    root = _compose(text, builder.location_of_line)
+    if not isinstance(root, yaml.MappingNode):
+        problem = "the file is empty" if root is None else "this is not a mapping"
+        known = ", ".join(fields_by_key(schema))
+        raise _InvalidDocument(
+            builder.location_of_line(1), "config.not_a_mapping", f"{problem}, expected 'key: value'; known: {known}."
+        )
+    document.data = builder.build(root, ()) or {}
 
 
-def _compose(text: str, at: Callable[[int], SourceLocation]) -> Any:
-    """The tree of YAML nodes, None for nothing at all; a syntax error becomes our sentence."""
+def _compose(text: str, location_of_line: Callable[[int], _Location]) -> Any:
+    """The tree of YAML nodes, None for an empty text. Raises _InvalidDocument."""
     try:
         return yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
-        line, message = text.count("\n", 0, error.position) + 1, "a control character stands here; remove it"
+        line = text.count("\n", 0, error.position) + 1
+        message = "a control character is not allowed; remove it"
     except yaml.MarkedYAMLError as error:
-        said = f"{error.context} {error.problem}"
-        known = (row[1:] for row in SYNTAX if row[0] in said)
-        message, begins = next(known, ("this is not YAML; check the quotes, brackets and indentation", False))
-        line = ((begins and error.context_mark) or error.problem_mark or error.context_mark).line + 1
+        known = _syntax_message(f"{error.context} {error.problem}")
+        start = error.context_mark if known.at_start else None
+        line = (start or error.problem_mark or error.context_mark).line + 1
+        message = known.message
     except (RecursionError, ValueError, OverflowError):  # an escape beyond Unicode is a ValueError
-        line, message = 1, "this is nested too deeply, or holds an impossible escape; write it more simply"
-    raise _InvalidDocument(at(line), message)
+        line = 1
+        message = "this is nested too deeply, or holds an invalid escape; simplify it"
+    raise _InvalidDocument(location_of_line(line), "config.syntax", message)
+
+
+def _syntax_message(parser_text: str) -> _SyntaxMessage:
+    return next((known for known in SYNTAX_MESSAGES if known.parser_text in parser_text), UNKNOWN_SYNTAX)
 
 
 @dataclass
 class _Builder:
-    """Turns nodes into values, notes the place of each, and complains about duplicate keys and tags."""
+    """Converts YAML nodes to values, records their locations, and reports duplicate keys and tags."""
 
-    sheet: _Document
-    at: Callable[[int], SourceLocation]
-    count: int = 0
+    document: _Document
+    location_of_line: Callable[[int], _Location]
+    num_nodes: int = 0
 
     def build(self, node: Any, keys: Keys) -> Any:
         """The value of a node; None where it is refused."""
-        self.count += 1
-        if self.count > MAX_NODES or len(keys) > MAX_DEPTH:
-            raise _InvalidDocument(self.place(node), "too many values, or nested too deeply; write it more simply")
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES or len(keys) > MAX_DEPTH:
+            raise _InvalidDocument(
+                self._location(node), "config.too_large", "too many values, or nested too deeply; simplify it"
+            )
         if node.tag not in TAGS:
-            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            return self.refuse(node, keys, f"the tag {single_line(tag)} is not allowed; write the plain value")
+            tag = single_line(node.tag.replace("tag:yaml.org,2002:", "!!"))
+            self._refuse(node, keys, f"the tag {tag} is not allowed; write the plain value")
+            return None
         if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, keys)
+            return self._build_mapping(node, keys)
         if isinstance(node, yaml.SequenceNode):
-            return [self.child(item, (*keys, number), item) for number, item in enumerate(node.value)]
-        return _scalar(node.value) if node.tag == PLAIN else node.value
+            return [self._build_child(item, (*keys, index), item) for index, item in enumerate(node.value)]
+        return _parse_scalar(node.value) if node.tag == PLAIN else node.value
 
-    def child(self, node: Any, keys: Keys, stands_at: Any) -> Any:
-        self.sheet.places[keys] = self.place(stands_at)
-        return self.build(node, keys)
-
-    def mapping(self, node: Any, keys: Keys) -> dict[str, Any]:
-        """Keys are names, as typed; the first of two equal keys counts."""
+    def _build_mapping(self, node: Any, keys: Keys) -> dict[str, Any]:
+        """A mapping whose keys are the names as typed. Of two equal keys, the first is kept."""
         values: dict[str, Any] = {}
         for key, value in node.value:
-            name = (*keys, key.value)
             if not isinstance(key, yaml.ScalarNode) or key.tag not in TAGS:
-                self.refuse(key, keys, "a key must be a plain word; write 'key: value'")
+                self._refuse(key, keys, "a key must be a plain word; write 'key: value'")
             elif key.tag == PLAIN and key.value == "<<":
-                self.refuse(key, keys, "'<<' merges are not supported; write the keys out, or alias single values")
+                self._refuse(key, keys, "'<<' merges are not supported; write the keys out, or alias single values")
             elif key.value in values:
-                twice = f"{dotted_key(name)} is given twice, first at {self.sheet.places[name].text}; keep one"
-                self.sheet.problems.append((self.place(key), twice))
+                self._report_duplicate(key, (*keys, key.value))
             else:
-                values[key.value] = self.child(value, name, key)
+                values[key.value] = self._build_child(value, (*keys, key.value), key)
         return values
 
-    def place(self, node: Any) -> SourceLocation:
-        return self.at(node.start_mark.line + 1)
+    def _build_child(self, node: Any, keys: Keys, located_at: Any) -> Any:
+        self.document.locations[keys] = self._location(located_at)
+        return self.build(node, keys)
 
-    def refuse(self, node: Any, keys: Keys, message: str) -> None:
-        self.sheet.problems.append((self.place(node), f"{dotted_key(keys)}: {message}"))
-        self.sheet.refused.add(keys)
+    def _location(self, node: Any) -> _Location:
+        return self.location_of_line(node.start_mark.line + 1)
+
+    def _report_duplicate(self, node: Any, keys: Keys) -> None:
+        first = self.document.locations[keys].text
+        message = f"{dotted_key(keys)} is given twice, first at {first}; keep one"
+        self.document.add(self._location(node), "config.duplicate_key", message, keys)
+
+    def _refuse(self, node: Any, keys: Keys, message: str) -> None:
+        self.document.add(self._location(node), "config.not_allowed", f"{dotted_key(keys)}: {message}", keys)
+        self.document.refused.add(keys)
 
 
-def _scalar(text: str) -> str | float | bool | None:
-    """What an unquoted scalar means; whatever is in doubt is the text itself."""
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    if WHOLE.fullmatch(text):
+def _parse_scalar(text: str) -> str | float | bool | None:
+    """The value of an unquoted scalar; the text itself where that is ambiguous."""
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    if INTEGER.fullmatch(text):
         return int(text)
-    if NUMBER.fullmatch(text) and math.isfinite(float(text)):  # 1e999 is no number we could keep
+    if NUMBER.fullmatch(text) and math.isfinite(float(text)):  # 1e999 would become infinity
         return float(text)
     return text
 
 
-def _override_all(sheet: _Document, overrides: Sequence[str]) -> None:
-    for number, text in enumerate(overrides):
-        _override(sheet, text, SourceLocation(10**9 + number, f"command line: {single_line(text)}"))
+# ---- overrides -------------------------------------------------------------------------------------------------------
 
 
-def _override(sheet: _Document, text: str, place: SourceLocation) -> None:
-    """Apply one `key.key=value`; what is wrong with it joins the sheet's problems."""
+def _apply_overrides(document: _Document, overrides: Sequence[str]) -> None:
+    for index, text in enumerate(overrides):
+        location = _Location(10**9 + index, f"command line: {single_line(text)}")
+        try:
+            _apply_override(document, text, location)
+        except _InvalidDocument as stop:
+            document.add_stop(stop)
+
+
+def _apply_override(document: _Document, text: str, location: _Location) -> None:
+    """Apply one `key.key=value`. Raises _InvalidDocument."""
     name, equals, value = text.partition("=")
-    parts = name.strip().split(".")
-    try:
-        if not equals or not all(parts):
-            raise _InvalidDocument(place, "expected key=value, as in training.max_steps=100")
-        node = _compose(value.strip() or "null", lambda line: place)
-        if node is None:
-            raise _InvalidDocument(place, "'#' begins a comment; put the value in quotes")
-        _set(sheet, parts, node, place)
-    except _InvalidDocument as stop:
-        sheet.problems.append((stop.args[0], stop.args[1]))
+    names = name.strip().split(".")
+    if not equals or not all(names):
+        raise _InvalidDocument(location, "config.override", "expected key=value, as in training.max_steps=100")
+    node = _compose(value.strip() or "null", lambda line: location)
+    if node is None:
+        raise _InvalidDocument(location, "config.override", "'#' begins a comment; put the value in quotes")
+    _set_value(document, names, node, location)
 
 
-def _set(sheet: _Document, parts: Sequence[str], node: Any, place: SourceLocation) -> None:
-    """Walk to the place that `parts` name, making mappings where nothing is, and put the value there."""
-    here, keys = sheet.data, ()  # type: Any, Keys
-    for part in parts[:-1]:
-        key = _key(here, part, keys, place)
+def _set_value(document: _Document, names: Sequence[str], node: Any, location: _Location) -> None:
+    """Put the value of a node at the keys that `names` spell, making mappings where there are none."""
+    container = document.data
+    keys: Keys = ()
+    for name in names[:-1]:
+        key = _find_key(container, name, keys, location)
         keys = (*keys, key)
-        if (here.get(key) if isinstance(here, dict) else here[key]) is None:
-            here[key], sheet.places[keys] = {}, place
-        here = here[key]
-    key = _key(here, parts[-1], keys, place)
+        child = container.get(key) if isinstance(container, dict) else container[key]
+        if child is None:
+            child = {}
+            container[key] = child
+            document.locations[keys] = location
+        container = child
+    key = _find_key(container, names[-1], keys, location)
     keys = (*keys, key)
-    sheet.places = {old: at for old, at in sheet.places.items() if old[: len(keys)] != keys}
-    sheet.places[keys] = place
-    here[key] = _Builder(sheet, lambda line: place).build(node, keys)
+    document.locations = {other: where for other, where in document.locations.items() if other[: len(keys)] != keys}
+    document.locations[keys] = location
+    container[key] = _Builder(document, lambda line: location).build(node, keys)
 
 
-def _key(here: Any, part: str, keys: Keys, place: SourceLocation) -> str | int:
-    """`part` as a key of the mapping or a number of the list that stands at `keys`."""
-    if isinstance(here, dict):
-        return part
-    if not isinstance(here, list):
-        raise _InvalidDocument(place, f"{dotted_key(keys)} is {format_value(here)}, expected keys and values")
-    if part.isdecimal() and len(part) < 9 and int(part) < len(here):
-        return int(part)
-    raise _InvalidDocument(
-        place, f"{dotted_key(keys)} has length {len(here)}, counted from 0; there is no item {part!r}"
-    )
-
-
-def _validate(sheet: _Document, schema: type[M]) -> M:
-    """The settings, unless there is any problem. Strict JSON: no text becomes a number, yet a list a tuple."""
-    try:
-        settings = schema.model_validate_json(to_json(sheet.data, inf_nan_mode="constants"), strict=True)
-        if not sheet.problems:
-            return settings
-    except ValidationError as error:
-        found = describe_errors(error, schema, sheet.refused)
-        sheet.problems += [(sheet.place(keys), sentence) for keys, sentence in found]
-    except (ValueError, RecursionError):
-        sheet.problems.append((sheet.place(()), "a value is neither text, number, true, false, list nor mapping"))
-    raise sheet.error() from None
+def _find_key(container: Any, name: str, keys: Keys, location: _Location) -> str | int:
+    """`name` as a key of a mapping, or as an index of a list, that is found at `keys`."""
+    if isinstance(container, dict):
+        return name
+    if not isinstance(container, list):
+        message = f"{dotted_key(keys)} is {format_value(container)}, expected a mapping"
+        raise _InvalidDocument(location, "config.type", message, keys)
+    if name.isdecimal() and len(name) < 9 and int(name) < len(container):
+        return int(name)
+    message = f"{dotted_key(keys)} has length {len(container)}, counted from 0; there is no item {name!r}"
+    raise _InvalidDocument(location, "config.index", message, keys)

@@ -72,7 +72,10 @@ class BaseTransformerConfig(FrozenModel):
         if info.field_name == "intermediate_size":
             return 4 * hidden_size
         if hidden_size % num_heads and "hidden_size" in info.data:
-            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; or give head_dim")
+            raise ValueError(
+                f"not given, and hidden_size {hidden_size} is not a multiple of num_heads {num_heads}; "
+                "change one of them, or give head_dim"
+            )
         return max(1, hidden_size // num_heads)
 
     @model_validator(mode="after")
@@ -151,7 +154,7 @@ class SourceConfig(FrozenModel):
     """One source: the name or address of its encoder, the encoder's own options, and the key-value projection."""
 
     encoder: str
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     projection: ProjectionConfig = ProjectionConfig()
 
 

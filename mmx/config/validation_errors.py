@@ -1,181 +1,284 @@
-"""pydantic's errors in our sentences: where the value stands, what was given, what was expected, what to type.
+"""pydantic's validation errors as sentences of our own: the key, what was given, what was expected, what to type.
 
-    complaints(error, Settings) -> [(("training", "steps"), "training.max_steps is 'many', expected a whole number"), ...]
-
-pydantic locates an error by a path that mixes keys of the file with labels of a union's alternatives; here the path is
-followed through the types, alternatives that were never meant are dropped, and every value gets one sentence.
+pydantic locates an error by a path in which keys of the file are mixed with labels of the alternatives of a union. Here
+the path is followed through the types of the schema, alternatives that were not meant are dropped, and each value gets
+one sentence.
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mmx.errors import suggest
+from mmx.errors import most_similar, suggest
 
-__all__ = ["Keys", "describe_errors", "dotted_key", "known_fields", "single_line", "format_value"]
+__all__ = ["FieldProblem", "Keys", "describe_errors", "dotted_key", "fields_by_key", "format_value", "single_line"]
 
-Keys = tuple[str | int, ...]  # the way to a value: ("data", "train", 0, "weight")
+Keys = tuple[str | int, ...]  # the path to a value: ("train", 0, "sampling_weight")
 
-# What each of pydantic's error types expected; the braces are filled from the error's own context.
-EXPECTED = {
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+# Error types of pydantic with a wrong type of value -> what was expected.
+EXPECTED_TYPE = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer"),
     **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type"), "a list"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "keys and values"),
-    "int_parsing_size": "a smaller whole number", "finite_number": "a finite number", "bool_type": "true or false",
-    "string_type": "text", "path_type": "a path", "greater_than": "more than {gt}", "less_than": "less than {lt}",
-    "greater_than_equal": "at least {ge}", "less_than_equal": "at most {le}",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type", "dataclass_type"), "a mapping"),
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "path_type": "a path",
+}
+
+# Error types of pydantic with a value out of range -> what was expected; braces are filled from the error's context.
+EXPECTED_VALUE = {
+    "int_parsing_size": "a smaller integer",
+    "finite_number": "a finite number",
+    "greater_than": "more than {gt}",
+    "less_than": "less than {lt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
     "multiple_of": "a multiple of {multiple_of}",
-    "literal_error": "{expected}", "enum": "{expected}", "union_tag_invalid": "one of {expected_tags}",
-    "too_short": "a length of at least {min_length}", "too_long": "a length of at most {max_length}",
-    "string_too_short": "at least {min_length} characters", "string_too_long": "at most {max_length} characters",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "too_short": "a length of at least {min_length}",
+    "too_long": "a length of at most {max_length}",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
     "string_pattern_mismatch": "text that matches {pattern}",
-}  # fmt: skip
+}
+
+
+@dataclass(frozen=True)
+class FieldProblem:
+    """A value that the schema refuses: its keys, an error code, a sentence, and the most similar known name."""
+
+    keys: Keys
+    code: str
+    message: str
+    suggestion: str | None = None
 
 
 def describe_errors(
-    error: ValidationError, schema: type[BaseModel], refused: Collection[Keys] = ()
-) -> list[tuple[Keys, str]]:
-    """Where each wrong value stands, and a sentence about it; nothing about what is in or below a key of `refused`.
+    error: ValidationError, schema: type[BaseModel], ignored: Collection[Keys] = ()
+) -> list[FieldProblem]:
+    """Return one problem for each wrong value, except those at or below the keys in `ignored`.
 
-    What several alternatives of a union expected of one value becomes one sentence.
+    If several alternatives of a union refuse a value, their expectations are joined in one sentence.
     """
-    said: dict[tuple[Keys, str], list[str]] = {}
-    details = [detail for detail in error.errors(include_url=False) if not _is_miscounted(detail)]
-    for one in _settled([_follow(detail, schema) for detail in details]):
-        if not any(one.keys[:n] in refused for n in range(len(one.keys) + 1)):
-            start, expected = _sentence(one)
-            said.setdefault((one.keys, start), []).extend(expected)
-    joined = {key: " or ".join(dict.fromkeys(expected)) for key, expected in said.items()}
-    return [(keys, f"{start}, expected {end}" if end else start) for (keys, start), end in joined.items()]
+    located = [_locate(details, schema) for details in error.errors(include_url=False) if not _is_miscounted(details)]
+    grouped: dict[tuple[Keys, str], list[_Description]] = {}
+    for one in _best_alternatives(located):
+        if not _is_below(one.keys, ignored):
+            description = _describe(one)
+            grouped.setdefault((one.keys, description.start), []).append(description)
+    return [_join(keys, descriptions) for (keys, _), descriptions in grouped.items()]
+
+
+def _is_below(keys: Keys, ignored: Collection[Keys]) -> bool:
+    return any(keys[:length] in ignored for length in range(len(keys) + 1))
 
 
 def _is_miscounted(error: ErrorDetails) -> bool:
-    """Whether a tuple is called too short only because its wrong items, complained about anyway, were not counted."""
+    """Whether a tuple is called too short only because its invalid items, which are reported anyway, do not count."""
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
-class _Found(NamedTuple):
-    """One of pydantic's errors, its keys in the file, the type that holds the last key, and the unions on the way."""
+# ---- where: pydantic's location to keys of the file ------------------------------------------------------------------
+
+
+class _Branch(NamedTuple):
+    """An alternative of a union: the keys of the union and pydantic's label of the alternative."""
+
+    keys: Keys
+    label: str
+
+
+class _LocatedError(NamedTuple):
+    """An error of pydantic, its keys in the file, the type that holds the last key, and the branches on the way."""
 
     error: ErrorDetails
     keys: Keys
     holder: Any
-    unions: tuple[tuple[Keys, str], ...]  # (where the union stands, the label of the alternative)
+    branches: tuple[_Branch, ...]
 
 
-def _follow(error: ErrorDetails, schema: type[BaseModel]) -> _Found:
-    """Walk pydantic's location through the types: it mixes keys of the file with labels of a union's alternatives."""
-    kind: Any = schema
-    holder, keys, unions = None, (), ()  # type: Any, Keys, tuple[tuple[Keys, str], ...]
-    for part in error["loc"]:
-        members = _members(kind)
+def _locate(error: ErrorDetails, schema: type[BaseModel]) -> _LocatedError:
+    """Follow pydantic's location through the types of the schema."""
+    current: Any = schema
+    holder: Any = None
+    keys: Keys = ()
+    branches: tuple[_Branch, ...] = ()
+    for item in error["loc"]:
+        members = _union_members(current)
         if len(members) > 1:
-            unions += ((keys, str(part)),)
-            kind = _chosen(members, str(part))
-        elif part != "[key]":  # the mark of an error about a key itself
-            holder, keys = members[0], (*keys, part)
-            kind = _child(holder, part)
+            branches += (_Branch(keys, str(item)),)
+            current = _member_for_label(members, str(item))
+        elif item != "[key]":  # pydantic's label of an error about a key itself
+            holder = members[0]
+            keys = (*keys, item)
+            current = _item_type(holder, item)
     if error["type"].startswith("union_tag") and "'" in error["ctx"]["discriminator"]:
         keys = (*keys, error["ctx"]["discriminator"].strip("'"))
-    return _Found(error, keys, holder, unions)
+    return _LocatedError(error, keys, holder, branches)
 
 
-def _members(kind: Any) -> list[Any]:
-    """The alternatives of a type, apart from None."""
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) not in (Union, UnionType):
-        return [kind]
-    members = [member for member in get_args(kind) if member is not type(None)]
-    return _members(members[0]) if len(members) == 1 else members
+def _union_members(annotation: Any) -> list[Any]:
+    """The alternatives of a type, without None."""
+    if get_origin(annotation) is Annotated:
+        return _union_members(get_args(annotation)[0])
+    if get_origin(annotation) not in (Union, UnionType):
+        return [annotation]
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return _union_members(members[0]) if len(members) == 1 else members
 
 
-def _chosen(members: list[Any], label: str) -> Any:
-    """The alternative that pydantic's label means: a discriminator's value, or more or less the type's name."""
+def _member_for_label(members: list[Any], label: str) -> Any:
+    """The alternative that pydantic's label names: by the value of a discriminator, or by the name of the type."""
     for member in members:
-        literals = [f.annotation for f in known_fields(member).values() if get_origin(f.annotation) is Literal]
-        if label in {str(value) for literal in literals for value in get_args(literal)}:
+        if label in _literal_values(member):
             return member
     names = [getattr(member, "__name__", "Annotated") for member in members]
     tests = (label.__eq__, lambda name: label.startswith(name + "["), lambda name: name in label)
-    return next((member for test in tests for member, name in zip(members, names, strict=True) if test(name)), None)
+    for test in tests:
+        for member, name in zip(members, names, strict=True):
+            if test(name):
+                return member
+    return None
 
 
-def _child(kind: Any, part: str | int) -> Any:
-    """The type of what stands in `kind` under the key or number `part`; None where that is not known."""
-    if fields := known_fields(kind):
-        return fields[part].annotation if part in fields else None
-    args = get_args(kind)
-    if get_origin(kind) is tuple and Ellipsis not in args:
-        return args[part] if isinstance(part, int) and part < len(args) else None
+def _literal_values(annotation: Any) -> set[str]:
+    """The values of all fields of a model that are literals, among them its discriminator."""
+    values: set[str] = set()
+    for field in fields_by_key(annotation).values():
+        if get_origin(field.annotation) is Literal:
+            values.update(str(value) for value in get_args(field.annotation))
+    return values
+
+
+def _item_type(annotation: Any, item: str | int) -> Any:
+    """The type of the item of a model, mapping or list; None where it is not known."""
+    fields = fields_by_key(annotation)
+    if fields:
+        return fields[item].annotation if item in fields else None
+    args = get_args(annotation)
+    if get_origin(annotation) is tuple and Ellipsis not in args:
+        return args[item] if isinstance(item, int) and item < len(args) else None
     return next((arg for arg in reversed(args) if arg is not Ellipsis), None)
 
 
-def known_fields(kind: Any) -> dict[Any, Any]:
-    """A model's fields by the key a file uses."""
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+def fields_by_key(annotation: Any) -> dict[Any, Any]:
+    """The fields of a model by the key that a file uses; empty for any other type."""
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return {}
-    fields = kind.model_fields.items()
-    return {f.validation_alias if isinstance(f.validation_alias, str) else name: f for name, f in fields}
+    fields = {}
+    for name, field in annotation.model_fields.items():
+        alias = field.validation_alias
+        fields[alias if isinstance(alias, str) else name] = field
+    return fields
 
 
-def _settled(found: list[_Found]) -> list[_Found]:
-    """Where all alternatives of a union failed, keep the one that got inside, and there with the fewest errors."""
-    for spot in sorted({spot for one in found for spot, _ in one.unions}, key=len):
-        inside = Counter(label for one in found for at, label in one.unions if at == spot and len(one.keys) > len(spot))
-        if inside:
-            best = (spot, min(inside, key=lambda label: inside[label]))
-            found = [one for one in found if best in one.unions or all(at != spot for at, _ in one.unions)]
-    return found
+def _best_alternatives(located: list[_LocatedError]) -> list[_LocatedError]:
+    """Where all alternatives of a union failed, keep the one that failed below its top level with the fewest errors."""
+    unions = {branch.keys for one in located for branch in one.branches}
+    for union in sorted(unions, key=len):
+        inner_errors: Counter[_Branch] = Counter()
+        for one in located:
+            if len(one.keys) > len(union):
+                inner_errors.update(branch for branch in one.branches if branch.keys == union)
+        if inner_errors:
+            best = min(inner_errors, key=lambda branch: inner_errors[branch])
+            located = [one for one in located if best in one.branches or not _passes(one, union)]
+    return located
 
 
-def _sentence(found: _Found) -> tuple[str, list[str]]:
-    """The sentence about an error, and what was expected where that is said at its end."""
-    error, name = found.error, dotted_key(found.keys)
-    kind, context = error["type"], {key: _plain(value) for key, value in error.get("ctx", {}).items()}
+def _passes(one: _LocatedError, union: Keys) -> bool:
+    return any(branch.keys == union for branch in one.branches)
+
+
+# ---- what: an error to a sentence ------------------------------------------------------------------------------------
+
+
+class _Description(NamedTuple):
+    """The start of a sentence, what was expected, and a similar name."""
+
+    code: str
+    start: str
+    expected: str | None = None
+    suggestion: str | None = None
+
+
+def _join(keys: Keys, descriptions: list[_Description]) -> FieldProblem:
+    first = descriptions[0]
+    expected = dict.fromkeys(one.expected for one in descriptions if one.expected is not None)
+    suggestion = next((one.suggestion for one in descriptions if one.suggestion is not None), None)
+    message = first.start
+    if expected:
+        message += f", expected {' or '.join(expected)}"
+        if suggestion is not None:
+            message += f"; did you mean {suggestion!r}?"
+    return FieldProblem(keys, first.code, message, suggestion)
+
+
+def _describe(located: _LocatedError) -> _Description:
+    error = located.error
+    kind = error["type"]
+    name = dotted_key(located.keys)
+    context = {key: _without_fraction(value) for key, value in error.get("ctx", {}).items()}
     given = context.get("tag", error["input"])
     if kind == "extra_forbidden":
-        return f"{name} is not a known key; {suggest(str(found.keys[-1]), list(known_fields(found.holder)))}", []
+        return _unknown_key(name, str(located.keys[-1]), list(fields_by_key(located.holder)))
     if kind in ("missing", "union_tag_not_found"):
-        return f"{name} is missing; add it", []
+        return _Description("config.missing_key", f"{name} is missing; add it")
     if error["loc"][-1:] == ("[key]",):
         name = f"the key of {name}"
-    if kind in EXPECTED:
-        return f"{name} is {format_value(given)}", [EXPECTED[kind].format(**context) + _hint(kind, given, context)]
+    start = f"{name} is {format_value(given)}"
+    if kind in EXPECTED_TYPE:
+        needs_quotes = kind == "string_type" and isinstance(given, int | float)
+        return _Description("config.type", start, EXPECTED_TYPE[kind] + (" (put it in quotes)" if needs_quotes else ""))
+    if kind in EXPECTED_VALUE:
+        return _Description("config.value", start, EXPECTED_VALUE[kind].format(**context), _similar(given, context))
     message = single_line(str(context.get("error", error["msg"])))
     if message.startswith("Input should be "):
-        return f"{name} is {format_value(given)}", [message.removeprefix("Input should be ")]
-    return f"{name}: {message}", []
+        return _Description("config.value", start, message.removeprefix("Input should be "))
+    return _Description("config.contradiction", f"{name}: {message}")
 
 
-def _hint(kind: str, given: Any, context: dict[str, Any]) -> str:
-    if kind == "string_type":
-        return " (put it in quotes)" if isinstance(given, int | float) else ""
+def _unknown_key(name: str, key: str, known: list[str]) -> _Description:
+    hint = suggest(key, known)
+    return _Description("config.unknown_key", f"{name} is not a known key; {hint}", suggestion=most_similar(key, known))
+
+
+def _similar(given: object, context: Mapping[str, Any]) -> str | None:
+    """The choice that is most similar to a string, if the error lists choices."""
     choices = re.findall(r"'([^']*)'", context.get("expected", context.get("expected_tags", "")))
-    near = suggest(given, choices) if isinstance(given, str) else ""
-    return f"; {near}" if near.startswith("did you mean") else ""
+    return most_similar(given, choices) if isinstance(given, str) else None
 
 
-def _plain(value: Any) -> Any:
+def _without_fraction(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def format_value(value: Any) -> str:
-    """A value as a person typed it, more or less, and not too long."""
-    text = "empty" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+def format_value(value: object) -> str:
+    """A value about as it was typed, shortened to 60 characters."""
+    if value is None:
+        text = "empty"
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def dotted_key(keys: Keys) -> str:
+    """The keys joined by dots, as on the command line; "the configuration" if there are none."""
     return ".".join(single_line(str(key)) or "''" for key in keys) or "the configuration"
 
 
 def single_line(text: str) -> str:
+    """A text with control characters escaped, shortened to 200 characters."""
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= 200 else f"{text[:197]}..."
