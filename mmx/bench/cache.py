@@ -23,7 +23,7 @@ from mmx.bench.hf_references import BenchSetting, build_pair
 from mmx.bench.timing import BenchResult, Spread, TimedRuns, alternate, compare
 from mmx.encoders.contract import encode
 from mmx.errors import MmxError
-from mmx.generation.decode_step import DecoderStep, DecodeStep, UncachedStep
+from mmx.generation.decode_step import CachedDecodeStep, DecodeStep, UncachedDecodeStep
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
@@ -54,14 +54,14 @@ class DecodingCost:
     same: bool
 
 
-class RecomputingDecodeStep(DecoderStep):
-    """The slow twin of a DecoderStep over a static memory: projects it for every token, and drops it again.
+class RecomputingDecodeStep(CachedDecodeStep):
+    """The slow twin of a CachedDecodeStep over a static memory: projects it for every token, and drops it again.
 
     For measuring. `project`: gives the memory of all rows, so no row can leave (`keep`).
     """
 
     def __init__(self, decoder: TextDecoder, project: Callable[[], Memory], batch: int, capacity: int) -> None:
-        super().__init__(decoder, decoder.empty_memory(batch), capacity, unrolled=False)
+        super().__init__(decoder, decoder.empty_memory(batch), capacity, fast=False)
         self.project, self.nothing = project, self.memory
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class RecomputingDecodeStep(DecoderStep):
 
     def select(self, rows: Tensor) -> None:
         """See Step; raises MmxError."""
-        raise MmxError("LookingAnewStep was asked to keep some rows, but projects all; use DecoderStep.")
+        raise MmxError("LookingAnewStep was asked to keep some rows, but projects all; use CachedDecodeStep.")
 
     def _looking(self, ask: Callable[[], Tensor]) -> Tensor:
         self.memory = self.project()
@@ -143,8 +143,8 @@ def _runs(model: Model, source: str, features: Features, length: int, repeats: i
     decoder, project = model.decoder, partial(_memory, model, source, features)
     memory = project()
     steps: dict[str, Callable[[], DecodeStep]] = {
-        "cached": lambda: DecoderStep(decoder, memory, length - 1, unrolled=False),
-        "uncached": lambda: UncachedStep(decoder, memory),
+        "cached": lambda: CachedDecodeStep(decoder, memory, length - 1, fast=False),
+        "uncached": lambda: UncachedDecodeStep(decoder, memory),
         "anew": lambda: RecomputingDecodeStep(decoder, project, 1, length - 1),
     }
     begin, device = model.tokenizer.marks[BOS][0], model.device

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from mmx.bench.hf_references import QUESTIONS, BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, TimedRuns, alternate, compare
 from mmx.config.schema import GenerationConfig
-from mmx.generation import DecoderStep, generate
+from mmx.generation import CachedDecodeStep, PromptBatch, generate
 from mmx.memory import Memory
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch
@@ -206,8 +206,8 @@ def timed_generation(
     """Our tokens of each of B*K texts, and the bytes of the memory that was looked at in the end."""
     tokens = torch.full((memory.batch_size, streams, 1), pair.begin, device=memory.mask.device)
     with torch.inference_mode():
-        step = DecoderStep(pair.model.decoder, memory, options.max_new_tokens)
-        made = generate(step, tokens, torch.ones_like(tokens, dtype=torch.bool), options, pair.model.tokenizer.eos)
+        step = CachedDecodeStep(pair.model.decoder, memory, options.max_new_tokens)
+        made = generate(step, PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)), options, pair.model.tokenizer.eos)
     return [list(texts[0].tokens) for row in made for texts in row], step.memory.nbytes
 
 

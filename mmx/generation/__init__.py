@@ -1,7 +1,11 @@
-"""Decoding: a step gives scores, rules change them, a chooser picks, stopping ends. Knows steps, not models."""
+"""Text generation: a decoding step returns logits, logits processors change them, a search or sampler picks tokens.
 
-from mmx.generation.decode_step import DecoderStep, DecodeStep
-from mmx.generation.generate import GenerationOutput, generate, stream
+Generation uses the interface `DecodeStep`, not a model.
+"""
+
+from mmx.generation.decode_step import CachedDecodeStep, DecodeStep, PromptBatch
+from mmx.generation.generate import generate, stream
+from mmx.generation.outputs import GenerationOutput
 from mmx.generation.ranking import score_texts
 
-__all__ = ["DecoderStep", "GenerationOutput", "DecodeStep", "generate", "score_texts", "stream"]
+__all__ = ["CachedDecodeStep", "DecodeStep", "GenerationOutput", "PromptBatch", "generate", "score_texts", "stream"]

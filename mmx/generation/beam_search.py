@@ -1,165 +1,212 @@
-"""Beam search with length normalisation, for many prompts at once, over memories that are never copied.
+"""Beam search for many prompts at once, over memories that are never copied.
 
-Alphabet: G prompts (B memories * K streams), n beams, V vocabulary. Beams are streams: [B, K*n] over B memories.
-Source: Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with score = log p / length ** penalty.
+Axes: G prompts (B memories * K streams), n beams, t generated tokens, V vocabulary. Beams are streams of the decoding
+step: [B, K*n] over B memories.
+
+Source: Wu et al. 2016, "Google's Neural Machine Translation System", section 7, with the length penalty of
+transformers: score = log p / length ** length_penalty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation.decode_step import DecodeStep
-from mmx.generation.logits_processors import LogitsProcessor, StoppingCriterion
+from mmx.generation.decode_step import DecodeStep, PromptBatch
+from mmx.generation.logits_processors import MASKED_SCORE, LogitsProcessor, StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
 
 
 @dataclass
 class BeamHypotheses:
-    """The best finished texts of one prompt."""
+    """The best finished texts of one prompt, at most `size`."""
 
     size: int
     texts: list[GenerationOutput] = field(default_factory=list)
     done: bool = False
 
     def add(self, text: GenerationOutput) -> None:
+        """Add a text and drop the worst if there are more than `size`."""
         self.texts = sorted([*self.texts, text], key=lambda t: -t.score)[: self.size]
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
+        """Whether there are `size` texts."""
         return len(self.texts) == self.size
 
-    def cannot_improve(self, reachable: float) -> bool:
-        return self.full and self.texts[-1].score >= reachable
+    def cannot_improve(self, best_score: float) -> bool:
+        """Whether no text with at most this score would be kept."""
+        return self.is_full and self.texts[-1].score >= best_score
 
 
 def beam_search(
     step: DecodeStep,
-    tokens: Tensor,
-    mask: Tensor,
+    prompts: PromptBatch,
     options: GenerationConfig,
     eos: int,
-    rules: Sequence[LogitsProcessor] = (),
-    stops: Sequence[StoppingCriterion] = (),
+    logits_processors: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
 ) -> list[list[GenerationOutput]]:
-    """Return the best texts [G][num_return_sequences] for the prompts tokens [B, K, T]."""
-    beams = _Beams(step, options, eos, rules, stops)
-    logits = beams.start(tokens, mask)
+    """Return the best texts [G][num_return_sequences]; the arguments are those of `generate`.
+
+    Here `logits_processors` are all that is applied: those of the options are not added.
+    """
+    search = _BeamSearch(step, options, eos, logits_processors, stopping_criteria)
+    logits = search.start(prompts)
     for length in range(1, options.max_new_tokens + 1):
-        beams.extend(logits, length)
-        if all(pool.done for pool in beams.pools):
+        search.extend(logits, length)
+        if all(hypotheses.done for hypotheses in search.hypotheses):
             break
         if length < options.max_new_tokens:
-            logits = step(beams.said[:, :, -1].flatten())
-    return beams.finish()
+            logits = step(search.generated[:, :, -1].flatten())
+    return search.finish()
 
 
-class _Beams:
-    """What every beam has said, its log-probabilities, and the pools of finished texts."""
+class _Candidates(NamedTuple):
+    """The best extensions of the beams of each prompt, [G, 2n], best first."""
+
+    score: Tensor  # sum of log-probabilities after the logits processors
+    beam: Tensor  # index of the beam that is extended
+    token: Tensor
+    logprob: Tensor  # of the token, before the logits processors
+    ends: Tensor  # bool, whether the text ends with this token
+
+
+class _BeamSearch:
+    """The tokens, log-probabilities and scores of every beam, and the finished texts of every prompt."""
+
+    hypotheses: list[BeamHypotheses]
+    generated: Tensor  # int [G, n, t]
+    logprobs: Tensor  # [G, n, t], before the logits processors
+    scores: Tensor  # [G, n], sum of the log-probabilities after the logits processors
 
     def __init__(
         self,
         step: DecodeStep,
         options: GenerationConfig,
         eos: int,
-        rules: Sequence[LogitsProcessor],
-        stops: Sequence[StoppingCriterion],
+        logits_processors: Sequence[LogitsProcessor],
+        stopping_criteria: Sequence[StoppingCriterion],
     ) -> None:
-        self.step, self.options, self.eos, self.rules, self.stops = step, options, eos, rules, stops
-        self.n = options.num_beams
+        self.step = step
+        self.options = options
+        self.eos = eos
+        self.logits_processors = logits_processors
+        self.stopping_criteria = stopping_criteria
+        self.num_beams = options.num_beams
 
-    def start(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Read the prompts; every prompt starts with one live beam, the others at minus infinity."""
-        logits = self.step.prefill(tokens, mask)
-        groups, device = len(logits), logits.device
-        index = torch.arange(groups, device=device).repeat_interleave(self.n)
+    def start(self, prompts: PromptBatch) -> Tensor:
+        """Process the prompts. Each starts with one beam of score 0; the others have minus infinity."""
+        n = self.num_beams
+        logits = self.step.prefill(prompts.tokens, prompts.mask)
+        groups = len(logits)
+        device = logits.device
+        index = torch.arange(groups, device=device).repeat_interleave(n)
         self.step.reorder(index)
-        self.pools = [BeamHypotheses(self.n) for _ in range(groups)]
-        self.said = torch.zeros(groups, self.n, 0, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(groups, self.n, 0, device=device)
-        self.totals = torch.full((groups, self.n), float("-inf"), device=device)
-        self.totals[:, 0] = 0.0
+        self.hypotheses = [BeamHypotheses(n) for _ in range(groups)]
+        self.generated = torch.zeros(groups, n, 0, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(groups, n, 0, device=device)
+        self.scores = torch.full((groups, n), MASKED_SCORE, device=device)
+        self.scores[:, 0] = 0.0
         return logits[index]
 
     def extend(self, logits: Tensor, length: int) -> None:
-        """One more token for every beam: 2n candidates a prompt, those that end go to the pool, n others live on."""
-        raw, ruled = self._scores(logits)
-        vocabulary = ruled.shape[-1]
-        candidates = (self.totals[:, :, None] + ruled).flatten(1)
-        best, place = candidates.topk(min(2 * self.n, candidates.shape[1]))
-        origin, token = place // vocabulary, place % vocabulary
-        logprob = raw.flatten(1).gather(1, place)
-        ends = (token == self.eos) | self._stopped(logits, origin, token)
-        self._collect(best, origin, token, logprob, ends, length)
-        alive, order = best.masked_fill(ends, float("-inf")).topk(self.n)
-        self._close(alive[:, 0], length)
-        self._continue(alive, *(t.gather(1, order) for t in (origin, token, logprob)))
+        """Extend every beam by one token. Of 2n candidates, those that end are collected; the n best others stay."""
+        candidates = self._candidates(logits)
+        self._collect(candidates, length)
+        scores, order = candidates.score.masked_fill(candidates.ends, MASKED_SCORE).topk(self.num_beams)
+        self._close(scores[:, 0], length)
+        self._continue(scores, candidates, order)
 
     def finish(self) -> list[list[GenerationOutput]]:
-        """Beams that did not end compete with those that did."""
-        for group, pool in enumerate(self.pools):
-            if not pool.done:
-                self._release(group)
-        return [pool.texts[: self.options.num_return_sequences] for pool in self.pools]
+        """Return the best texts. Beams that did not end compete with those that did."""
+        for group, hypotheses in enumerate(self.hypotheses):
+            if not hypotheses.done:
+                self._collect_unfinished(group)
+        return [hypotheses.texts[: self.options.num_return_sequences] for hypotheses in self.hypotheses]
 
-    def _scores(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [G, n, V] before and after the rules."""
-        raw = logits.float().log_softmax(-1)
-        ruled = raw
-        for rule in self.rules:
-            ruled = rule(self.said.flatten(0, 1), ruled)
-        return raw.unflatten(0, (-1, self.n)), ruled.unflatten(0, (-1, self.n))
+    def _candidates(self, logits: Tensor) -> _Candidates:
+        logprobs = logits.float().log_softmax(-1)
+        processed = logprobs
+        for processor in self.logits_processors:
+            processed = processor(self.generated.flatten(0, 1), processed)
+        logprobs = logprobs.unflatten(0, (-1, self.num_beams))
+        processed = processed.unflatten(0, (-1, self.num_beams))
+        vocab_size = processed.shape[-1]
+        scores = (self.scores[:, :, None] + processed).flatten(1)
+        best, index = scores.topk(min(2 * self.num_beams, scores.shape[1]))
+        beam = index // vocab_size
+        token = index % vocab_size
+        ends = (token == self.eos) | self._stopped(logits, beam, token)
+        return _Candidates(best, beam, token, logprobs.flatten(1).gather(1, index), ends)
 
-    def _stopped(self, logits: Tensor, origin: Tensor, token: Tensor) -> Tensor:
-        """bool [G, 2n]: which candidates a stop ends."""
+    def _stopped(self, logits: Tensor, beam: Tensor, token: Tensor) -> Tensor:
+        """Return which candidates a stopping criterion ends, bool [G, 2n]."""
         stopped = torch.zeros_like(token, dtype=torch.bool)
-        rows = torch.arange(len(origin), device=origin.device)[:, None]
-        for stop in self.stops:
-            heard = torch.cat([self.said[rows, origin], token[:, :, None]], -1).flatten(0, 1)
-            stopped |= stop(heard, logits[(rows * self.n + origin).flatten()]).view_as(token)
+        rows = torch.arange(len(beam), device=beam.device)[:, None]
+        for criterion in self.stopping_criteria:
+            generated = torch.cat([self.generated[rows, beam], token[:, :, None]], -1).flatten(0, 1)
+            stopped |= criterion(generated, logits[(rows * self.num_beams + beam).flatten()]).view_as(token)
         return stopped
 
-    def _collect(self, best: Tensor, origin: Tensor, token: Tensor, logprob: Tensor, ends: Tensor, length: int) -> None:
-        """Ended candidates among the first n go to their prompt's pool."""
-        for group, rank in ends[:, : self.n].nonzero().tolist():
-            pool, total = self.pools[group], best[group, rank].item()
-            if not pool.done and total > float("-inf"):
-                beam = origin[group, rank]
-                said, last = self.said[group, beam].tolist(), int(token[group, rank])
-                logprobs = [*self.logprobs[group, beam].tolist(), logprob[group, rank].item()]
-                finished = last == self.eos
-                pool.add(self._text(said if finished else [*said, last], logprobs, total, length, finished))
+    def _collect(self, candidates: _Candidates, length: int) -> None:
+        """Add the candidates that end, if among the n best, to the finished texts of their prompt."""
+        for group, rank in candidates.ends[:, : self.num_beams].nonzero().tolist():
+            hypotheses = self.hypotheses[group]
+            if not hypotheses.done and candidates.score[group, rank] > MASKED_SCORE:
+                hypotheses.add(self._candidate_output(candidates, group, rank, length))
 
-    def _continue(self, totals: Tensor, origin: Tensor, token: Tensor, logprob: Tensor) -> None:
-        rows = torch.arange(len(origin), device=origin.device)[:, None]
-        self.step.reorder((rows * self.n + origin).flatten())
-        self.totals = totals
-        self.said = torch.cat([self.said[rows, origin], token[:, :, None]], -1)
-        self.logprobs = torch.cat([self.logprobs[rows, origin], logprob[:, :, None]], -1)
+    def _candidate_output(self, candidates: _Candidates, group: int, rank: int, length: int) -> GenerationOutput:
+        beam = candidates.beam[group, rank]
+        token = int(candidates.token[group, rank])
+        tokens = self.generated[group, beam].tolist()
+        finished = token == self.eos
+        if not finished:
+            tokens.append(token)
+        logprobs = [*self.logprobs[group, beam].tolist(), candidates.logprob[group, rank].item()]
+        return self._output(tokens, logprobs, candidates.score[group, rank].item(), length, finished)
 
-    def _close(self, alive: Tensor, length: int) -> None:
-        """A prompt is done when its pool is full and its best live beam, at its present length, cannot enter it (with
-        early_stopping, when it is full); or when the rules refuse every way on: where nothing has ended by then, the
-        beams end as they stand."""
-        for group, (pool, total) in enumerate(zip(self.pools, alive.tolist(), strict=True)):
-            if total == float("-inf") and not pool.texts:
-                self._release(group)
-            over = total == float("-inf") or pool.cannot_improve(total / length**self.options.length_penalty)
-            pool.done = pool.done or over or (self.options.early_stopping and pool.full)
+    def _continue(self, scores: Tensor, candidates: _Candidates, order: Tensor) -> None:
+        """Continue with the candidates of these scores, [G, n]; `order` is their index among the candidates."""
+        beam = candidates.beam.gather(1, order)
+        token = candidates.token.gather(1, order)
+        logprob = candidates.logprob.gather(1, order)
+        rows = torch.arange(len(beam), device=beam.device)[:, None]
+        self.step.reorder((rows * self.num_beams + beam).flatten())
+        self.scores = scores
+        self.generated = torch.cat([self.generated[rows, beam], token[:, :, None]], -1)
+        self.logprobs = torch.cat([self.logprobs[rows, beam], logprob[:, :, None]], -1)
 
-    def _release(self, group: int) -> None:
-        """The live beams of a prompt go to its pool."""
-        for beam, total in enumerate(self.totals[group].tolist()):
-            if total > float("-inf"):
-                said, logprobs = self.said[group, beam].tolist(), self.logprobs[group, beam].tolist()
-                self.pools[group].add(self._text(said, logprobs, total, len(said), finished=False))
+    def _close(self, best_scores: Tensor, length: int) -> None:
+        """Mark the prompts that are done, given the best score [G] of the beams that continue.
 
-    def _text(
-        self, said: list[int], logprobs: list[float], total: float, length: int, finished: bool
+        A prompt is done if its hypotheses are full and the best beam, at its present length, cannot enter them; with
+        early_stopping, if they are full. It is also done if every continuation is masked: if no text has ended by then,
+        the beams end as they are.
+        """
+        for group, (hypotheses, score) in enumerate(zip(self.hypotheses, best_scores.tolist(), strict=True)):
+            all_masked = score == MASKED_SCORE
+            if all_masked and not hypotheses.texts:
+                self._collect_unfinished(group)
+            cannot_improve = hypotheses.cannot_improve(score / length**self.options.length_penalty)
+            stops_early = self.options.early_stopping and hypotheses.is_full
+            hypotheses.done = hypotheses.done or all_masked or cannot_improve or stops_early
+
+    def _collect_unfinished(self, group: int) -> None:
+        """Add the beams of a prompt to its finished texts."""
+        for beam, score in enumerate(self.scores[group].tolist()):
+            if score > MASKED_SCORE:
+                tokens = self.generated[group, beam].tolist()
+                logprobs = self.logprobs[group, beam].tolist()
+                self.hypotheses[group].add(self._output(tokens, logprobs, score, len(tokens), finished=False))
+
+    def _output(
+        self, tokens: list[int], logprobs: list[float], score: float, length: int, finished: bool
     ) -> GenerationOutput:
-        score = total / max(1, length) ** self.options.length_penalty
-        return GenerationOutput(tuple(said), tuple(logprobs), score, finished)
+        score = score / max(1, length) ** self.options.length_penalty
+        return GenerationOutput(tuple(tokens), tuple(logprobs), score, finished)

@@ -1,44 +1,68 @@
-"""One step of decoding: the last tokens in, the scores of the next ones out. Streams may be regrouped between steps.
+"""Decoding steps: the last tokens in, the logits of the next tokens out.
 
-Alphabet: B memories, K streams, N = B*K, T text positions, V vocabulary.
+Axes: B memories, K streams, N = B*K, T text positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mmx.errors import MmxError
 from mmx.generation.fast_decode import FastDecodeStep, supports_fast_decode
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
+from mmx.nn.cross_attention import Recorder
 from mmx.nn.kv_cache import KVCache
-from mmx.nn.relative_position import Recorder
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to continue.
+
+    Attributes:
+        tokens: int [B, K, T], padded at the end.
+        mask: bool [B, K, T], False for padding.
+    """
+
+    tokens: Tensor
+    mask: Tensor
 
 
 class DecodeStep(Protocol):
-    """What generation needs of a model; a fake of twenty lines is enough to test a chooser."""
+    """What generation needs of a model."""
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Read the prompts [B, K, T] (mask False: padding, at the end); return logits [N, V] of what follows each."""
+        """Process the prompts [B, K, T], padded at the end; return the logits [N, V] of the next token of each."""
         ...
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Append one token to each stream, int [N]; return logits [N, V]."""
+        """Append one token to each stream, int [N]; return the logits [N, V] of the next token."""
         ...
 
     def reorder(self, index: Tensor) -> None:
-        """Let stream i continue from stream index[i]. Each stays with its memory; each memory keeps equally many."""
+        """Let stream i continue from stream index[i].
+
+        A stream stays with its memory, and every memory must have equally many streams.
+        """
         ...
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these memories only, and with their streams."""
+        """Keep only these memories, int [M], and their streams."""
         ...
 
 
-class DecoderStep:
-    """The real step: a decoder over a memory, with a cache for what was said; `unrolled` where nothing is recorded."""
+class CachedDecodeStep:
+    """A decoder over a memory, with a KV cache.
+
+    Args:
+        decoder: the text decoder.
+        memory: B memories.
+        capacity: number of tokens that can be generated after the prompts.
+        recorder: receives the queries of every cross-attention layer.
+        fast: whether to use `FastDecodeStep` where possible: no gradients, no dropout, no recorder.
+    """
 
     def __init__(
         self,
@@ -46,75 +70,93 @@ class DecoderStep:
         memory: Memory,
         capacity: int,
         recorder: Recorder | None = None,
-        unrolled: bool = True,
+        fast: bool = True,
     ) -> None:
-        self.decoder, self.memory, self.capacity, self.recorder = decoder, memory, capacity, recorder
-        self.unrolled = unrolled and recorder is None and supports_fast_decode(decoder)
-        self.cache: KVCache | None = None
-        self.one_token: FastDecodeStep | None = None
+        self.decoder = decoder
+        self.memory = memory
+        self.capacity = capacity
+        self.recorder = recorder
+        self.fast = fast and recorder is None and supports_fast_decode(decoder)
+        self._cache: KVCache | None = None
+        self._fast_step: FastDecodeStep | None = None
+
+    @property
+    def cache(self) -> KVCache:
+        """The KV cache. Raises MmxError (code `generation.no_prefill`) before `prefill`."""
+        if self._cache is None:
+            raise MmxError("the decoding step has no prompts; call prefill first.", code="generation.no_prefill")
+        return self._cache
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """See Step.prefill; after it `capacity` more tokens fit."""
+        """See DecodeStep.prefill. Afterwards `capacity` more tokens fit into the cache."""
         batch, streams, length = tokens.shape
-        self.cache = self.decoder.new_cache(batch * streams, length + self.capacity)
-        states = self.decoder.hidden_states(tokens, self.memory, mask, self.cache, self.recorder).flatten(0, 1)
+        self._cache = self.decoder.new_cache(batch * streams, length + self.capacity)
+        states = self.decoder.hidden_states(tokens, self.memory, mask, self._cache, self.recorder).flatten(0, 1)
         last = mask.flatten(0, 1).sum(-1) - 1
         return self.decoder.logits(states[torch.arange(len(states), device=last.device), last])
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """See Step."""
-        assert self.cache is not None, "prefill comes first"
-        if self.unrolled:
-            if self.one_token is None or self.one_token.memory is not self.memory:
-                self.one_token = FastDecodeStep(self.decoder, self.memory)
-            return self.one_token(tokens, self.cache)
+        """See DecodeStep."""
+        cache = self.cache
+        if self.fast:
+            if self._fast_step is None or self._fast_step.memory is not self.memory:
+                self._fast_step = FastDecodeStep(self.decoder, self.memory)
+            return self._fast_step(tokens, cache)
         tokens = tokens.view(self.memory.batch_size, -1, 1)
-        states = self.decoder.hidden_states(tokens, self.memory, cache=self.cache, recorder=self.recorder)
+        states = self.decoder.hidden_states(tokens, self.memory, cache=cache, recorder=self.recorder)
         return self.decoder.logits(states.flatten(0, 2))
 
     def reorder(self, index: Tensor) -> None:
-        """See Step. Only the self-attention cache moves; the memory stands still."""
-        assert self.cache is not None, "prefill comes first"
+        """See DecodeStep. Only the KV cache is reordered, never the memory."""
         self.cache.reorder(index)
 
     def select(self, rows: Tensor) -> None:
-        """See Step."""
-        assert self.cache is not None, "prefill comes first"
+        """See DecodeStep."""
         streams = len(self.cache.mask) // self.memory.batch_size
         self.memory = self.memory.select(rows)
-        self.cache.reorder((rows[:, None] * streams + torch.arange(streams, device=rows.device)).flatten())
+        self.cache.reorder(streams_of_rows(rows, streams))
 
 
-class UncachedStep:
-    """The slow twin of DecoderStep: reads everything again at every step. For tests, and for measuring the cache."""
+class UncachedDecodeStep:
+    """Slow reference of CachedDecodeStep: processes the whole text again at every step."""
 
     def __init__(self, decoder: TextDecoder, memory: Memory) -> None:
-        self.decoder, self.memory = decoder, memory
-        self.tokens = self.mask = torch.zeros(0)
+        self.decoder = decoder
+        self.memory = memory
+        self.tokens = torch.zeros(0)
+        self.mask = torch.zeros(0)
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """See Step.prefill."""
-        self.tokens, self.mask = tokens.flatten(0, 1), mask.flatten(0, 1)
+        """See DecodeStep.prefill."""
+        self.tokens = tokens.flatten(0, 1)
+        self.mask = mask.flatten(0, 1)
         return self._logits()
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """See Step."""
+        """See DecodeStep."""
         self.tokens = torch.cat([self.tokens, tokens[:, None]], 1)
         self.mask = torch.cat([self.mask, torch.ones_like(tokens[:, None], dtype=torch.bool)], 1)
         return self._logits()
 
     def reorder(self, index: Tensor) -> None:
-        """See Step."""
-        self.tokens, self.mask = self.tokens[index], self.mask[index]
+        """See DecodeStep."""
+        self.tokens = self.tokens[index]
+        self.mask = self.mask[index]
 
     def select(self, rows: Tensor) -> None:
-        """See Step."""
-        split = (t.unflatten(0, (self.memory.batch_size, -1))[rows].flatten(0, 1) for t in (self.tokens, self.mask))
-        self.tokens, self.mask = split
+        """See DecodeStep."""
+        self.reorder(streams_of_rows(rows, len(self.tokens) // self.memory.batch_size))
         self.memory = self.memory.select(rows)
 
     def _logits(self) -> Tensor:
-        tokens, mask = (t.unflatten(0, (self.memory.batch_size, -1)) for t in (self.tokens, self.mask))
+        by_memory = (self.memory.batch_size, -1)
+        tokens = self.tokens.unflatten(0, by_memory)
+        mask = self.mask.unflatten(0, by_memory)
         states = self.decoder.hidden_states(tokens, self.memory, mask).flatten(0, 1)
         last = self.mask.shape[1] - 1 - self.mask.flip(-1).int().argmax(-1)
         return self.decoder.logits(states[torch.arange(len(states)), last])
+
+
+def streams_of_rows(rows: Tensor, streams: int) -> Tensor:
+    """Return the indices of all `streams` of each memory in `rows`, int [len(rows) * streams]."""
+    return (rows[:, None] * streams + torch.arange(streams, device=rows.device)).flatten()

@@ -1,9 +1,9 @@
-"""One more token of every stream, as plain calls: what `TextDecoder` does for T = 1, without the way through modules.
+"""Fast single-token decoding: what `TextDecoder` computes for T = 1, as plain function calls instead of modules.
 
-Alphabet: B memories, K streams, N = B*K, H heads, D head width, E width, S slots, V vocabulary.
+Axes: B memories, K streams, N = B*K, L layers, H heads, D head dimension, E hidden size, S slots, V vocabulary.
 
-Word after word the same few operations run on single rows; half of the time of a small model is Python finding them.
-Here they are found once. The slow twin is the decoder itself (`DecoderStep` with `unrolled=False`).
+For a small model, half of the time of a decoding step is the overhead of Python's module calls. Here the functions and
+weights are looked up once per memory. The slow reference is the decoder itself (`CachedDecodeStep` with `fast=False`).
 """
 
 from __future__ import annotations
@@ -17,153 +17,191 @@ from torch import Tensor, nn
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
 from mmx.nn.attention import attention, fold_streams, unfold_streams
+from mmx.nn.cross_attention import CrossAttention
 from mmx.nn.kv_cache import KVCache
-from mmx.nn.layers import (
-    FeedForward,
-    GLUFeedForward,
-    LearnedPositionEmbedding,
-    NoPositionEmbedding,
-    PostNorm,
-    PreNorm,
-    SelfAttention,
-    TokenEmbedding,
-)
-from mmx.nn.transformer import CrossAttention, DecoderLayer
+from mmx.nn.layers import FeedForward, GLUFeedForward, PostNorm, PreNorm, SelfAttention, TokenEmbedding
+from mmx.nn.position_embedding import LearnedPositionEmbedding, NoPositionEmbedding
+from mmx.nn.transformer import DecoderLayer
 
-Map = Callable[[Tensor], Tensor]
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 class _StepState:
-    """What holds for the token in hand: where it stands, what it may see, what is held. No operation is in it: those
-    hold it, and a circle would keep the keys and values of a whole memory until Python looks for circles."""
+    """What changes with each token: positions, masks, and the tensors of the KV cache.
 
-    end: int  # positions held, the token's own included
-    positions: Tensor  # [1 or N, 1]
-    seen: Tensor | None
-    visible: Tensor | None
-    bias: Tensor | None
-    streams: int
-    keys: Sequence[Tensor]
+    The functions of the layers refer to this object. It must not refer to them: a reference cycle would keep the keys
+    and values of a memory alive until the garbage collector runs.
+    """
+
+    length: int  # filled positions of the cache, the new token included
+    positions: Tensor  # int [1 or N, 1]
+    self_attention_mask: Tensor | None  # bool [N, 1, 1, length]
+    cross_attention_mask: Tensor | None
+    cross_attention_bias: Tensor | None
+    streams: int  # K
+    keys: Sequence[Tensor]  # of each layer, [N, H, capacity, D]
     values: Sequence[Tensor]
 
 
 class FastDecodeStep:
-    """A decoder's step over one memory: tokens [N] in, logits [N, V] out, the cache one position longer."""
+    """A decoding step over one memory: tokens [N] in, logits [N, V] out; the cache grows by one position."""
 
     def __init__(self, decoder: TextDecoder, memory: Memory) -> None:
-        self.decoder, self.memory, self.now = decoder, memory, _StepState()
-        like, now = decoder.embedding.weight, self.now
-        looked_at = [(k.to(like.dtype), v.to(like.dtype)) for k, v in zip(memory.keys, memory.values)]
-        self.on_cpu = like.device.type == "cpu"
-        self.embed, self.norm = _embedding(decoder.embedding, now), _norm(decoder.norm)
-        self.sublayers: list[Map] = []
-        blocks: list[DecoderLayer] = list(decoder.layers)  # type: ignore[arg-type]
-        for index, block in enumerate(blocks):
-            self.sublayers.append(_residual(block.self_residual, _self_attention(block.self_attention, index, now)))
-            if (look := block.cross_attention) is not None:
-                keys, values = looked_at[look.index if len(looked_at) > 1 else 0]
-                self.sublayers.append(_residual(block.cross_residual, _cross_attention(look, keys, values, now)))
-            self.sublayers.append(_residual(block.feed_residual, _feed_forward(block.feed_forward)))
+        self.decoder = decoder
+        self.memory = memory
+        self._state = _StepState()
+        weight = decoder.embedding.weight
+        self._on_cpu = weight.device.type == "cpu"
+        self._embed = _embedding(decoder.embedding, self._state)
+        self._norm = _norm(decoder.norm)
+        self._sublayers: list[TensorFunction] = []
+        keys = [layer.to(weight.dtype) for layer in memory.keys]
+        values = [layer.to(weight.dtype) for layer in memory.values]
+        layers: list[DecoderLayer] = list(decoder.layers)  # type: ignore[arg-type]
+        for index, layer in enumerate(layers):
+            self._add(layer.self_residual, _self_attention(layer.self_attention, index, self._state))
+            cross_attention = layer.cross_attention
+            if cross_attention is not None:
+                source = cross_attention.index if len(keys) > 1 else 0
+                function = _cross_attention(cross_attention, keys[source], values[source], self._state)
+                self._add(layer.cross_residual, function)
+            self._add(layer.feed_residual, _feed_forward(layer.feed_forward))
 
     def __call__(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Append one token to each of N streams; return the logits [N, V] of what follows."""
-        held, now = cache.extend_mask(torch.ones_like(tokens, dtype=torch.bool)[:, None]), self.now
-        now.end = held.shape[1]
-        # Where no stream was padded all stand at one place, and see all that is held. To ask a GPU would take longer.
-        everything = self.on_cpu and bool(held.all())
-        now.seen = None if everything else held[:, None, None]
-        now.positions = tokens.new_full((1, 1), now.end - 1) if everything else held.sum(-1, keepdim=True) - 1
-        now.keys, now.values = cache.keys.unbind(), cache.values.unbind()
-        now.streams = len(tokens) // self.memory.batch_size
-        sight = self.decoder.cross_attention_inputs(self.memory, now.positions.expand(len(tokens), 1))
-        now.visible, now.bias = sight.mask, sight.bias
-        x = self.embed(tokens)
-        for sublayer in self.sublayers:
+        """Append one token to each of N streams; return the logits [N, V] of the next token."""
+        self._update_state(tokens, cache)
+        x = self._embed(tokens)
+        for sublayer in self._sublayers:
             x = sublayer(x)
         cache.advance(1)
-        return self.decoder.logits(self.norm(x))
+        return self.decoder.logits(self._norm(x))
+
+    def _add(self, residual: PreNorm, sublayer: TensorFunction) -> None:
+        self._sublayers.append(_residual(residual, sublayer))
+
+    def _update_state(self, tokens: Tensor, cache: KVCache) -> None:
+        state = self._state
+        exists = cache.extend_mask(torch.ones_like(tokens, dtype=torch.bool)[:, None])
+        state.length = exists.shape[1]
+        # Without padding, all streams are at the same position and attend to everything. On a GPU the test would
+        # synchronize and take longer than it saves.
+        no_padding = self._on_cpu and bool(exists.all())
+        if no_padding:
+            state.self_attention_mask = None
+            state.positions = tokens.new_full((1, 1), state.length - 1)
+        else:
+            state.self_attention_mask = exists[:, None, None]
+            state.positions = exists.sum(-1, keepdim=True) - 1
+        state.keys = cache.keys.unbind()
+        state.values = cache.values.unbind()
+        state.streams = len(tokens) // self.memory.batch_size
+        inputs = self.decoder.cross_attention_inputs(self.memory, state.positions.expand(len(tokens), 1))
+        state.cross_attention_mask = inputs.mask
+        state.cross_attention_bias = inputs.bias
 
 
 def supports_fast_decode(decoder: TextDecoder) -> bool:
-    """Whether nothing is lost: dropout and gradients are for training."""
+    """Whether `FastDecodeStep` computes the same as the decoder: it has no dropout and no gradients."""
     return not decoder.training and not torch.is_grad_enabled()
 
 
-def _linear(part: nn.Module) -> Map:
-    """A linear map; what stands in for one (packed, or with an adapter) is asked as it is."""
-    if type(part) is not nn.Linear:
-        return part.forward
-    weight, bias = part.weight, part.bias
+def _linear(module: nn.Module) -> TensorFunction:
+    """Return a linear layer as a function; modules that replace one, prepacked or with an adapter, are called."""
+    if type(module) is not nn.Linear:
+        return module.forward
+    weight = module.weight
+    bias = module.bias
     return lambda x: F.linear(x, weight, bias)
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x
 
 
-def _norm(part: nn.Module) -> Map:
-    """A norm, or a gate; of those that do nothing not even the call is left."""
-    if isinstance(part, nn.LayerNorm):
-        shape, weight, bias, eps = part.normalized_shape, part.weight, part.bias, part.eps
+def _norm(module: nn.Module) -> TensorFunction:
+    """Return a norm or gate as a function."""
+    if isinstance(module, nn.LayerNorm):
+        shape = module.normalized_shape
+        weight = module.weight
+        bias = module.bias
+        eps = module.eps
         return lambda x: F.layer_norm(x, shape, weight, bias, eps)
-    return _as_it_is if isinstance(part, nn.Identity) else part.forward
+    return _identity if isinstance(module, nn.Identity) else module.forward
 
 
-def _residual(part: PreNorm, sublayer: Map) -> Map:
-    norm, gate = _norm(part.norm), _norm(part.gate)
-    if isinstance(part, PostNorm):
+def _residual(module: PreNorm, sublayer: TensorFunction) -> TensorFunction:
+    norm = _norm(module.norm)
+    gate = _norm(module.gate)
+    if isinstance(module, PostNorm):
         return lambda x: norm(x + gate(sublayer(x)))
     return lambda x: x + gate(sublayer(norm(x)))
 
 
-def _feed_forward(part: FeedForward) -> Map:
-    up, out, activation = _linear(part.up), _linear(part.out), part.activation
-    if isinstance(part, GLUFeedForward):
-        gate = _linear(part.gate)
+def _feed_forward(module: FeedForward) -> TensorFunction:
+    up = _linear(module.up)
+    out = _linear(module.out)
+    activation = module.activation
+    if isinstance(module, GLUFeedForward):
+        gate = _linear(module.gate)
         return lambda x: out(activation(gate(x)) * up(x))
     return lambda x: out(activation(up(x)))
 
 
-def _embedding(part: TokenEmbedding, now: _StepState) -> Map:
-    table, scale, scheme, norm = part.weight, part.scale, part.positions, _norm(part.norm)
+def _embedding(module: TokenEmbedding, state: _StepState) -> TensorFunction:
+    weight = module.weight
+    scale = module.scale
+    position_embedding = module.positions
+    norm = _norm(module.norm)
 
-    def run(tokens: Tensor) -> Tensor:
-        x = F.embedding(tokens, table)
-        x = x if scale == 1.0 else x * scale
-        if isinstance(scheme, LearnedPositionEmbedding):
-            x = x + F.embedding(now.positions[:, 0], scheme.weight)
-        elif not isinstance(scheme, NoPositionEmbedding):
-            x = (x + scheme(now.positions[:, 0])).to(table.dtype)
+    def embed(tokens: Tensor) -> Tensor:
+        x = F.embedding(tokens, weight)
+        if scale != 1.0:
+            x = x * scale
+        if isinstance(position_embedding, LearnedPositionEmbedding):
+            x = x + F.embedding(state.positions[:, 0], position_embedding.weight)
+        elif not isinstance(position_embedding, NoPositionEmbedding):
+            x = (x + position_embedding(state.positions[:, 0])).to(weight.dtype)
         return norm(x)
 
-    return run
+    return embed
 
 
-def _self_attention(part: SelfAttention, index: int, now: _StepState) -> Map:
-    qkv, out, rotary = _linear(part.qkv), _linear(part.out), part.rotary
-    heads, first_value = part.num_heads, part.num_heads + part.num_kv_heads
-    together = first_value + part.num_kv_heads
+def _self_attention(module: SelfAttention, index: int, state: _StepState) -> TensorFunction:
+    qkv = _linear(module.qkv)
+    out = _linear(module.out)
+    rotary = module.rotary
+    num_heads = module.num_heads
+    first_value = num_heads + module.num_kv_heads
+    fused_heads = first_value + module.num_kv_heads
 
-    def run(x: Tensor) -> Tensor:
-        parts = qkv(x).view(len(x), together, 1, -1)
-        queries, key, value = parts[:, :heads], parts[:, heads:first_value], parts[:, first_value:]
+    def attend(x: Tensor) -> Tensor:
+        fused = qkv(x).view(len(x), fused_heads, 1, -1)
+        queries = fused[:, :num_heads]
+        key = fused[:, num_heads:first_value]
         if rotary is not None:
-            queries, key = rotary(queries, now.positions), rotary(key, now.positions)
-        keys, values, end = now.keys[index], now.values[index], now.end
-        keys[:, :, end - 1 : end], values[:, :, end - 1 : end] = key, value
-        return out(attention(queries, keys[:, :, :end], values[:, :, :end], now.seen).flatten(1))
+            queries = rotary(queries, state.positions)
+            key = rotary(key, state.positions)
+        keys = state.keys[index][:, :, : state.length]
+        values = state.values[index][:, :, : state.length]
+        keys[:, :, -1:] = key
+        values[:, :, -1:] = fused[:, first_value:]
+        return out(attention(queries, keys, values, state.self_attention_mask).flatten(1))
 
-    return run
+    return attend
 
 
-def _cross_attention(part: CrossAttention, keys: Tensor, values: Tensor, now: _StepState) -> Map:
-    query, out, heads = _linear(part.query), _linear(part.out), part.num_heads
+def _cross_attention(module: CrossAttention, keys: Tensor, values: Tensor, state: _StepState) -> TensorFunction:
+    query = _linear(module.query)
+    out = _linear(module.out)
+    num_heads = module.num_heads
 
-    def run(x: Tensor) -> Tensor:
-        queries = query(x).view(len(x), heads, 1, -1)
-        if now.streams == 1:
-            return out(attention(queries, keys, values, now.visible, now.bias).flatten(1))
-        read = attention(fold_streams(queries, len(keys)), keys, values, now.visible, now.bias)
-        return out(unfold_streams(read, now.streams).flatten(1))
+    def attend(x: Tensor) -> Tensor:
+        queries = query(x).view(len(x), num_heads, 1, -1)
+        if state.streams == 1:
+            output = attention(queries, keys, values, state.cross_attention_mask, state.cross_attention_bias)
+            return out(output.flatten(1))
+        folded = fold_streams(queries, len(keys))
+        output = attention(folded, keys, values, state.cross_attention_mask, state.cross_attention_bias)
+        return out(unfold_streams(output, state.streams).flatten(1))
 
-    return run
+    return attend

@@ -1,6 +1,8 @@
-"""Rules on scores: (generated [N, t], logits [N, V]) -> logits. transformers' LogitsProcessor has the same form.
+"""Logits processors and stopping criteria, with the call signature and names of transformers.
 
-Only what was generated counts, not the prompt: a question may well be answered with its own words.
+Axes: N streams, t generated tokens, V vocabulary.
+
+Only generated tokens are passed, not the prompt: an answer may repeat words of its question.
 """
 
 from __future__ import annotations
@@ -12,131 +14,137 @@ from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
 
+# (generated [N, t], logits [N, V]) -> logits [N, V]
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
-StoppingCriterion = Callable[
-    [Tensor, Tensor], Tensor
-]  # (generated [N, t], logits [N, V]) -> bool [N]: this text is over
+# (generated [N, t], logits [N, V]) -> bool [N], True where the text ends
+StoppingCriterion = Callable[[Tensor, Tensor], Tensor]
 MASKED_SCORE = float("-inf")
 
 
 def build_logits_processors(options: GenerationConfig, eos: int) -> list[LogitsProcessor]:
-    """The rules that the options switch on, in the order they are applied."""
-    rules: list[LogitsProcessor] = []
+    """Return the logits processors that the options enable, in the order in which they are applied."""
+    processors: list[LogitsProcessor] = []
     if options.suppress_tokens:
-        rules.append(suppress_tokens(options.suppress_tokens))
+        processors.append(suppress_tokens(options.suppress_tokens))
     if options.begin_suppress_tokens:
-        rules.append(begin_suppress_tokens(options.begin_suppress_tokens))
+        processors.append(begin_suppress_tokens(options.begin_suppress_tokens))
     if options.min_new_tokens:
-        rules.append(min_new_tokens(options.min_new_tokens, eos))
+        processors.append(min_new_tokens(options.min_new_tokens, eos))
     if options.repetition_penalty != 1.0:
-        rules.append(repetition_penalty(options.repetition_penalty))
+        processors.append(repetition_penalty(options.repetition_penalty))
     if options.no_repeat_ngram_size:
-        rules.append(no_repeat_ngram(options.no_repeat_ngram_size))
+        processors.append(no_repeat_ngram_size(options.no_repeat_ngram_size))
     if options.do_sample:
-        rules += [temperature_(options.temperature), top_k(options.top_k), top_p(options.top_p)]
+        processors.append(temperature(options.temperature))
+        processors.append(top_k(options.top_k))
+        processors.append(top_p(options.top_p))
     if options.forced_eos_token_id is not None:
-        rules.append(forced_eos(options.max_new_tokens, options.forced_eos_token_id))
+        processors.append(forced_eos(options.max_new_tokens, options.forced_eos_token_id))
     if options.renormalize_logits:
-        rules.append(renormalize)
-    return rules
+        processors.append(renormalize)
+    return processors
 
 
 def suppress_tokens(tokens: Sequence[int]) -> LogitsProcessor:
-    """These tokens are never chosen."""
+    """Mask these tokens."""
     index = torch.tensor(list(tokens))
-    return lambda said, logits: logits.index_fill(-1, index.to(logits.device), MASKED_SCORE)
+    return lambda generated, logits: logits.index_fill(-1, index.to(logits.device), MASKED_SCORE)
 
 
 def begin_suppress_tokens(tokens: Sequence[int]) -> LogitsProcessor:
-    """These tokens do not come first."""
-    never = suppress_tokens(tokens)
-    return lambda said, logits: logits if said.shape[1] else never(said, logits)
-
-
-def forced_eos(length: int, token: int) -> LogitsProcessor:
-    """Where only one token more may come, it is this one, and certain."""
-
-    def rule(said: Tensor, logits: Tensor) -> Tensor:
-        if said.shape[1] != length - 1:
-            return logits
-        return torch.full_like(logits, MASKED_SCORE).index_fill(-1, torch.tensor(token, device=logits.device), 0.0)
-
-    return rule
-
-
-def renormalize(said: Tensor, logits: Tensor) -> Tensor:
-    """What was refused is shared out among the rest, so that beams of prompts with many refusals compare fairly."""
-    return torch.where((logits == MASKED_SCORE).all(-1, keepdim=True), logits, logits.log_softmax(-1))
+    """Mask these tokens at the first position."""
+    suppress = suppress_tokens(tokens)
+    return lambda generated, logits: logits if generated.shape[1] else suppress(generated, logits)
 
 
 def min_new_tokens(length: int, eos: int) -> LogitsProcessor:
-    """No end before `length` tokens."""
-    endless = suppress_tokens([eos])
-    return lambda said, logits: endless(said, logits) if said.shape[1] < length else logits
+    """Mask the end-of-sequence token until `length` tokens are generated."""
+    suppress = suppress_tokens([eos])
+    return lambda generated, logits: suppress(generated, logits) if generated.shape[1] < length else logits
+
+
+def forced_eos(length: int, token: int) -> LogitsProcessor:
+    """Force `token` as the last of `length` tokens."""
+
+    def process(generated: Tensor, logits: Tensor) -> Tensor:
+        if generated.shape[1] != length - 1:
+            return logits
+        masked = torch.full_like(logits, MASKED_SCORE)
+        return masked.index_fill(-1, torch.tensor(token, device=logits.device), 0.0)
+
+    return process
 
 
 def eos_when_all_masked(eos: int) -> LogitsProcessor:
-    """Where everything is refused, end: a text that may not go on is over."""
+    """Allow the end-of-sequence token in rows where every token is masked."""
 
-    def rule(said: Tensor, logits: Tensor) -> Tensor:
-        dead = (logits == MASKED_SCORE).all(-1, keepdim=True)
-        return logits.masked_fill(dead & (torch.arange(logits.shape[-1], device=logits.device) == eos), 0.0)
+    def process(generated: Tensor, logits: Tensor) -> Tensor:
+        all_masked = (logits == MASKED_SCORE).all(-1, keepdim=True)
+        is_eos = torch.arange(logits.shape[-1], device=logits.device) == eos
+        return logits.masked_fill(all_masked & is_eos, 0.0)
 
-    return rule
+    return process
+
+
+def renormalize(generated: Tensor, logits: Tensor) -> Tensor:
+    """Renormalize after masking, so that the scores of beams with many masked tokens stay comparable."""
+    all_masked = (logits == MASKED_SCORE).all(-1, keepdim=True)
+    return torch.where(all_masked, logits, logits.log_softmax(-1))
 
 
 def repetition_penalty(penalty: float) -> LogitsProcessor:
-    """Make what was said less likely by a factor (Keskar et al. 2019, "CTRL", section 4.1)."""
+    """Divide positive logits of generated tokens by `penalty`, multiply negative ones (Keskar et al. 2019, 4.1)."""
 
-    def rule(said: Tensor, logits: Tensor) -> Tensor:
-        scores = logits.gather(-1, said)
-        return logits.scatter(-1, said, torch.where(scores < 0, scores * penalty, scores / penalty))
+    def process(generated: Tensor, logits: Tensor) -> Tensor:
+        scores = logits.gather(-1, generated)
+        penalized = torch.where(scores < 0, scores * penalty, scores / penalty)
+        return logits.scatter(-1, generated, penalized)
 
-    return rule
+    return process
 
 
-def no_repeat_ngram(size: int) -> LogitsProcessor:
-    """Never say the same `size` tokens in a row twice (Paulus et al. 2017, section 2.5)."""
+def no_repeat_ngram_size(size: int) -> LogitsProcessor:
+    """Mask tokens that would repeat an n-gram of `size` tokens (Paulus et al. 2017, section 2.5)."""
 
-    def rule(said: Tensor, logits: Tensor) -> Tensor:
-        if said.shape[1] < size:
+    def process(generated: Tensor, logits: Tensor) -> Tensor:
+        if generated.shape[1] < size:
             return logits
-        grams = said.unfold(1, size, 1)
-        last = said[:, said.shape[1] - size + 1 :]
-        repeats = (grams[..., :-1] == last[:, None]).all(-1)
-        refused = torch.zeros_like(logits, dtype=torch.bool)
-        rows, places = repeats.nonzero(as_tuple=True)
-        refused[rows, grams[rows, places, -1]] = True
-        return logits.masked_fill(refused, MASKED_SCORE)
+        ngrams = generated.unfold(1, size, 1)
+        last = generated[:, generated.shape[1] - size + 1 :]
+        repeats = (ngrams[..., :-1] == last[:, None]).all(-1)
+        rows, index = repeats.nonzero(as_tuple=True)
+        masked = torch.zeros_like(logits, dtype=torch.bool)
+        masked[rows, ngrams[rows, index, -1]] = True
+        return logits.masked_fill(masked, MASKED_SCORE)
 
-    return rule
-
-
-def temperature_(temperature: float) -> LogitsProcessor:
-    """Above 1 flatter, below 1 sharper."""
-    return lambda said, logits: logits / temperature
+    return process
 
 
-def top_k(count: int) -> LogitsProcessor:
-    """Only the `count` likeliest tokens; 0 keeps all (Fan et al. 2018, section 5.4)."""
+def temperature(value: float) -> LogitsProcessor:
+    """Divide the logits by the temperature."""
+    return lambda generated, logits: logits / value
 
-    def rule(said: Tensor, logits: Tensor) -> Tensor:
-        if not 0 < count < logits.shape[-1]:
+
+def top_k(k: int) -> LogitsProcessor:
+    """Keep the `k` most probable tokens (Fan et al. 2018, section 5.4); 0 keeps all."""
+
+    def process(generated: Tensor, logits: Tensor) -> Tensor:
+        if not 0 < k < logits.shape[-1]:
             return logits
-        return logits.masked_fill(logits < logits.topk(count).values[:, -1:], MASKED_SCORE)
+        return logits.masked_fill(logits < logits.topk(k).values[:, -1:], MASKED_SCORE)
 
-    return rule
+    return process
 
 
-def top_p(mass: float) -> LogitsProcessor:
-    """Only the likeliest tokens that together reach `mass`; 1 keeps all (Holtzman et al. 2020, section 3.1)."""
+def top_p(p: float) -> LogitsProcessor:
+    """Keep the most probable tokens whose probabilities reach `p` (Holtzman et al. 2020, section 3.1); 1 keeps all."""
 
-    def rule(said: Tensor, logits: Tensor) -> Tensor:
-        if mass >= 1.0:
+    def process(generated: Tensor, logits: Tensor) -> Tensor:
+        if p >= 1.0:
             return logits
         ordered, index = logits.sort(descending=True)
-        probability = ordered.softmax(-1)
-        beyond = probability.cumsum(-1) - probability >= mass
-        return logits.masked_fill(beyond.scatter(-1, index, beyond), MASKED_SCORE)
+        probabilities = ordered.softmax(-1)
+        masked = probabilities.cumsum(-1) - probabilities >= p
+        return logits.masked_fill(masked.scatter(-1, index, masked), MASKED_SCORE)
 
-    return rule
+    return process

@@ -1,4 +1,4 @@
-"""What decoding hands back."""
+"""Output of generation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """One text. tokens: without the end; logprobs: of each token and of the end, in nats, before any rule;
-    score: what texts are ranked by; finished: whether it ended by itself."""
+    """One generated text.
+
+    Attributes:
+        tokens: token ids, without the end-of-sequence token.
+        logprobs: log-probability of each token, and of the end-of-sequence token if generated, in nats, before any
+            logits processor.
+        score: sum of the log-probabilities divided by length ** length_penalty; texts are ranked by it.
+        finished: whether the text ended with the end-of-sequence token.
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -17,8 +24,11 @@ class GenerationOutput:
     finished: bool
 
     @staticmethod
-    def of(tokens: Sequence[int], logprobs: Sequence[float], eos: int, length_penalty: float) -> GenerationOutput:
-        """From tokens that may close with the end; scored by their mean log-probability at length_penalty 1."""
+    def from_tokens(
+        tokens: Sequence[int], logprobs: Sequence[float], eos: int, length_penalty: float
+    ) -> GenerationOutput:
+        """Return the output for tokens that may end with the end-of-sequence token `eos`."""
         finished = bool(tokens) and tokens[-1] == eos
         score = sum(logprobs) / max(1, len(tokens)) ** length_penalty
-        return GenerationOutput(tuple(tokens[:-1] if finished else tokens), tuple(logprobs), score, finished)
+        text = tokens[:-1] if finished else tokens
+        return GenerationOutput(tuple(text), tuple(logprobs), score, finished)

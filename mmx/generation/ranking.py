@@ -1,6 +1,6 @@
-"""Ranking given texts by their likelihood: all candidates of a prompt are streams over one memory, read in one pass.
+"""Log-probabilities of given texts. All candidates of a prompt are streams over one memory, computed in one pass.
 
-Alphabet: B memories, K candidates, T text positions.
+Axes: B memories, K candidates, T text positions.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from mmx.models.decoder import TextDecoder
 
 
 def score_texts(decoder: TextDecoder, memory: Memory, tokens: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-    """log p(candidate, its end | memory, prompt) in nats, [B, K].
+    """Return log p(candidate and end-of-sequence | memory, prompt) in nats, [B, K].
 
-    tokens, mask [B, K, T]: prompt and candidate; targets [B, K, T]: the token that follows, negative where it is not
-    part of the candidate.
+    Args:
+        decoder: the text decoder.
+        memory: B memories.
+        tokens: int [B, K, T], prompt and candidate.
+        mask: bool [B, K, T], False for padding.
+        targets: int [B, K, T], the next token at each position; negative where it is not part of the candidate.
     """
-    logits = decoder(tokens, memory, mask).float()
-    wanted = targets >= 0
-    logprobs = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    return torch.where(wanted, logprobs, 0.0).sum(-1)
+    logprobs = decoder(tokens, memory, mask).float().log_softmax(-1)
+    target_logprobs = logprobs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return torch.where(targets >= 0, target_logprobs, 0.0).sum(-1)

@@ -18,8 +18,8 @@ from mmx.config.schema import GenerationConfig
 from mmx.data.batching import pad_texts, stack_boxes
 from mmx.encoders.contract import PreparedInput, accepts, prepare
 from mmx.errors import MmxError
-from mmx.generation import DecoderStep, DecodeStep, generate, stream
-from mmx.generation.guidance import GuidedStep
+from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
+from mmx.generation.guidance import GuidedDecodeStep
 from mmx.generation.logits_processors import StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
 from mmx.inference.outputs import GeneratedText, ModelInput
@@ -219,7 +219,7 @@ class TextGenerator:
         start = self.decoding_inputs(memory, questions, options)
         eos = self.model.tokenizer.eos
         criteria = self._stopping_criteria(start.options)
-        return generate(start.step, start.tokens, start.mask, start.options, eos, (), criteria)
+        return generate(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria)
 
     @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
     def stream_texts(self, memory: Memory, question: str | None, options: GenerationConfig) -> Iterator[str]:
@@ -228,7 +228,7 @@ class TextGenerator:
         eos = self.model.tokenizer.eos
         generated: list[int] = []
         criteria = self._stopping_criteria(start.options)
-        for row in stream(start.step, start.tokens, start.mask, start.options, eos, (), criteria):
+        for row in stream(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria):
             generated.append(row[0])
             yield self._truncate_at_stop_strings(self.model.tokenizer.decode(generated), start.options)
 
@@ -255,12 +255,12 @@ class TextGenerator:
         """The decoding step; with classifier-free guidance a second one over the questions alone stands beside it."""
         decoder = self.model.decoder
         conditional = self.decoder_memory(memory, questions)
-        step = DecoderStep(decoder, conditional, options.max_new_tokens)
+        step = CachedDecodeStep(decoder, conditional, options.max_new_tokens)
         if options.guidance_scale == 1.0:
             return step
         without_sources = self.model.encode({}, memory.batch_size)
         unconditional = self.with_questions(without_sources, questions).to(dtype=conditional.keys.dtype)
-        return GuidedStep(step, DecoderStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale)
+        return GuidedDecodeStep(step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale)
 
     def _limit_new_tokens(self, options: GenerationConfig, has_questions: bool) -> GenerationConfig:
         """Limit max_new_tokens to the learned positions left after the longest possible prompt.

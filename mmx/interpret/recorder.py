@@ -23,7 +23,7 @@ class RecordedQueries(NamedTuple):
 
 
 class QueryRecorder:
-    """Records the queries of every cross-attention layer during forward passes of a decoder or a DecoderStep."""
+    """Records the queries of every cross-attention layer during forward passes of a decoder or a CachedDecodeStep."""
 
     def __init__(self) -> None:
         self._calls: dict[int, list[RecordedQueries]] = defaultdict(list)

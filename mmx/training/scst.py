@@ -22,7 +22,7 @@ from mmx.data.examples import Example, captions_of
 from mmx.errors import ConfigError
 from mmx.evaluation.metrics.captions import Cider
 from mmx.evaluation.metrics.ptb_tokenizer import ptb_tokens
-from mmx.generation import DecoderStep, generate
+from mmx.generation import CachedDecodeStep, PromptBatch, generate
 from mmx.generation.outputs import GenerationOutput
 from mmx.models.model import Model
 from mmx.text.prompts import normalize_caption
@@ -79,8 +79,9 @@ class SelfCriticalTrainer:
         memory = model.with_questions(memory, None)  # a caption asks nothing
         start = torch.tensor(model.tokenizer.prompt(model.prompt()), device=device).expand(len(rows), 1, -1)
         options = self.options.model_copy(update={"seed": seed})
-        step = DecoderStep(model.decoder, memory, options.max_new_tokens)
-        found = generate(step, start, torch.ones_like(start, dtype=torch.bool), options, model.tokenizer.eos)
+        step = CachedDecodeStep(model.decoder, memory, options.max_new_tokens)
+        prompts = PromptBatch(start, torch.ones_like(start, dtype=torch.bool))
+        found = generate(step, prompts, options, model.tokenizer.eos)
         for module, was in training.items():
             module.training = was
         return [streams[0] for streams in found]

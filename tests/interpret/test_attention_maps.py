@@ -8,7 +8,7 @@ from decoder_cases import some_decoder, some_memory, some_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmx.generation.decode_step import DecoderStep
+from mmx.generation.decode_step import CachedDecodeStep
 from mmx.interpret import QueryRecorder, attention_maps
 from mmx.interpret.attention_stats import entropy
 from mmx.memory import Memory, cat
@@ -67,7 +67,7 @@ def test_weights_times_values_are_what_came_back():
 def test_steps_through_the_cache_record_what_one_pass_does():
     decoder, memory, tokens = some_decoder(), some_memory(), some_tokens(2, 2, 5)
     stepwise, whole = QueryRecorder(), QueryRecorder()
-    step = DecoderStep(decoder, memory, 4, stepwise)
+    step = CachedDecodeStep(decoder, memory, 4, stepwise)
     step.prefill(tokens[:, :, :2], torch.ones(2, 2, 2, dtype=torch.bool))
     for place in range(2, 5):
         step(tokens[:, :, place].flatten())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.errors import MmxError
-from mmx.generation import DecoderStep, generate
+from mmx.generation import CachedDecodeStep, PromptBatch, generate
 from mmx.inference.pipeline import Pipeline
 from mmx.interpret import QueryRecorder, attention_for_tokens
 from mmx.interpret.attention_maps import value_weighted_attention
@@ -81,10 +81,9 @@ def test_one_pass_asks_what_was_asked_word_by_word_and_through_the_winning_beam(
     tokens = torch.tensor([[prompt]])
     options = GenerationConfig(num_beams=beams, max_new_tokens=8, min_new_tokens=4)
     with torch.inference_mode():
-        trail = Trail(DecoderStep(model.decoder, memory, 8, QueryRecorder()))
-        (((said, *_),),) = generate(
-            trail, tokens, torch.ones_like(tokens, dtype=torch.bool), options, model.tokenizer.eos
-        )
+        trail = Trail(CachedDecodeStep(model.decoder, memory, 8, QueryRecorder()))
+        prompts = PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        (((said, *_),),) = generate(trail, prompts, options, model.tokenizer.eos)
         words = list(said.tokens)
         asked = trail.asked[tuple(words[:-1])]
         maps = attention_for_tokens(model.decoder, memory, torch.tensor([[[*prompt, *words[:-1]]]]))[

@@ -10,8 +10,8 @@ from torch import nn
 from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig, SourceConfig
 from mmx.encoders.text import TextEncoder
 from mmx.errors import ConfigError
-from mmx.generation import DecoderStep, generate
-from mmx.generation.decode_step import UncachedStep
+from mmx.generation import CachedDecodeStep, PromptBatch, generate
+from mmx.generation.decode_step import UncachedDecodeStep
 from mmx.models.checkpoint import load_model, save_model, unique_tensors
 from mmx.models.model import Model, mount
 from mmx.nn.layers import SelfAttention, TiedLinear, TiedQKVProjection
@@ -148,12 +148,12 @@ def test_what_is_said_is_what_the_slow_twin_says(beams):
     prompt, mask = TOKENS[:, :, :2], torch.ones(2, 1, 2, dtype=torch.bool)
     options = GenerationConfig(max_new_tokens=8, num_beams=beams, num_return_sequences=beams)
     steps = [
-        DecoderStep(model.decoder, memory, 8),
-        DecoderStep(model.decoder, memory, 8, unrolled=False),
-        UncachedStep(untied(model).decoder, slow),
+        CachedDecodeStep(model.decoder, memory, 8),
+        CachedDecodeStep(model.decoder, memory, 8, fast=False),
+        UncachedDecodeStep(untied(model).decoder, slow),
     ]
-    assert steps[0].unrolled and not steps[1].unrolled
-    found = [generate(step, prompt, mask, options, eos) for step in steps]
+    assert steps[0].fast and not steps[1].fast
+    found = [generate(step, PromptBatch(prompt, mask), options, eos) for step in steps]
     said = [[text.tokens for row in texts for stream in row for text in stream] for texts in found]
     assert said[0] == said[1] == said[2]
     assert len({tuple(text) for text in said[0]}) > 1, "or the comparison would show nothing"

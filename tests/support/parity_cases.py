@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from mmx.config.schema import GenerationConfig
 from mmx.errors import MmxError
-from mmx.generation import DecoderStep, generate
+from mmx.generation import CachedDecodeStep, PromptBatch, generate
 from mmx.hub import load_hf_model
 from mmx.memory import Memory
 from mmx.models.model import Model
@@ -98,8 +98,8 @@ def spoken(model: Model, memory: Memory, prompts: list[list[list[int]]], **optio
     mask = torch.tensor([[[place < len(prompt) for place in range(longest)] for prompt in row] for row in prompts])
     config = GenerationConfig(**options)
     with torch.inference_mode():
-        step = DecoderStep(model.decoder, memory, config.max_new_tokens)
-        found = generate(step, tokens, mask, config, eos)
+        step = CachedDecodeStep(model.decoder, memory, config.max_new_tokens)
+        found = generate(step, PromptBatch(tokens, mask), config, eos)
     return [[list(texts[0].tokens) for texts in row] for row in found]
 
 
