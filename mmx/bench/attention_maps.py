@@ -11,7 +11,7 @@ from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import GenerationConfig
 from mmx.interpret.look import Look, MapMethod
-from mmx.interpret.teacher_forced import look_at_text, source_views
+from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
 from mmx.memory import Memory
 
 METHODS: tuple[MapMethod, ...] = ("attention", "weighted", "relevance")
@@ -36,4 +36,5 @@ def attention_maps(setting: BenchSetting) -> Iterator[BenchResult]:
 
 def _with_maps(pair: ModelPair, memory: Memory, options: GenerationConfig, method: MapMethod) -> Look:
     said = timed_generation(pair, memory, options)[0][0]
-    return look_at_text(pair.model, memory, [pair.begin], said, None, source_views(pair.model, memory, {}), method)
+    views = source_views(pair.model, memory, {})
+    return look_at_text(pair.model, memory, TargetText([pair.begin], said), views, method)

@@ -16,7 +16,7 @@ from typing import TypeVar, Unpack, overload
 import torch
 
 from mmx.config.schema import GenerationConfig, Precision
-from mmx.data.batching import pad_texts
+from mmx.models.batching import pad_texts
 from mmx.errors import MmxError
 from mmx.generation import score_texts
 from mmx.hub import load_hf_model
@@ -26,7 +26,7 @@ from mmx.inference.generator import TextGenerator
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.interpret.look import Look, MapMethod
-from mmx.interpret.teacher_forced import look_at_text, source_views
+from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
 from mmx.memory import Box, Memory
 from mmx.models.checkpoint import BUNDLED, HF_CONFIG, is_checkpoint, load_generation, load_model
 from mmx.models.model import Model
@@ -163,6 +163,11 @@ class Pipeline(TextGenerator):
             >>> model.ask("dog.jpg", "what color is the dog?")
             'brown'
         """
+        if not isinstance(question, str | Sequence):
+            raise MmxError(
+                f"the question is a {type(question).__name__}; expected a text or a list of texts.",
+                code="question.type",
+            )
         questions = [question] if isinstance(question, str) else list(question)
         memory = self._single_memory(image, box)
         texts = self.generate_batch(memory, [questions], self._single_text(options))[0]
@@ -302,7 +307,8 @@ class Pipeline(TextGenerator):
         conditional = self.decoder_memory(memory, [[question]])
         unconditional = self.decoder_memory(self.model.encode({}, 1), [[question]])
         views = source_views(self.model, conditional, inputs, self._grid_displacements)
-        return look_at_text(self.model, conditional, prompt, target, question, views, method, unconditional)
+        analyzed = TargetText(prompt, target, question)
+        return look_at_text(self.model, conditional, analyzed, views, method, unconditional)
 
     def _original_inputs(self, image: ModelInput | Memory, question: str | None) -> dict[str, object]:
         """The raw inputs by source name, the question among them where a source or the question encoder reads it."""

@@ -1,63 +1,63 @@
-"""Gradient flow: how much of the loss's gradient reaches each layer, as the model is and with paths taken away.
+"""Gradient flow: the norm of the loss's gradient at each layer, for the model and for two variants of it.
 
-Alphabet: B rows (examples), K streams, T text positions, S slots, F feature width, L looking layers. Masks: True = may
-be attended.
+Axes: B rows (examples), K streams, T text positions, S slots, F feature size, L cross-attention layers.
+Masks: True = may be attended.
 
-Three variants of one model, each a copy whose decoder is changed; the model itself stays as it was:
-- `as_it_is`: every looking layer looks;
-- `last_look`: only the last looking layer looks, the others have no cross-attention;
-- `cut`: the decoder's residual paths carry no gradient, only its sublayers do. The numbers of the forward are the same,
-  and what is left decays with depth: why the paths are there (He et al. 2016, "Identity Mappings in Deep Residual
-  Networks", section 2, equation 5: without them the gradient is a product over the layers, with them a sum).
+Variants are copies of the model with a changed decoder; the model itself is not changed:
+- `baseline`: the model as it is;
+- `last_cross_attention_only`: cross-attention only in the last layer that has it;
+- `without_residuals`: the residual connections of the decoder carry no gradient. The forward pass is the same. The
+  gradient that remains decays with depth (He et al. 2016, "Identity Mappings in Deep Residual Networks", section 2,
+  equation 5: with residual connections the gradient is a sum over the layers, without them a product).
 """
 
 from __future__ import annotations
 
 import math
-import os.path
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmx.errors import MmxError
+from mmx.interpret.attention_stats import cross_attention_layers
+from mmx.interpret.parameter_groups import MeasuredTensor, ModulePart, RowKey, measured_parameters, projection_owners
+from mmx.interpret.text_batch import TextBatch
 from mmx.memory import Memory
 from mmx.models.decoder import TextDecoder
 from mmx.models.model import Model
 from mmx.models.projection import KeyValueProjection
-from mmx.models.question_encoder import QUESTION_ENCODER
 from mmx.models.source import SourceBatch
 from mmx.nn.features import Features
 from mmx.nn.layers import PostNorm, PreNorm
-from mmx.nn.transformer import DecoderLayer
-
-ModulePart = Literal["encoder", "features", "projection", "question_encoder", "decoder"]
-Key = tuple[ModulePart, str]
-SPLIT = ("key.weight", "key.bias", "value.weight", "value.bias")  # their rows are those of the looking layers
 
 
 class FlowValues(NamedTuple):
-    """One number of each variant."""
+    """One number for each variant."""
 
     baseline: float
     last_cross_attention_only: float
     without_residuals: float
 
 
-TITLES = ("as it is", "last look only", "highway cut")
+TITLES = FlowValues._fields
+COLUMN_WIDTH = max(map(len, TITLES)) + 2
 
 
 @dataclass(frozen=True)
 class FlowRow:
-    """The L2 norm of the loss's gradient, in nats per unit, with respect to one group of weights or features.
+    """The L2 norm of the loss's gradient, in nats per unit, with respect to a group of parameters or to features.
 
-    name: of an encoder or projection it begins with the source, as image.backbone.layer1.0 or image.key.2 (that of
-    looking layer 2); of features it is the source; of the decoder and the reader a block or another part, as blocks.0.
+    Args:
+        part: of the model.
+        name: begins with the source for encoders and projections, as image.backbone.layer1.0 or image.key.2 (keys of
+            cross-attention layer 2). It is the source for features. For the decoder and the question encoder it is a
+            layer or another module, as layers.0.
+        norms: one for each variant.
     """
 
     part: ModulePart
@@ -67,248 +67,229 @@ class FlowRow:
 
 @dataclass(frozen=True)
 class GradientFlow:
-    """Rows in the order of the forward, as far as the order of the parameters tells; no weight is in two of them.
-    losses: the mean cross-entropy in nats of each variant."""
+    """Gradient norms and losses of the three variants.
+
+    Args:
+        rows: in the order of the forward pass as far as the order of the parameters gives it. No parameter is in two
+            rows.
+        losses: mean cross-entropy in nats.
+    """
 
     rows: tuple[FlowRow, ...]
     losses: FlowValues
 
     def of(self, part: ModulePart, source: str | None = None) -> tuple[FlowRow, ...]:
-        """The rows of a part, of all its sources or of one (the reader's projection is that of source `reader`)."""
-        return tuple(r for r in self.rows if r.part == part and source in (None, r.name.split(".")[0]))
+        """The rows of a part, of all sources or of one.
+
+        The source of the question encoder's projection and features is `question_encoder`.
+        """
+        return tuple(row for row in self.rows if row.part == part and source in (None, row.name.split(".")[0]))
 
     def total(self, part: ModulePart, source: str | None = None) -> FlowValues:
-        """The norm over all rows of a part at once: the root of their squares' sum; 0 where there is no row."""
+        """The gradient norm over all rows of a part together; 0 without rows."""
         norms = [row.norms for row in self.of(part, source)]
-        return FlowValues(*(math.hypot(*(n[variant] for n in norms)) for variant in range(len(TITLES))))
+        return (
+            FlowValues(*(math.hypot(*values) for values in zip(*norms, strict=True))) if norms else FlowValues(0, 0, 0)
+        )
 
     def share(self, source: str) -> FlowValues:
-        """The gradient that reaches a source's features, relative to that of the model as it is; NaN where nothing
-        does then, as behind gates that are shut. Raises MmxError for another source."""
+        """The gradient norm at a source's features relative to the baseline.
+
+        NaN if the baseline is zero, as behind closed gates. Raises MmxError for an unknown source.
+        """
         found = self.of("features", source)
         if not found:
-            known = ", ".join(row.name for row in self.of("features"))
-            raise MmxError(f"the flow has no source {source!r}; expected one of {known}.")
-        whole, *_ = norms = found[0].norms
-        return FlowValues(*(norm / whole if whole else math.nan for norm in norms))
+            known = [row.name for row in self.of("features")]
+            raise MmxError(
+                f"the flow has no source {source!r}; expected one of {', '.join(known)}.",
+                code="gradient_flow.source",
+                source=source,
+                known=known,
+            )
+        norms = found[0].norms
+        return FlowValues(*(norm / norms.baseline if norms.baseline else math.nan for norm in norms))
 
     def table(self) -> str:
-        """Lines to print: every row, the shares that reach the features, the losses."""
-        wide = max(len("gradient of"), *(len(row.name) for row in self.rows)) + 2
-        lines = [_line("part", "gradient of", TITLES, wide), *(_line(r.part, r.name, r.norms, wide) for r in self.rows)]
-        lines += [_line("share", r.name, self.share(r.name), wide) for r in self.of("features")]
-        return "\n".join([*lines, _line("loss", "", self.losses, wide)])
+        """Lines of text: every row, the relative gradient norms at the features, and the losses."""
+        width = max(len("gradient of"), *(len(row.name) for row in self.rows)) + 2
+        lines = [_table_line("part", "gradient of", TITLES, width)]
+        lines += [_table_line(row.part, row.name, row.norms, width) for row in self.rows]
+        lines += [_table_line("share", row.name, self.share(row.name), width) for row in self.of("features")]
+        return "\n".join([*lines, _table_line("loss", "", self.losses, width)])
 
 
 def gradient_flow(
-    model: Model,
-    sources: Mapping[str, SourceBatch],
-    tokens: Tensor,
-    mask: Tensor | None,
-    targets: Tensor,
-    boxes: Tensor | None = None,
+    model: Model, sources: Mapping[str, SourceBatch], text: TextBatch, boxes: Tensor | None = None
 ) -> GradientFlow:
-    """How much gradient of the mean cross-entropy reaches each layer of a model in eval mode, in three variants.
+    """The gradient of the mean cross-entropy at each layer of a model, in three variants.
 
-    sources, tokens int [B, K, T], mask bool [B, K, T], boxes [B, K, 4]: as for `Model.forward`; targets: int [B, K, T],
-    the token that should follow each position, negative where nothing is to be learned (`pad_texts` makes all three).
-    Dropout is off and running statistics stand still, so that the figures come again; weights that training freezes
-    are measured like the others. A reader keeps its looks and its residual paths in all variants. Raises MmxError for
-    a model that is laid out for speaking, and for targets that do not fit.
+    The copies are in eval mode: without dropout and with fixed running statistics, so results are reproducible.
+    Frozen parameters are measured as well. The question encoder is the same in all variants.
+
+    Args:
+        model: a model that was not prepared for inference.
+        sources: as for `Model.forward`.
+        text: the texts and their targets.
+        boxes: [B, K, 4], as for `Model.forward`.
+
+    Raises:
+        MmxError: weights prepacked for inference, which have no gradient; or no target.
     """
-    _check(model, tokens, targets)
-    flat = targets.flatten()
-    wanted = (flat >= 0).nonzero()[:, 0]
+    _check_arguments(model, text)
+    targets = text.targets.flatten()
+    positions = (targets >= 0).nonzero()[:, 0]
 
-    def loss_of(twin: Model) -> Tensor:
-        return F.cross_entropy(twin(sources, tokens, mask, wanted, boxes).float(), flat[wanted])
+    def loss_of(variant: Model) -> Tensor:
+        logits = variant(sources, text.tokens, text.mask, positions, boxes)
+        return F.cross_entropy(logits.float(), targets[positions])
 
-    found = [_measure(model, change, loss_of) for change in (_leave, _blind_all_but_last, _cut_highway)]
-    whole = found[0][1]
-    rows = [FlowRow(*key, FlowValues(*(norms.get(key, 0.0) for _, norms in found))) for key in whole]
-    return GradientFlow(tuple(rows), FlowValues(*(loss for loss, _ in found)))
+    changes = (_keep, _remove_all_but_last_cross_attention, _detach_residuals)
+    measured = [_measure(model, change, loss_of) for change in changes]
+    rows = []
+    for part, name in measured[0].norms:
+        rows.append(FlowRow(part, name, FlowValues(*(m.norms.get((part, name), 0.0) for m in measured))))
+    return GradientFlow(tuple(rows), FlowValues(*(m.loss for m in measured)))
 
 
-def _check(model: Model, tokens: Tensor, targets: Tensor) -> None:
+def _check_arguments(model: Model, text: TextBatch) -> None:
     if model.decoder.is_prepacked:
         raise MmxError(
-            "the decoder is laid out for speaking, which carries no gradient; take the model as "
-            "mmx.models.checkpoint.load_model(FOLDER) gives it."
+            "the decoder is prepared for inference, and its prepacked weights have no gradient; load the model with "
+            "mmx.models.checkpoint.load_model(FOLDER).",
+            code="gradient_flow.prepacked",
         )
-    if targets.shape != tokens.shape or not (targets >= 0).any():
+    if not (text.targets >= 0).any():
         raise MmxError(
-            f"targets {list(targets.shape)} with {int((targets >= 0).sum())} to be learned do not fit tokens "
-            f"{list(tokens.shape)}; give the token that follows each position, -100 where nothing is learned."
+            "targets have no token to predict; give the token that follows each position, -100 where none is measured.",
+            code="gradient_flow.no_targets",
         )
 
 
 # ---- variants --------------------------------------------------------------------------------------------------------
 
 
-class _CutPreNorm(PreNorm):
-    """A residual path that hands the numbers on and no gradient; made of the parts of the one it stands for."""
+class _DetachedPreNorm(PreNorm):
+    """A residual connection whose identity path carries no gradient, with the modules of the original."""
 
-    def __init__(self, part: PreNorm) -> None:
+    def __init__(self, original: PreNorm) -> None:
         nn.Module.__init__(self)
-        self.norm, self.dropout, self.gate = part.norm, part.dropout, part.gate
+        self.norm = original.norm
+        self.dropout = original.dropout
+        self.gate = original.gate
 
-    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *args: object) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
-        return x.detach() + self.gate(self.dropout(sublayer(self.norm(x), *args)))
+        return x.detach() + self.gate(self.dropout(sublayer(self.norm(x))))
 
 
-class _CutPostNorm(_CutPreNorm):
-    """The same of norm(x + sublayer(x))."""
+class _DetachedPostNorm(_DetachedPreNorm):
+    """The same for norm(x + sublayer(x))."""
 
-    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *args: object) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
-        return self.norm(x.detach() + self.gate(self.dropout(sublayer(x, *args))))
+        normalized: Tensor = self.norm(x.detach() + self.gate(self.dropout(sublayer(x))))
+        return normalized
 
 
-def _leave(decoder: TextDecoder) -> None:
-    """As it is."""
+def _keep(decoder: TextDecoder) -> None:
+    """The baseline."""
 
 
-def _blind_all_but_last(decoder: TextDecoder) -> None:
-    looking: list[DecoderLayer] = [block for block in decoder.layers if block.cross_attention is not None]  # type: ignore[misc]
-    for block in looking[:-1]:
-        block.cross_attention = None
+def _remove_all_but_last_cross_attention(decoder: TextDecoder) -> None:
+    for layer in cross_attention_layers(decoder)[:-1]:
+        layer.cross_attention = None
 
 
-def _cut_highway(decoder: TextDecoder) -> None:
-    for name, part in list(decoder.named_modules()):
-        if isinstance(part, PreNorm):
-            decoder.set_submodule(name, (_CutPostNorm if isinstance(part, PostNorm) else _CutPreNorm)(part))
+def _detach_residuals(decoder: TextDecoder) -> None:
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, PreNorm):
+            detached = _DetachedPostNorm if isinstance(module, PostNorm) else _DetachedPreNorm
+            decoder.set_submodule(name, detached(module))
 
 
-# ---- one variant, measured -------------------------------------------------------------------------------------------
+# ---- measurement of one variant --------------------------------------------------------------------------------------
 
 
-class _Watched(nn.Module):
-    """A projection that remembers the features it was given, as something to ask the gradient of."""
+class _FeatureProbe(nn.Module):
+    """A projection that keeps the features that it was given, so that their gradient can be computed."""
 
     def __init__(self, projection: KeyValueProjection) -> None:
         super().__init__()
-        self.projection, self.key = projection, projection.key
+        self.projection = projection
+        self.key = projection.key
         self.states: Tensor | None = None
 
     def forward(self, features: Features) -> Memory:
         """Features -> Memory."""
         states = features.states
-        # Of an encoder that computes without gradients the features are where the gradient ends.
-        self.states = states if states.requires_grad else states.clone().requires_grad_()
-        return self.projection(features._replace(states=self.states))
+        if not states.requires_grad:  # the encoder runs without gradients
+            states = states.clone().requires_grad_()
+        self.states = states
+        memory: Memory = self.projection(features._replace(states=states))
+        return memory
 
 
-class _Piece(NamedTuple):
-    """A tensor whose gradient is asked for; along its first axis it is that of `layers` looking layers."""
+class _Measurement(NamedTuple):
+    """The loss of one variant, and its gradient norms by row."""
 
-    part: ModulePart
-    name: str
-    tensor: Tensor
-    layers: int | None = None
-
-    def squares(self, gradient: Tensor | None) -> list[tuple[Key, float]]:
-        """The sum of squares of each row that it belongs to."""
-        parts = [self.tensor] if self.layers is None else self.tensor.chunk(self.layers)
-        names = [self.name] if self.layers is None else [f"{self.name}.{i}" for i in range(self.layers)]
-        if gradient is None:
-            return [((self.part, name), 0.0) for name in names]
-        rows = gradient.double().flatten().split([part.numel() for part in parts])
-        return [((self.part, name), float(row.square().sum())) for name, row in zip(names, rows)]
+    loss: float
+    norms: dict[RowKey, float]
 
 
-def _measure(
-    model: Model, change: Callable[[TextDecoder], None], loss_of: Callable[[Model], Tensor]
-) -> tuple[float, dict[Key, float]]:
-    """The loss of a changed copy, and the norm of its gradient by row."""
-    twin = deepcopy(model).eval()
-    change(twin.decoder)
-    for parameter in twin.parameters():
+def _measure(model: Model, change: Callable[[TextDecoder], None], loss_of: Callable[[Model], Tensor]) -> _Measurement:
+    variant = deepcopy(model).eval()
+    change(variant.decoder)
+    for parameter in variant.parameters():
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    weights, watched = _weights(twin), _watch(twin)
+    parameters = measured_parameters(variant)
+    probes = _insert_probes(variant)
     with torch.enable_grad():
-        loss = loss_of(twin)
-    return float(loss.detach()), _norms(loss, weights, watched)
+        loss = loss_of(variant)
+    return _Measurement(float(loss.detach()), _gradient_norms(loss, parameters, probes))
 
 
-def _norms(loss: Tensor, weights: Sequence[_Piece], watched: Mapping[str, _Watched]) -> dict[Key, float]:
-    features = [_Piece("features", name, watch.states) for name, watch in watched.items() if watch.states is not None]
-    pieces = [*weights, *features]
-    gradients = torch.autograd.grad(loss, [piece.tensor for piece in pieces], allow_unused=True)
-    squares = dict.fromkeys(_order(weights, watched), 0.0)
-    for piece, gradient in zip(pieces, gradients):
-        for key, square in piece.squares(gradient):
+def _gradient_norms(
+    loss: Tensor, parameters: Sequence[MeasuredTensor], probes: Mapping[str, _FeatureProbe]
+) -> dict[RowKey, float]:
+    measured = list(parameters)
+    for name, probe in probes.items():
+        if probe.states is not None:
+            measured.append(MeasuredTensor("features", name, probe.states))
+    gradients = torch.autograd.grad(loss, [item.tensor for item in measured], allow_unused=True)
+    squares = dict.fromkeys(_row_order(parameters, probes), 0.0)
+    for item, gradient in zip(measured, gradients, strict=True):
+        for key, square in zip(item.keys(), item.squared_norms(gradient), strict=True):
             squares[key] += square
     return {key: math.sqrt(square) for key, square in squares.items()}
 
 
-def _order(weights: Sequence[_Piece], names: Mapping[str, _Watched]) -> list[Key]:
-    """The rows, each once; features stand where the forward has them, before the projection of their source."""
-    keys: dict[Key, None] = {}
-    for piece in weights:
-        owner = piece.name.split(".")[0]
-        if piece.part == "projection" and owner in names:
-            keys["features", owner] = None
-        keys |= {key: None for key, _ in piece.squares(None)}
-    return [*keys, *(("features", name) for name in names if ("features", name) not in keys)]
+def _row_order(parameters: Sequence[MeasuredTensor], probes: Mapping[str, _FeatureProbe]) -> list[RowKey]:
+    """All rows once, the features of a source before its projection."""
+    keys: dict[RowKey, None] = {}
+    for item in parameters:
+        source = item.name.split(".")[0]
+        if item.part == "projection" and source in probes:
+            keys["features", source] = None
+        keys |= dict.fromkeys(item.keys())
+    keys |= {("features", source): None for source in probes}
+    return list(keys)
 
 
-def _watch(twin: Model) -> dict[str, _Watched]:
-    """Put a watch on the features of each source, and on what the reader makes of questions."""
-    owners = _owners(twin)
-    watched = {name: _Watched(owner.projection) for name, owner in owners.items()}
-    for name, owner in owners.items():
-        owner.projection = watched[name]
-    return watched
+def _insert_probes(model: Model) -> dict[str, _FeatureProbe]:
+    """Replace the projection of each source, and of the question encoder, by a probe around it."""
+    probes = {}
+    for name, owner in projection_owners(model).items():
+        probe = _FeatureProbe(owner.projection)
+        owner.projection = probe  # type: ignore[assignment]
+        probes[name] = probe
+    return probes
 
 
-def _weights(twin: Model) -> list[_Piece]:
-    """Every weight of floating type, once, with the row that it belongs to."""
-    placed = [(*_place(name), weight) for name, weight in twin.named_parameters() if weight.is_floating_point()]
-    names: dict[tuple[ModulePart, str], list[str]] = defaultdict(list)
-    for part, owner, name, _ in placed:
-        names[part, owner].append(name)
-    layers = {name: owner.projection.layers for name, owner in _owners(twin).items()}
-    pieces = []
-    for part, owner, name, weight in placed:
-        if part == "projection":
-            split = layers[owner] if name in SPLIT else None
-            pieces.append(_Piece(part, f"{owner}.{name.split('.')[0]}", weight, split))
-        else:
-            group = group_of(name, names[part, owner])
-            pieces.append(_Piece(part, f"{owner}.{group}" if part == "encoder" else group, weight))
-    return pieces
+def _table_line(part: str, name: str, cells: Sequence[float | str], width: int) -> str:
+    texts = [cell if isinstance(cell, str) else _format_norm(cell) for cell in cells]
+    return f"{part:<18}{name:<{width}}" + "".join(f"{text:>{COLUMN_WIDTH}}" for text in texts)
 
 
-def _owners(twin: Model) -> dict[str, Any]:
-    """What has a projection, by name."""
-    return {**twin.sources, **({} if twin.question_encoder is None else {QUESTION_ENCODER: twin.question_encoder})}
-
-
-def _place(name: str) -> tuple[ModulePart, str, str]:
-    """The part, the source and the rest of a parameter's name in a model."""
-    first, rest = name.split(".", 1)
-    if first == "sources":
-        source, part, rest = rest.split(".", 2)
-        return part, source, rest  # type: ignore[return-value]
-    if name.startswith("question_encoder.projection."):
-        return "projection", QUESTION_ENCODER, name.removeprefix("question_encoder.projection.")
-    return first, first, rest  # type: ignore[return-value]
-
-
-def group_of(name: str, names: Sequence[str]) -> str:
-    """The layer that a parameter belongs to: its name up to and including the first component that is a number, as
-    backbone.layer1.0; else its first component that does not hold everything, as backbone.conv1. `names`: all names."""
-    parts = name.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    if number is None:
-        holders = os.path.commonprefix([other.split(".")[:-1] for other in names])
-        number = max(0, min(len(holders), len(parts) - 2))
-    return ".".join(parts[: number + 1])
-
-
-def _line(part: str, name: str, cells: Sequence[float | str], wide: int) -> str:
-    told = (cell if isinstance(cell, str) else "-" if math.isnan(cell) else f"{cell:.3g}" for cell in cells)
-    return f"{part:<11}{name:<{wide}}" + "".join(f"{cell:>16}" for cell in told)
+def _format_norm(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}"

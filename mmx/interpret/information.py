@@ -74,7 +74,7 @@ def word_ids(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
 
 
 def word_bits(bits: Tensor, word_ids: Sequence[int]) -> Tensor:
-    """Sum bits of T tokens over the tokens of each word: [..., T] -> [..., W]. `word_ids` as `word_ids` returns them."""
+    """Sum bits of T tokens over the tokens of each word, [..., T] -> [..., W]; see the function `word_ids`."""
     index = torch.tensor(word_ids, dtype=torch.long, device=bits.device)
     words = bits.new_zeros(*bits.shape[:-1], max(word_ids, default=-1) + 1)
     return words.index_add(-1, index, bits)

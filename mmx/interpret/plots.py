@@ -1,203 +1,236 @@
-"""Plots of what inspection measures: each takes numbers and gives a matplotlib Figure, to be saved or shown.
+"""Plots of interpretability measurements: each function takes numbers and returns a matplotlib Figure.
 
-matplotlib comes with the extra `plots`. Colours are those of Okabe and Ito (2008), which colour-blind eyes tell apart;
-where lines stand for ways, their markers differ too. Axes carry units.
+matplotlib is in the extra `plots`. Colors are those of Okabe and Ito (2008), which are distinguishable with color
+blindness; lines also differ in their markers. Axes have units.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mmx.errors import MmxError
+from mmx.interpret.gradient_flow import TITLES, GradientFlow
+from mmx.interpret.leakage import Leakage
+from mmx.interpret.look import Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
-
-    from mmx.interpret.gradient_flow import GradientFlow
-    from mmx.interpret.leakage import Leakage
-    from mmx.interpret.look import Look
+    from matplotlib.lines import Line2D
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WIDE, DPI = 7.2, 130  # inches, and dots of each
+POSITIVE, NEGATIVE = COLORS[0], COLORS[5]
+WIDTH, DPI = 7.2, 130  # inches, dots per inch
+LEGEND_CHARACTERS = 75  # that fit in one line of a legend
 
 
-class CachingCost(Protocol):
-    """What `plot_costs` needs of a row: see `mmx.bench.cache.Cost`."""
+@dataclass(frozen=True)
+class LinePanel:
+    """One panel of `plot_lines`.
 
-    way: str
-    length: int
-    milliseconds: float
-    held: int
-    recomputed: int
+    Args:
+        title: above the panel.
+        unit: label of the y axis.
+        series: y values by the name of a line.
+        log: whether the y axis is logarithmic.
+    """
+
+    title: str
+    unit: str
+    series: Mapping[str, Sequence[float]]
+    log: bool = False
 
 
-def plot_spotlight(look: Look) -> Figure:
-    """How wide the spotlight of each word is, in every layer and head; and the bits that looking saved of it."""
-    figure, (left, right) = _axes(1, 2, height=1.2 + 0.3 * max(3, len(look.words)), widths=(3, 1.4))
-    words, layers = [word.text for word in look.words], look.attention.shape[1]
-    wide = look.entropies().flatten(1)
-    heads = wide.shape[1] // layers
-    image = left.imshow(wide, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+def plot_attention_stats(look: Look) -> Figure:
+    """Normalized entropy of each word's attention by layer and head, and the information gain of each word."""
+    height = 1.2 + 0.3 * max(3, len(look.words))
+    figure, axes = _subplots(1, 2, height, widths=(3, 1.4))
+    left, right = axes[0]
+    words = [word.text for word in look.words]
+    layers = look.attention.shape[1]
+    entropies = look.entropies().flatten(1)
+    heads = entropies.shape[1] // layers
+    image = left.imshow(entropies, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     for layer in range(1, layers):
         left.axvline(layer * heads - 0.5, color="white", linewidth=2)
-    left.set_xticks([layer * heads + (heads - 1) / 2 for layer in range(layers)], [f"layer {n}" for n in range(layers)])
-    left.set(title=f"entropy / log2 S, {heads} heads a layer", xlabel="looking layer and head")
+    centers = [layer * heads + (heads - 1) / 2 for layer in range(layers)]
+    left.set_xticks(centers, [f"layer {layer}" for layer in range(layers)])
+    left.set(title=f"entropy / log2 S, {heads} heads per layer", xlabel="cross-attention layer and head")
     left.set_yticks(range(len(words)), words)
-    figure.colorbar(image, ax=left, label="0: one slot, 1: plain average")
+    figure.colorbar(image, ax=left, label="0: one slot, 1: uniform")
     gains = [word.gain for word in look.words]
-    right.barh(range(len(words)), gains, color=[COLORS[0] if gain >= 0 else COLORS[5] for gain in gains])
-    right.set(title="saved by looking", xlabel="bits", yticks=[], ylim=(len(words) - 0.5, -0.5))
+    right.barh(range(len(words)), gains, color=[POSITIVE if gain >= 0 else NEGATIVE for gain in gains])
+    right.set(title="information gain", xlabel="bits", yticks=[], ylim=(len(words) - 0.5, -0.5))
     right.axvline(0, color="black", linewidth=0.8)
     return figure
 
 
-def plot_flow(flow: GradientFlow) -> Figure:
-    """The gradient of each layer in the three variants, in the order of the forward. A line joins the rows of a part;
-    keys and values have their own."""
-    from mmx.interpret.gradient_flow import TITLES
+def plot_gradient_flow(flow: GradientFlow) -> Figure:
+    """Gradient norms of all rows in the three variants, in the order of the forward pass.
 
-    figure, axes = _axes(1, 1, height=5.0)
-    names, parts = [row.name for row in flow.rows], [row.part for row in flow.rows]
+    A line joins the rows of one part of the model; keys and values have separate lines.
+    """
+    figure, grid = _subplots(1, 1, height=5.0)
+    axes = grid[0][0]
+    parts = [row.part for row in flow.rows]
     lines = _runs([(row.part, row.name.split(".")[1:2] if row.part == "projection" else []) for row in flow.rows])
     for number, title in enumerate(TITLES):
-        norms = [row.norms[number] or float("nan") for row in flow.rows]
-        style: dict[str, Any] = {"marker": MARKERS[number], "color": COLORS[number], "markersize": 5}
-        for first, places in enumerate(lines):
-            axes.plot(places, [norms[n] for n in places], label=None if first else title, **style)
+        norms = [row.norms[number] or math.nan for row in flow.rows]
+        for line, indices in enumerate(lines):
+            label = None if line else title.replace("_", " ")
+            _plot_line(axes, number, indices, [norms[index] for index in indices], label, markersize=5)
     axes.set_yscale("log")
-    for places in _runs(parts):
-        middle, above = sum(places) / len(places), axes.get_xaxis_transform()
-        axes.text(middle, 1.01, parts[places[0]], transform=above, ha="center", fontsize=8)
-        if places[0]:
-            axes.axvline(places[0] - 0.5, color="0.8", linewidth=0.8)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set(ylabel="gradient norm (nats per unit)", xlabel="from the picture (left) to the word (right); gaps: zero")
+    for indices in _runs(parts):
+        center = sum(indices) / len(indices)
+        axes.text(center, 1.01, parts[indices[0]], transform=axes.get_xaxis_transform(), ha="center", fontsize=8)
+        if indices[0]:
+            axes.axvline(indices[0] - 0.5, color="0.8", linewidth=0.8)
+    axes.set_xticks(range(len(flow.rows)), [row.name for row in flow.rows], rotation=90, fontsize=8)
+    axes.set(ylabel="gradient norm (nats per unit)", xlabel="input (left) to output (right); gaps: zero")
     figure.legend(frameon=False, ncols=3, loc="outside upper center")
     axes.grid(axis="y", alpha=0.3)
     return figure
 
 
-def plot_leakage(leaks: Mapping[str, Leakage], source: str) -> Figure:
-    """For each named audit: what every word, every slot and every place of a source moved at every text position.
+def plot_leakage(audits: Mapping[str, Leakage], source: str) -> Figure:
+    """Influence of each token, slot and input region on each text position, one column for each named audit.
 
-    White moved nothing, to the bit; below the line is what is beyond the step. Audits that did not measure `inputs`
-    have no third row. Raises MmxError for a source that an audit did not measure.
+    White cells are exactly zero. Cells below the line are later than the step. Audits that did not measure inputs have
+    no third row. Raises MmxError for a source that an audit did not measure.
     """
-    parts = {name: _moved(leak, source) for name, leak in leaks.items()}
-    titles = list(next(iter(parts.values()), {}))
-    scale = _powers([influence for moved in parts.values() for influence in moved.values()])
-    figure, grid = _axes(len(titles), len(leaks), height=0.7 + 1.5 * len(titles))
-    for column, (name, leak) in enumerate(leaks.items()):
+    influences = {name: _influences(audit, source) for name, audit in audits.items()}
+    titles = list(next(iter(influences.values()), {}))
+    scale = _log_range([influence for by_title in influences.values() for influence in by_title.values()])
+    figure, grid = _subplots(len(titles), len(audits), height=0.7 + 1.5 * len(titles))
+    for column, (name, audit) in enumerate(audits.items()):
         for row, title in enumerate(titles):
             axes = grid[row][column]
-            line = range(len(leak.alignment)) if row == 0 else leak.alignment.tolist()
-            image = _influence(axes, parts[name][title], line, scale)
+            line = range(len(audit.alignment)) if row == 0 else audit.alignment.tolist()
+            image = _plot_influence(axes, influences[name][title], line, scale)
             if column == 0:
                 axes.set_ylabel(title)
         grid[0][column].set_title(name, fontsize=9)
         grid[-1][column].set_xlabel("text position")
-    figure.colorbar(image, ax=grid, label="largest change, log10 nats (white: none)")
+    figure.colorbar(image, ax=list(chain(*grid)), label="largest change, log10 nats (white: none)")
     return figure
 
 
-def _moved(leak: Leakage, source: str) -> dict[str, Tensor]:
-    """What was changed -> its influence, [changed, T]."""
-    if source not in leak.slots:
-        raise MmxError(f"the audit did not measure {source!r}; expected one of {', '.join(leak.slots) or 'none'}.")
-    moved = {"word changed": leak.targets, "slot changed": leak.slots[source]}
-    return {**moved, "input changed": leak.inputs[source]} if source in leak.inputs else moved
-
-
-def _powers(influences: Sequence[Tensor]) -> tuple[int, int]:
-    """The powers of ten between which all of them lie that are not zero."""
-    every = torch.cat([influence.flatten().double() for influence in influences])
-    powers = every[every > 0].log10()
-    return (math.floor(powers.min()), math.floor(powers.max()) + 1) if len(powers) else (-1, 0)
-
-
-def _influence(axes: Axes, influence: Tensor, line: Sequence[int], scale: tuple[int, int]) -> AxesImage:
-    """A matrix [changed, T] on a scale of logarithms, which zero is not on; under the line is what lies ahead."""
-    shown = torch.log10(influence.double()).where(influence > 0, float("nan"))
-    image = axes.imshow(shown, cmap="cividis_r", vmin=scale[0], vmax=scale[1], aspect="auto", origin="upper")
-    edges = [t - 0.5 for t in range(len(line) + 1)]
-    axes.stairs([own + 0.5 for own in line], edges, baseline=None, color=COLORS[5], linewidth=1.2)
-    axes.set_ylim(len(influence) - 0.5, -0.5)
-    axes.locator_params(integer=True, nbins=6)
-    return image
-
-
-def plot_costs(costs: Sequence[CachingCost]) -> Figure:
-    """Of a token: its time, and the bytes of keys and values made for it; of the text: the bytes held. Over its length,
-    each way a line."""
-    figure, panels = _axes(1, 3, height=3.2)
-    for number, way in enumerate(dict.fromkeys(cost.way for cost in costs)):
-        rows = [cost for cost in costs if cost.way == way]
-        style: dict[str, Any] = {"marker": MARKERS[number], "color": COLORS[number], "label": way}
-        lengths = [cost.length for cost in rows]
-        panels[0].plot(lengths, [cost.milliseconds for cost in rows], **style)
-        panels[1].plot(lengths, [cost.recomputed / 2**10 for cost in rows], **style)
-        panels[2].plot(lengths, [cost.held / 2**10 for cost in rows], **style)
-    panels[0].set(ylabel="ms a token", title="time", ylim=(0, None))
-    panels[1].set(ylabel="KiB a token", title="keys and values made", yscale="log")
-    panels[1].yaxis.set_major_formatter("{x:g}")
-    panels[2].set(ylabel="KiB", title="held between tokens", ylim=(0, None))
-    for axes in panels:
-        axes.set(xlabel="tokens of the text", xticks=sorted({cost.length for cost in costs}))
-        axes.title.set_fontsize(10)
+def plot_lines(x: Sequence[float], xlabel: str, panels: Sequence[LinePanel]) -> Figure:
+    """Panels beside each other with the same x values; lines of the same name have the same color and marker."""
+    figure, grid = _subplots(1, len(panels), height=3.2)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        for number, (name, values) in enumerate(panel.series.items()):
+            _plot_line(axes, number, x, values, name)
+        axes.set(xlabel=xlabel, xticks=list(x), ylabel=panel.unit)
+        axes.set_title(panel.title, fontsize=10)
+        if panel.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 def plot_bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str, level: tuple[str, float] | None = None
 ) -> Figure:
-    """Bars of several series beside each other for each group; `level` is a dashed line with its name (chance)."""
-    figure, axes = _axes(1, 1, height=3.6)
+    """Bars of several series beside each other for each group; `level` is a named dashed line, such as chance."""
+    figure, grid = _subplots(1, 1, height=3.6)
+    axes = grid[0][0]
     width = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
-        places = [group + (number - (len(series) - 1) / 2) * width for group in range(len(groups))]
-        bars = axes.bar(places, values, width * 0.92, color=COLORS[number], label=name)
+        offset = (number - (len(series) - 1) / 2) * width
+        positions = [group + offset for group in range(len(groups))]
+        bars = axes.bar(positions, values, width * 0.92, color=COLORS[number], label=name)
         axes.bar_label(bars, fmt="%.2f", fontsize=8, padding=1)
+    names = list(series)
     if level is not None:
         axes.axhline(level[1], color="black", linestyle="--", linewidth=1, label=level[0])
+        names.append(level[0])
     axes.set_xticks(range(len(groups)), groups)
     axes.set(ylabel=unit)
     axes.margins(y=0.16)
-    if len(series) > 1 or level is not None:
-        longest = max(len(name) for name in [*series, *([level[0]] if level else [])])
-        columns = max(1, min(5, 75 // (longest + 6)))  # about 75 letters and the samples of colour fit
-        figure.legend(frameon=False, ncols=columns, fontsize=9, loc="outside upper center")
+    if len(names) > 1:
+        columns = LEGEND_CHARACTERS // (max(map(len, names)) + 6)  # 6 characters for the color sample
+        figure.legend(frameon=False, ncols=max(1, min(5, columns)), fontsize=9, loc="outside upper center")
     return figure
 
 
-def _axes(rows: int, columns: int, height: float, widths: Sequence[float] | None = None) -> tuple[Figure, Any]:
-    """An empty figure and its axes: one, a row, or rows of them."""
+def _influences(audit: Leakage, source: str) -> dict[str, Tensor]:
+    """Influence [perturbed, T] by what was perturbed."""
+    if source not in audit.slots:
+        known = list(audit.slots)
+        raise MmxError(
+            f"source {source!r} was not measured; expected one of {', '.join(known) or 'none'}.",
+            code="leakage.source",
+            source=source,
+            known=known,
+        )
+    influences = {"perturbed token": audit.targets, "perturbed slot": audit.slots[source]}
+    if source in audit.inputs:
+        influences["perturbed input"] = audit.inputs[source]
+    return influences
+
+
+def _log_range(influences: Sequence[Tensor]) -> tuple[int, int]:
+    """The powers of ten that enclose all nonzero values."""
+    values = torch.cat([influence.flatten().double() for influence in influences])
+    powers = values[values > 0].log10()
+    return (math.floor(powers.min()), math.floor(powers.max()) + 1) if len(powers) else (-1, 0)
+
+
+def _plot_influence(axes: Axes, influence: Tensor, line: Sequence[int], scale: tuple[int, int]) -> AxesImage:
+    """A matrix [perturbed, T] on a logarithmic color scale, with a line below the aligned element of each position."""
+    powers = torch.log10(influence.double()).where(influence > 0, math.nan)
+    image = axes.imshow(powers, cmap="cividis_r", vmin=scale[0], vmax=scale[1], aspect="auto", origin="upper")
+    edges = [position - 0.5 for position in range(len(line) + 1)]
+    axes.stairs([aligned + 0.5 for aligned in line], edges, baseline=None, color=NEGATIVE, linewidth=1.2)
+    axes.set_ylim(len(influence) - 0.5, -0.5)
+    axes.locator_params(integer=True, nbins=6)
+    return image
+
+
+def _plot_line(
+    axes: Axes,
+    number: int,
+    x: Sequence[float],
+    y: Sequence[float],
+    label: str | None,
+    markersize: float | None = None,
+) -> list[Line2D]:
+    """A line with the color and marker of its number."""
+    return axes.plot(x, y, marker=MARKERS[number], color=COLORS[number], label=label, markersize=markersize)
+
+
+def _subplots(
+    rows: int, columns: int, height: float, widths: Sequence[float] | None = None
+) -> tuple[Figure, list[list[Axes]]]:
+    """An empty figure of a height in inches, and its axes [rows, columns]."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MmxError("plots need matplotlib, which is not installed; type: pip install 'mmx[plots]'") from error
-    figure = Figure(figsize=(WIDE, height), dpi=DPI, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, width_ratios=widths)
-    for axes in grid.flat:
-        _plain(axes)
-    return figure, grid if rows > 1 else grid[0] if columns > 1 else grid[0][0]
+        raise MmxError(
+            "plots need matplotlib, which is not installed; type: pip install 'mmx[plots]'", code="plots.not_installed"
+        ) from error
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    grid = [list(row) for row in figure.subplots(rows, columns, squeeze=False, width_ratios=widths)]
+    for axes in chain(*grid):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
 
 
-def _runs(kinds: Sequence[object]) -> list[list[int]]:
-    """Places of equal neighbours, run by run."""
-    return [[n for n, _ in run] for _, run in groupby(enumerate(kinds), lambda pair: pair[1])]
-
-
-def _plain(axes: Axes) -> None:
-    """No frame where nothing is."""
-    axes.spines[["top", "right"]].set_visible(False)
+def _runs(items: Sequence[object]) -> list[list[int]]:
+    """The indices of equal neighbors, run by run."""
+    return [[index for index, _ in run] for _, run in groupby(enumerate(items), lambda pair: pair[1])]

@@ -1,8 +1,6 @@
-"""Replay: a text that is there goes through the decoder once more, in one pass, and is asked what it looked at.
+"""Analysis of a given text under teacher forcing: one forward pass gives the attention of every word.
 
-Alphabet: W words, T text positions, L looking layers, H heads, S slots.
-
-Whoever chose the words, greedily, by lot or by beams: at each position the decoder asks what it asked then.
+Axes: W words, T text positions, L cross-attention layers, H heads, S slots.
 """
 
 from __future__ import annotations
@@ -10,119 +8,185 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from mmx.encoders.base import Encoder
 from mmx.errors import MmxError
 from mmx.interpret.attention_maps import all_attention_maps, value_weighted_attention
 from mmx.interpret.attention_stats import gate_values
-from mmx.interpret.grid import displacement
+from mmx.interpret.grid import Displacement, displacement
 from mmx.interpret.information import surprisal
-from mmx.interpret.look import Look, MapMethod, SourceView, WordInformation
+from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.recorder import QueryRecorder
 from mmx.interpret.relevance import relevance
+from mmx.interpret.text_batch import TextBatch
+from mmx.interpret.word_maps import SourceView, WordInformation
 from mmx.io.images import load_image
 from mmx.memory import Memory
 from mmx.models.model import Model
 from mmx.models.question_encoder import QUESTION_ENCODER
 
 
+@dataclass(frozen=True)
+class TargetText:
+    """A text to be analyzed. prompt: tokens before it; target: its tokens; question: the question it answers."""
+
+    prompt: Sequence[int]
+    target: Sequence[int]
+    question: str | None = None
+
+
 def look_at_text(
     model: Model,
     memory: Memory,
-    prompt: Sequence[int],
-    target: Sequence[int],
-    question: str | None,
+    text: TargetText,
     views: Sequence[SourceView],
     method: MapMethod = "weighted",
-    blind: Memory | None = None,
+    baseline: Memory | None = None,
 ) -> Look:
-    """What the words of a text that is there looked at: tokens of a prompt, and those that were `said` after it.
+    """The attention, relevance, log-probability and information gain of every word of a text.
 
-    memory: of one row, as the decoder looked at it; places: those of its segments, see `places_of`; blind: what is left
-    without the sources (None: nothing). Raises MmxError for a kind of map that there is not.
+    Args:
+        model: a Model.
+        memory: one row, as the decoder attends to it.
+        text: the text.
+        views: of the segments of the memory, see `source_views`.
+        method: what the maps show, see `Look`.
+        baseline: the memory without the sources, for the information gain; an empty memory by default.
+
+    Raises:
+        MmxError: an unknown method.
     """
-    if method not in (known := get_args(MapMethod)):
-        raise MmxError(f"by was given {method!r}; expected one of {', '.join(known)}.")
-    decoder, start = model.decoder, len(prompt) - 1
-    tokens = torch.tensor([[[*prompt, *target]]], device=model.device)[:, :, : start + max(1, len(target))]
-    targets = torch.full_like(tokens, -1)
-    targets[0, 0, start:] = torch.tensor(list(target), device=model.device) if target else -1
-    words = model.tokenizer.words(target)
-    here = torch.full_like(tokens, -1)
-    for number, (_, pieces) in enumerate(words):
-        here[0, 0, [start + piece for piece in pieces]] = number
-    recorder, nothing = QueryRecorder(), decoder.empty_memory(1) if blind is None else blind
+    known = get_args(MapMethod)
+    if method not in known:
+        raise MmxError(
+            f"method is {method!r}; expected one of {', '.join(known)}.",
+            code="look.method",
+            given=method,
+            expected=known,
+        )
+    decoder = model.decoder
+    tokenized = _tokenize(model, text)
+    batch = tokenized.batch
+    recorder = QueryRecorder()
+    without = decoder.empty_memory(1) if baseline is None else baseline
     with torch.inference_mode():
-        seeing = surprisal(decoder, memory, tokens, None, targets, recorder)[0, 0]
-        without = surprisal(decoder, nothing, tokens, None, targets)[0, 0]
+        bits = surprisal(decoder, memory, batch, recorder)[0, 0]
+        gain = surprisal(decoder, without, batch)[0, 0] - bits
         attention = all_attention_maps(recorder, memory, 1)
-        weighed = value_weighted_attention(decoder, memory, attention)
-    steps = [[start + piece for piece in pieces] for _, pieces in words]
-    facts = [
-        WordInformation(text, -math.log(2) * float(seeing[s].sum()), float((without - seeing)[s].sum()))
-        for (text, _), s in zip(words, steps)
-    ]
-    gained = relevance(decoder, memory, tokens, targets, here)[0, 0].cpu() if method in ("relevance", "both") else None
+        weighted = value_weighted_attention(decoder, memory, attention)
+    by_word = None
+    if method in ("relevance", "both"):
+        by_word = relevance(decoder, memory, batch, tokenized.word_ids)[0, 0].cpu()
+    positions = tokenized.positions
+    words = []
+    for name, where in zip(tokenized.words, positions, strict=True):
+        words.append(WordInformation(name, -math.log(2) * float(bits[where].sum()), float(gain[where].sum())))
     return Look(
-        text=model.tokenizer.decode(target),
-        question=question,
-        words=tuple(facts),
-        attention=_over_steps(attention[0, 0], steps),
-        weighted=_over_steps(weighed[0, 0], steps),
-        relevance=gained,
+        text=model.tokenizer.decode(text.target),
+        question=text.question,
+        words=tuple(words),
+        attention=_mean_by_word(attention[0, 0], positions),
+        weighted=_mean_by_word(weighted[0, 0], positions),
+        relevance=by_word,
         method=method,
-        visible=_over_steps(_in_view(recorder, memory, tokens.shape[-1]), steps) > 0,
+        visible=_mean_by_word(_visible_slots(recorder, memory, batch.tokens.shape[-1]), positions) > 0,
         views=tuple(views),
         gates=tuple(gate_values(decoder)),
     )
 
 
-def _in_view(recorder: QueryRecorder, memory: Memory, length: int) -> Tensor:
-    """bool [T, S]: which slots each position could see."""
+@dataclass(frozen=True)
+class _TokenizedText:
+    """A batch of one text, its words, the text positions that predict each word, and the word of each position."""
+
+    batch: TextBatch
+    words: list[str]
+    positions: list[list[int]]
+    word_ids: Tensor
+
+
+def _tokenize(model: Model, text: TargetText) -> _TokenizedText:
+    """The inputs of the decoder: position `start + i` predicts token i of the target."""
+    start = len(text.prompt) - 1
+    length = start + max(1, len(text.target))
+    tokens = torch.tensor([[[*text.prompt, *text.target]]], device=model.device)[:, :, :length]
+    targets = torch.full_like(tokens, -1)
+    if text.target:
+        targets[0, 0, start:] = torch.tensor(list(text.target), device=model.device)
+    word_ids = torch.full_like(tokens, -1)
+    words = []
+    positions = []
+    for number, (word, indices) in enumerate(model.tokenizer.words(text.target)):
+        where = [start + index for index in indices]
+        word_ids[0, 0, where] = number
+        words.append(word)
+        positions.append(where)
+    return _TokenizedText(TextBatch(tokens, targets), words, positions, word_ids)
+
+
+def _visible_slots(recorder: QueryRecorder, memory: Memory, length: int) -> Tensor:
+    """bool [T, S]: the slots visible at each position."""
     mask = recorder.recorded(recorder.layers[0])[0].mask
-    whole = memory.mask.new_ones(length, memory.num_slots)
-    return whole if mask is None else whole & mask[0, 0]
+    visible = memory.mask.new_ones(length, memory.num_slots)
+    return visible if mask is None else visible & mask[0, 0]
 
 
-def _over_steps(given: Tensor, steps: Sequence[Sequence[int]]) -> Tensor:
-    """[T, ...] -> [W, ...], the mean over the steps of each word."""
-    rows = [given[list(step)].float().mean(0) for step in steps]
-    return torch.stack(rows).cpu() if rows else given[:0].float().cpu()
+def _mean_by_word(values: Tensor, positions: Sequence[Sequence[int]]) -> Tensor:
+    """[T, ...] -> [W, ...], the mean over the positions of each word."""
+    rows = [values[list(where)].float().mean(0) for where in positions]
+    return torch.stack(rows).cpu() if rows else values[:0].float().cpu()
 
 
 def source_views(
-    model: Model, memory: Memory, raw: Mapping[str, Any], displacements: dict[str, tuple[float, float]] | None = None
+    model: Model,
+    memory: Memory,
+    inputs: Mapping[str, object],
+    displacements: dict[str, Displacement] | None = None,
 ) -> list[SourceView]:
-    """The place of each segment of a memory on its raw input, by source name; without an input, only in the memory.
+    """A view of each segment of a memory.
 
-    displacements: those that are known already; what is measured is put in.
+    Args:
+        model: the model that encoded the memory.
+        memory: a Memory.
+        inputs: raw inputs by source name, for images, labels and displacements. May lack any of them. A source with
+            several segments is not matched to its input.
+        displacements: a cache by source name. Measured displacements are added to it.
     """
-    known = {} if displacements is None else displacements
-    again = Counter(segment.source for segment in memory.layout)
-    seen: Counter[str] = Counter()
-    found = []
+    cache = {} if displacements is None else displacements
+    counts = Counter(segment.source for segment in memory.layout)
+    numbers: Counter[str] = Counter()
+    views = []
     for segment in memory.layout:
         name = segment.source
-        seen[name] += 1
-        place = SourceView(segment, name if again[name] == 1 else f"{name} {seen[name]}")
-        given = raw.get(name) if again[name] == 1 else None  # of several, nobody says which is which
-        found.append(place if given is None else _on_its_input(model, place, given, known))
-    return found
+        numbers[name] += 1
+        if counts[name] > 1:
+            views.append(SourceView(segment, f"{name} {numbers[name]}"))
+            continue
+        view = SourceView(segment, name)
+        raw = inputs.get(name)
+        views.append(view if raw is None else _with_input(model, view, raw, cache))
+    return views
 
 
-def _on_its_input(model: Model, place: SourceView, given: Any, known: dict[str, tuple[float, float]]) -> SourceView:
-    name = place.segment.source
+def _with_input(model: Model, view: SourceView, raw: object, cache: dict[str, Displacement]) -> SourceView:
+    """The view with the properties of its raw input."""
+    name = view.segment.source
     if name == QUESTION_ENCODER and model.question_encoder is not None:
-        return replace(place, labels=tuple(model.question_encoder.labels(given)))
+        return replace(view, labels=tuple(model.question_encoder.labels(raw)))
     encoder = model.encoder(name)
-    if not place.segment.grid:
-        return replace(place, labels=tuple(encoder.labels(given)))
-    if name not in known:
-        inputs = encoder.collate([encoder.prepare(given)])
-        known[name] = displacement(encoder, {key: tensor.to(model.device) for key, tensor in inputs.items()})
-    picture = load_image(given) if encoder.modality == "image" else None
-    return replace(place, picture=picture, window=encoder.window(given), displacement=known[name])
+    if not view.segment.grid:
+        return replace(view, labels=tuple(encoder.labels(raw)))
+    if name not in cache:
+        cache[name] = _measure_displacement(model, encoder, raw)
+    image = load_image(raw) if encoder.modality == "image" else None  # type: ignore[arg-type]
+    return replace(view, image=image, window=encoder.window(raw), displacement=cache[name])
+
+
+def _measure_displacement(model: Model, encoder: Encoder, raw: object) -> Displacement:
+    inputs = encoder.collate([encoder.prepare(raw)])
+    return displacement(encoder, {name: tensor.to(model.device) for name, tensor in inputs.items()})
