@@ -1,4 +1,4 @@
-"""The command that brings a published model into a folder of ours."""
+"""The command `mmx import`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from typing import Annotated
 import typer
 
 
-def import_(
+def import_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A published model's folder, or its public name.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to be written.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
     revision: Annotated[
-        str | None,
-        typer.Option("--revision", metavar="NAME", help="A branch or commit of a public name."),
+        str | None, typer.Option("--revision", metavar="NAME", help="A branch or commit of a public name.")
     ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read a pickle (*.bin) as well, tensors alone.")
+        bool, typer.Option("--allow-pickle", help="Also read pickled weights (*.bin), only tensors.")
     ] = False,
 ) -> None:
     """Convert a published model into a checkpoint folder.
 
-    ViT-GPT2, TrOCR, BLIP (captions, questions), Marian, Whisper. Every tensor finds
-    its place in the one decoder, or the model is refused. --model reads such a model
-    as well.
+    ViT-GPT2, TrOCR, BLIP (captions, questions), Marian, Whisper. Every tensor is
+    mapped, or the model is refused. --model also reads such a model directly.
     """
     from mmx.hub import load_hf_model
     from mmx.models.checkpoint import save_model

@@ -1,4 +1,4 @@
-"""What a person names is many things: pictures, folders, patterns, manifests, shards, texts. One stream of inputs."""
+"""The arguments of a command as a stream of inputs: files, folders, patterns, manifests, tar archives, texts."""
 
 from __future__ import annotations
 
@@ -8,264 +8,291 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmx.errors import MmxError
-from mmx.io.results_file import files_of
+from mmx.io.files import find_files, is_pattern
+from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, IdSet, hash_id, output_files
+from mmx.io.tar import is_tar, read_tar
 
 if TYPE_CHECKING:
+    from mmx.data.json_fields import RecordLocation
     from mmx.inference.pipeline import Pipeline
 
-WRITTEN = ("image", "audio", "text")  # modalities whose inputs are written as texts: paths, or the text itself
-Inputs = Mapping[str, Any]  # raw inputs by source name; "" is one whose source the model must find
+TEXT_MODALITIES = ("image", "audio", "text")  # modalities whose inputs are paths, or the text itself
+Inputs = Mapping[str, object]  # raw inputs by source name; the source of "" is found by the path
 
 
 class InputItem(NamedTuple):
-    """An input: the facts that its row begins with, what a person calls it, and what is read, or why it is not.
-    failed: it is one input that cannot be read, beside which others could be, and no wrong usage."""
+    """One input of a command.
 
-    fields: dict[str, Any]
+    Attributes:
+        fields: the fields with which its row starts.
+        name: what messages call it.
+        inputs: what is read, by source name, or why it cannot be.
+        unreadable: whether an error is about this one input; else it is about the arguments (wrong usage).
+    """
+
+    fields: dict[str, object]
     name: str
     inputs: Inputs | MmxError
-    failed: bool = False
+    unreadable: bool = False
 
 
-def input_items(photos: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[InputItem]:
-    """The inputs that the words of a command stand for, in order, each when it is due. What folders and patterns have
-    of the files of `out` is passed over: a run reads no results of its own."""
-    for place in _places(photos, pipeline, out):
-        if isinstance(place, InputItem):
-            yield place
-        elif _is_manifest(place, pipeline):
-            yield from _some(_lines(place, pipeline), place, "no lines are in this list")
-        elif _is_shard(place, pipeline):
-            yield from _some(_members(place, pipeline), place, "no pictures are in this tar file")
+def input_items(names: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[InputItem]:
+    """Yield the inputs that the arguments of a command stand for, in order.
+
+    Folders are searched for what the model reads; patterns also for manifests and archives. A file that a search finds
+    again is skipped, and so are the files of --out.
+    """
+    for entry in _expand(names, pipeline, out):
+        if isinstance(entry, InputItem):
+            yield entry
+        elif _is_manifest(entry, pipeline):
+            yield from _or_error(_manifest_items(entry, pipeline), entry, "this list has no lines")
+        elif _is_archive(entry, pipeline):
+            yield from _or_error(_archive_items(entry, pipeline), entry, "this tar file has no images")
         else:
-            yield _file(place, pipeline)
+            yield _file_item(entry, pipeline)
 
 
-def at_least_one(inputs: Iterable[InputItem]) -> Iterator[InputItem]:
-    """The same inputs. Raises the first reason where none of them is an input: then there is nothing to be done."""
-    following = iter(inputs)
+def require_input(items: Iterable[InputItem]) -> Iterator[InputItem]:
+    """Return the same items. Raises the first error if none of them is an input: then there is nothing to do."""
+    rest = iter(items)
     refused: list[InputItem] = []
-    for item in following:
-        if item.failed or not isinstance(item.inputs, MmxError):
-            return chain(refused, [item], following)
+    for item in rest:
+        if item.unreadable or not isinstance(item.inputs, MmxError):
+            return chain(refused, [item], rest)
         refused.append(item)
-    raise next((item.inputs for item in refused if isinstance(item.inputs, MmxError)), MmxError("nothing was given."))
+    for item in refused:
+        if isinstance(item.inputs, MmxError):
+            raise item.inputs
+    raise MmxError("no input was given.", code="input.none")
 
 
-def count(photos: Sequence[str], pipeline: Pipeline, shards: int = 1, out: Path | None = None) -> int | None:
-    """About how many inputs one of so many shards has; None where that takes reading them all, as in a tar file."""
+def count_inputs(names: Sequence[str], pipeline: Pipeline, num_shards: int, out: Path | None) -> int | None:
+    """Return about how many inputs a shard has; None for tar archives, which would have to be read."""
     total = 0
-    for place in _places(photos, pipeline, out):
-        if isinstance(place, str) and _is_shard(place, pipeline):
+    for entry in _expand(names, pipeline, out):
+        if isinstance(entry, InputItem):
+            total += 1
+        elif _is_archive(entry, pipeline):
             return None
-        if isinstance(place, str) and _is_manifest(place, pipeline):
-            with open(place, "rb") as file:
+        elif _is_manifest(entry, pipeline):
+            with open(entry, "rb") as file:
                 total += sum(1 for line in file if line.strip())
         else:
             total += 1
-    return total // shards
+    return total // num_shards
 
 
-def refuse_empty(photos: Sequence[str]) -> None:
-    """Raise MmxError for a word of no letters: a variable that is not set shall not stand for the current folder."""
-    if not all(photos):
-        raise MmxError("an input was given as '', which names nothing; expected a path, type . for this folder.")
+def check_names(names: Sequence[str]) -> None:
+    """Raise MmxError for an empty argument: an unset shell variable must not stand for the current folder."""
+    if not all(names):
+        message = "an input was given as '', which is not a path; type . for the current folder."
+        raise MmxError(message, code="input.empty_name")
 
 
-def refuse_inputs(out: Path | None, inputs: Iterable[Any]) -> None:
-    """Raise MmxError where results would be written over one of the inputs (paths; what else there is counts not)."""
-    own = files_of(out)
+def check_not_overwritten(out: Path | None, inputs: Iterable[object]) -> None:
+    """Raise MmxError if results would be written over one of the inputs. Values that are not paths are ignored."""
+    results = output_files(out)
     for raw in inputs:
-        if isinstance(raw, str | os.PathLike) and _is_one_of(raw, own):
-            raise MmxError(f"--out {out} would be written over {os.fspath(raw)}, an input; choose another --out.")
+        if isinstance(raw, str | os.PathLike) and _is_one_of(raw, results):
+            path = os.fspath(raw)
+            message = f"--out {out} would overwrite the input {path}; choose another --out."
+            raise MmxError(message, code="output.is_input", path=path)
 
 
-def inputs_in(photo: str, pipeline: Pipeline) -> list[Any]:
-    """What a word of a command names: itself, or the input behind the name of its source."""
-    typed = inputs_named(photo, pipeline)
-    return [photo] if typed is None else list(typed.values())
+def raw_inputs(name: str, pipeline: Pipeline) -> list[object]:
+    """Return the path in an argument, or the input after the name of its source."""
+    named = parse_named_input(name, pipeline)
+    return [name] if named is None else list(named.values())
 
 
-def inputs_named(text: str, pipeline: Pipeline) -> Inputs | None:
-    """An input typed with the name of its source, as text=...; None for a path."""
-    name, _, raw = text.partition("=")
-    return {name: raw} if raw and name in pipeline.model.encoders and not os.path.exists(text) else None
+def parse_named_input(name: str, pipeline: Pipeline) -> Inputs | None:
+    """Parse an argument such as text=Hello, with the name of a source; None for a path."""
+    source, _, raw = name.partition("=")
+    return {source: raw} if raw and source in pipeline.model.encoders and not os.path.exists(name) else None
 
 
-def spelled(path: str) -> str:
-    """A path as rows have it, without "./" and doubled slashes; an address as it was typed."""
+def normalize_path(path: str) -> str:
+    """Return a path without "./" and double slashes; a URL as it is."""
     from mmx.data.json_fields import is_url
 
     return path if is_url(path) and not os.path.exists(path) else str(Path(path))
 
 
 def display_name(inputs: Inputs) -> str:
-    """What a person calls inputs: their paths, or what else was typed."""
+    """Return what messages call inputs: their paths, or what else was typed."""
     return " + ".join(str(raw) for raw in inputs.values())
 
 
-def find_source(path: str, pipeline: Pipeline) -> str:
-    """The source that a path is for. Raises MmxError where it could be several."""
-    from mmx.models.source import find_source
+def by_source(inputs: Inputs, pipeline: Pipeline) -> dict[str, object]:
+    """Return inputs by source name; the source of one without a name is found. Raises MmxError."""
+    named = {name: raw for name, raw in inputs.items() if name}
+    if "" in inputs:
+        source = _find_source(str(inputs[""]), pipeline)
+        if source in named:
+            message = f"--source names {source}, which is the source of {inputs['']}; name another source."
+            raise MmxError(message, code="option.source_twice", source=source)
+        named = {source: inputs[""], **named}
+    return named
 
-    return find_source(pipeline.model.encoders, path)
+
+# ---- arguments -------------------------------------------------------------------------------------------------
 
 
-# ---- pieces ----------------------------------------------------------------------------------------------------
-
-
-def _places(photos: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[InputItem | str]:
-    """The paths that words stand for, folders walked and patterns matched; what is no path is an input already."""
+def _expand(names: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[InputItem | str]:
+    """Yield the paths that arguments stand for; an input that is not a path is an item already."""
     from mmx.data.json_fields import is_url
-    from mmx.io.files import find_files, is_pattern
 
-    walked: list[str] = []
-    own = files_of(out)
-    for photo in photos:
-        typed = inputs_named(photo, pipeline)
-        if typed is not None:
-            yield InputItem(dict(typed), display_name(typed), typed)
-            continue
-        if is_url(photo) and not os.path.exists(photo):
-            yield photo
-            continue
-        earlier, empty = list(walked), True
-        # A pattern finds in a folder that was walked what the walk had no eye for: lists and shards.
-        by_pattern = is_pattern(photo)
-        wanted = partial(_is_wanted, pipeline, tuple(walked) if by_pattern else None, own)
-        for found in find_files([photo], wanted, [] if by_pattern else walked):
-            empty = False
-            yield _refused(photo, found, pipeline) if isinstance(found, MmxError) else str(found)
-        if empty and not _are_related(photo, earlier):
-            where = "match this pattern" if by_pattern else "are in this folder"
-            yield _refused(photo, MmxError(f"{photo!r}: no pictures {where}; check the path."), pipeline)
+    results = output_files(out)
+    found_paths = IdSet()
+    for name in names:
+        inputs = parse_named_input(name, pipeline)
+        if inputs is not None:
+            yield InputItem(dict(inputs), display_name(inputs), inputs)
+        elif os.path.isdir(name) or (is_pattern(name) and not is_url(name)):
+            yield from _search(name, pipeline, results, found_paths)
+        else:
+            yield normalize_path(name)
 
 
-def _is_wanted(pipeline: Pipeline, walked: tuple[str, ...] | None, own: Sequence[Path], path: str) -> bool:
-    """A folder is walked for what the model reads; a pattern (given what was `walked` before it) may mean lists and
-    shards as well."""
-    from mmx.io.files import is_under
+def _search(name: str, pipeline: Pipeline, results: Sequence[Path], found_paths: IdSet) -> Iterator[InputItem | str]:
+    """Yield the files that a folder or a pattern stands for, apart from those found before."""
+    by_pattern = is_pattern(name)
+    is_empty = True
+    for path in find_files([name], partial(_is_searched, pipeline, by_pattern, results)):
+        is_empty = False
+        if isinstance(path, MmxError):
+            yield _error_item(name, path, pipeline)
+        elif found_paths.add(hash_id(os.path.abspath(path))):
+            yield str(path)
+    if is_empty:
+        problem = "no images match this pattern" if by_pattern else "no images are in this folder"
+        yield _error_item(name, _nothing_found(name, problem), pipeline)
 
-    if walked is None or not (_is_manifest(path, pipeline) or _is_shard(path, pipeline)):
-        found_before = walked is not None and is_under(Path(path).parent, walked)
-        return pipeline.accepts(path) and not found_before and not _is_one_of(path, own)
-    return not _is_one_of(path, own)
+
+def _is_searched(pipeline: Pipeline, by_pattern: bool, results: Sequence[Path], path: str) -> bool:
+    accepted = pipeline.accepts(path)
+    if by_pattern and not accepted:
+        accepted = _is_manifest(path, pipeline) or _is_archive(path, pipeline)
+    return accepted and not _is_one_of(path, results)
 
 
-def _is_one_of(path: str | os.PathLike[str], own: Sequence[Path]) -> bool:
-    """Whether a path is that of one of these files, through links or under another name; they need not be there yet."""
+def _is_one_of(path: str | os.PathLike[str], files: Sequence[Path]) -> bool:
+    """Whether a path leads to one of some files, also through links. The files need not exist."""
     try:
-        return any(
-            os.path.samefile(path, file) if os.path.exists(file) else os.path.realpath(path) == str(file)
-            for file in own
-        )
-    except (OSError, ValueError):  # no such file, or no name of one
-        return False
-
-
-def _are_related(photo: str, walked: Sequence[str]) -> bool:
-    """Whether a folder lies in one that was walked before, or the other way round: then its files were found there."""
-    place = os.path.abspath(photo)
-    return any(os.path.commonpath([place, other]) in (place, other) for other in walked)
+        for file in files:
+            if os.path.samefile(path, file) if os.path.exists(file) else os.path.realpath(path) == str(file):
+                return True
+    except (OSError, ValueError):  # no such file, or not a valid name
+        pass
+    return False
 
 
 def _is_manifest(path: str, pipeline: Pipeline) -> bool:
     return path.endswith(".jsonl") and os.path.isfile(path) and not pipeline.accepts(path)
 
 
-def _is_shard(path: str, pipeline: Pipeline) -> bool:
-    from mmx.io.tar import is_tar
-
+def _is_archive(path: str, pipeline: Pipeline) -> bool:
     return is_tar(path) and os.path.isfile(path) and not pipeline.accepts(path)
 
 
-def _file(path: str, pipeline: Pipeline) -> InputItem:
-    """A file for the source that reads it; a source of texts has no files."""
+def _nothing_found(path: str, problem: str) -> MmxError:
+    return MmxError(f"{path!r}: {problem}; check the path.", code="input.nothing_found", path=path)
+
+
+def _or_error(items: Iterator[InputItem], path: str, problem: str) -> Iterator[InputItem]:
+    """Yield the same items, or an error if there are none."""
+    yield next(items, InputItem({"input": path}, path, _nothing_found(path, problem)))
+    yield from items
+
+
+def _error_item(path: str, error: MmxError, pipeline: Pipeline) -> InputItem:
+    return InputItem(_file_item(path, pipeline).fields, path, error)
+
+
+# ---- items -----------------------------------------------------------------------------------------------------
+
+
+def _find_source(path: str, pipeline: Pipeline) -> str:
+    from mmx.models.source import find_source
+
+    return find_source(pipeline.model.encoders, path)
+
+
+def _file_item(path: str, pipeline: Pipeline) -> InputItem:
     try:
-        source = find_source(path, pipeline)
+        source = _find_source(path, pipeline)
     except MmxError as error:
         return InputItem({"input": path}, path, error)
     if pipeline.model.encoder(source).modality == "text":
-        told = MmxError(f"{path!r} is no text; type it with its source, as text=...")
-        return InputItem({source: path}, path, told, failed=True)
+        message = f"{path!r} is a path, and the model reads texts; type the text with its source, as text=..."
+        return InputItem({source: path}, path, MmxError(message, code="input.not_text", path=path), unreadable=True)
     return InputItem({source: path}, path, {source: path})
 
 
-def _refused(path: str, error: MmxError, pipeline: Pipeline) -> InputItem:
-    return InputItem(_file(path, pipeline).fields, path, error)
+def _manifest_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
+    """Yield an item for each line of a JSONL file; a wrong line is an error of its own."""
+    from mmx.data.json_fields import RecordLocation
 
-
-def _some(inputs: Iterator[InputItem], path: str, nothing: str) -> Iterator[InputItem]:
-    """The same inputs, or why there are none."""
-    first = next(inputs, InputItem({"input": path}, path, MmxError(f"{path!r}: {nothing}; check the path.")))
-    yield first
-    yield from inputs
-
-
-def _lines(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
-    """The inputs of a manifest, JSON lines as `mmx.data.json_fields` reads them; a wrong line is an error of its own."""
     try:
-        base = Path(path).parent
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             for number, text in enumerate(file, 1):
                 if text.strip():
-                    yield _line(f"{path}:{number}", text, base, pipeline)
+                    yield _manifest_item(RecordLocation(path, number), text, pipeline)
     except OSError as error:
-        yield InputItem(
-            {"input": path}, path, MmxError(f"list {path!r} cannot be read: {error.strerror}; check the path.")
-        )
+        message = f"list {path!r} cannot be read: {error.strerror}; check the path."
+        yield InputItem({"input": path}, path, MmxError(message, code="input.unreadable", path=path))
 
 
-def _line(where: str, text: str, base: Path, pipeline: Pipeline) -> InputItem:
-    """The sources of a line, with paths from the manifest's folder; the rest is kept, but not what is asked."""
-    from mmx.data.formats import TURN_FIELDS
+def _manifest_item(location: RecordLocation, text: str, pipeline: Pipeline) -> InputItem:
+    """The row keeps the fields of the line, apart from questions, reference texts and earlier results."""
     from mmx.data.json_fields import parse_line
-    from mmx.io.results_file import IDS, RESULTS
+    from mmx.data.manifest import TASK_FIELDS
 
     try:
-        line = parse_line(where, text)
-        inputs = _sources(where, line, base, pipeline)
+        line = parse_line(location, text)
+        inputs = _line_inputs(location, line, pipeline)
     except MmxError as error:
-        return InputItem({"input": where}, where, error)
-    left_out = (TURN_FIELDS - set(IDS)) | RESULTS | inputs.keys()
-    return InputItem(
-        {**inputs, **{key: value for key, value in line.items() if key not in left_out}}, display_name(inputs), inputs
-    )
+        return InputItem({"input": str(location)}, str(location), error)
+    dropped = (TASK_FIELDS - set(ID_FIELDS)) | RESULT_FIELDS | inputs.keys()
+    kept = {key: value for key, value in line.items() if key not in dropped}
+    return InputItem({**inputs, **kept}, display_name(inputs), inputs)
 
 
-def _sources(where: str, line: Mapping[str, Any], base: Path, pipeline: Pipeline) -> dict[str, Any]:
-    """The inputs of a line, with paths from the manifest's folder. Raises MmxError, naming where, for what is none."""
+def _line_inputs(location: RecordLocation, line: Mapping[str, object], pipeline: Pipeline) -> dict[str, object]:
+    """Return the inputs of a line; paths are relative to the folder of its file. Raises MmxError."""
     from mmx.data.json_fields import resolve_path
 
     encoders = pipeline.model.encoders
-    sources = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
-    if not sources:
-        some = next(iter(encoders))
-        raise MmxError(f"{where} names no input; expected a field of the model's sources, such as {some!r}.")
-    for name, raw in sources.items():
+    inputs = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
+    if not inputs:
+        example = next(iter(encoders))
+        message = f"names no input; expected a field with the name of a source of the model, such as {example!r}."
+        raise location.error("no_input", message)
+    for name, raw in inputs.items():
         modality = encoders[name].modality
-        if raw == "" or (modality in WRITTEN and not isinstance(raw, str)):
+        if raw == "" or (modality in TEXT_MODALITIES and not isinstance(raw, str)):
             expected = "a text" if modality == "text" else "the path of a file"
-            raise MmxError(f"{where} has {name!r}: {json.dumps(raw)[:60]}; expected {expected}, mend the line.")
+            message = f"has {name!r}: {json.dumps(raw)[:60]}; expected {expected}, correct the line."
+            raise location.error("type", message, key=name)
         if isinstance(raw, str) and modality != "text":
-            sources[name] = resolve_path(raw, base)
-    return sources
+            inputs[name] = resolve_path(raw, Path(location.path).parent)
+    return inputs
 
 
-def _members(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
-    """The members of a shard that a source reads, as bytes under the name of shard and member. What is too large for
-    its source, the source's own door refuses."""
+def _archive_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
+    """Yield an item for each member that a source reads, as bytes; its name is that of the archive and the member."""
     from mmx.io import audio, images
-    from mmx.io.tar import read_tar
 
-    heard = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
-    for member in read_tar(path, pipeline.accepts, audio.MAX_BYTES if heard else images.MAX_BYTES):
-        name = f"{path}/{member.name}" if member.name else path
-        found = _file(name, pipeline)
-        if isinstance(member.data, bytes) and not isinstance(found.inputs, MmxError):
-            yield found._replace(inputs=dict.fromkeys(found.fields, member.data))
+    has_audio = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
+    for member in read_tar(path, pipeline.accepts, audio.MAX_BYTES if has_audio else images.MAX_BYTES):
+        item = _file_item(f"{path}/{member.name}" if member.name else path, pipeline)
+        if isinstance(member.data, MmxError):
+            yield item._replace(inputs=member.data)
+        elif isinstance(item.inputs, MmxError):
+            yield item
         else:
-            yield found._replace(inputs=found.inputs if isinstance(member.data, bytes) else member.data)
+            yield item._replace(inputs=dict.fromkeys(item.fields, member.data))

@@ -1,83 +1,113 @@
-"""The command that shows where the decoder looked."""
+"""The command `mmx look`."""
 
 from __future__ import annotations
 
 import json
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from mmx.cli.inputs import inputs_named
-from mmx.cli.options import BeamsOption, BoxOption, DeviceOption, JsonOption, ModelOption, TokensOption, load_pipeline
-from mmx.cli.speak import AlsoOption, by_source, parse_also, parse_box
-from mmx.errors import MmxError
-from mmx.io.console import one_line
+from mmx.cli.inputs import by_source, parse_named_input
+from mmx.cli.options import (
+    BoxOption,
+    DeviceOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    NumBeamsOption,
+    SourceOption,
+    load_pipeline,
+    parse_box,
+    parse_sources,
+)
+from mmx.errors import MmxError, one_line
 
 if TYPE_CHECKING:
-    from mmx.interpret.look import Look
+    from mmx.interpret.look import Look, MapMethod
+
+_METHOD_HELP = "Kind of map: weighted, attention, relevance (by gradients), or both (weighted and relevance)."
 
 
 def look(
-    photo: Annotated[str, typer.Argument(metavar="PHOTO", help="The picture, or another input of the model's.")],
-    ask: Annotated[str | None, typer.Option("--ask", metavar="QUESTION", help="A question; else a caption.")] = None,
-    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="Look for this text's words.")] = None,
-    word: Annotated[list[str] | None, typer.Option("--word", metavar="WORD", help="Show this word alone.")] = None,
-    layer: Annotated[int | None, typer.Option("--layer", metavar="N", help="One looking layer, from 0.")] = None,
-    head: Annotated[int | None, typer.Option("--head", metavar="N", help="One head, from 0.")] = None,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method", metavar="KIND", help="weighted, attention, relevance (gradients), or both: the truest."
-        ),
-    ] = "weighted",
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image, or an input of another source.")],
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="TEXT", help="A question. Default: a caption.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="Show the maps of this text instead of generating one.")
+    ] = None,
+    word: Annotated[list[str] | None, typer.Option("--word", metavar="WORD", help="Show only this word.")] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", metavar="N", help="One cross-attention layer, counted from 0.")
+    ] = None,
+    head: Annotated[int | None, typer.Option("--head", metavar="N", help="One head, counted from 0.")] = None,
+    method: Annotated[str, typer.Option("--method", metavar="NAME", help=_METHOD_HELP)] = "weighted",
     box: BoxOption = None,
-    also: AlsoOption = None,
+    source: SourceOption = None,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
-    beams: BeamsOption = None,
-    max_tokens: TokensOption = None,
+    num_beams: NumBeamsOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="A picture (.png), numbers (.json), arrays (.safetensors).")
+        Path, typer.Option("--out", metavar="FILE", help="An image (.png), numbers (.json), or arrays (.safetensors).")
     ] = Path("where.png"),
     as_json: JsonOption = False,
 ) -> None:
-    """Show where each word looked: a picture, and a line a word.
+    """Show where the decoder attended for each word: an image, and one line a word.
 
-    Bits: what looking at the input saved of the word's surprise. Spread: the mean entropy of the attention, as a share
-    of the largest there can be; 1 is the plain average of everything.
+    bits: the information gain of the input, in bits: how much more probable it makes the word. spread: the mean entropy
+    of the attention as a fraction of its maximum; 1 is a uniform average over the input.
     """
-    from mmx.interpret.look import MapMethod, check_suffix
+    from mmx.interpret.look import check_suffix
 
     check_suffix(out)
-    if method not in (known := get_args(MapMethod)):
-        raise MmxError(f"--by was given {method!r}; expected one of {', '.join(known)}.")
-    region, beside = parse_box(box), parse_also(also or [])
+    map_method = _parse_method(method)
+    region = parse_box(box)
+    other_sources = parse_sources(source)
     pipeline = load_pipeline(model, device)
-    inputs = {**(inputs_named(photo, pipeline) or {"": photo}), **beside}
+    inputs = {**(parse_named_input(image, pipeline) or {"": image}), **other_sources}
     found = pipeline.look(
-        by_source(inputs, pipeline), ask, region, text, method=method, num_beams=beams, max_new_tokens=max_tokens  # type: ignore[arg-type]
-    )  # fmt: skip
+        by_source(inputs, pipeline),
+        question,
+        region,
+        text,
+        method=map_method,
+        num_beams=num_beams,
+        max_new_tokens=max_new_tokens,
+    )
     found.save(out, word, layer, head)
     if as_json:
         print(json.dumps({**found.to_dict(), "out": str(out)}, ensure_ascii=False))
-        return
-    print("\n".join([one_line(found.text), *_lines(found), str(out)]))
+    else:
+        print("\n".join([one_line(found.text), *_word_lines(found), str(out)]))
 
 
-def _lines(look: Look) -> list[str]:
-    """A line a word: its probability, the bits saved by looking, the spread, and the share of each source."""
-    from math import exp
+def _parse_method(method: str) -> MapMethod:
+    from mmx.interpret.look import MapMethod
 
+    known: tuple[MapMethod, ...] = get_args(MapMethod)
+    for name in known:
+        if name == method:
+            return name
+    message = f"--method was given {method!r}; expected one of {', '.join(known)}."
+    raise MmxError(message, code="option.method", given=method)
+
+
+def _word_lines(look: Look) -> list[str]:
+    """A line a word: its probability, its information gain, the spread, and with several sources the share of each."""
     shares = look.shares()
-    sources = [f"{name:>10}" for name in shares] if len(shares) > 1 else []
+    if len(shares) < 2:
+        shares = {}
     width = max([4, *(len(word.text) for word in look.words)])
-    lines = [f"{'word':<{width}}  {'p':>5}  {'bits':>5}  {'spread':>6}{''.join(sources)}"]
-    wide = look.entropies()
+    sources = "".join(f"{name:>10}" for name in shares)
+    lines = [f"{'word':<{width}}  {'p':>5}  {'bits':>5}  {'spread':>6}{sources}"]
+    entropies = look.entropies()
     for index, word in enumerate(look.words):
-        spread = float(wide[index].mean())
-        parts = [f"{float(shares[name][index]):>10.2f}" for name in shares] if sources else []
-        bits = round(word.gain, 1) + 0.0  # no minus before a zero
-        facts = f"{exp(word.logprob):5.2f}  {bits:5.1f}  {spread:6.2f}"
-        lines.append(f"{one_line(word.text):<{width}}  {facts}{''.join(parts)}")
+        bits = round(word.gain, 1) + 0.0  # no minus sign before zero
+        spread = float(entropies[index].mean())
+        columns = "".join(f"{float(share[index]):>10.2f}" for share in shares.values())
+        numbers = f"{exp(word.logprob):5.2f}  {bits:5.1f}  {spread:6.2f}{columns}"
+        lines.append(f"{one_line(word.text):<{width}}  {numbers}")
     return lines

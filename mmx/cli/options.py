@@ -1,70 +1,145 @@
-"""What the commands have in common: the flags that several of them take, and how a model is loaded for them."""
+"""Options that several commands share, how their values are parsed, and how a model is loaded for a command."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from os import SEEK_END
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from mmx.errors import MmxError
 
 if TYPE_CHECKING:
+    from mmx.config.schema import GenerationConfig, Precision
     from mmx.inference.pipeline import Pipeline
+    from mmx.memory import Box
 
-_MODEL_HELP = "A checkpoint folder, or a published model's folder or public name; else the bundled model."
-_BEAMS_HELP = "Beams; else the model's own number."
-_GUIDANCE_HELP = "How much what is seen counts: above 1 more, 0 not at all; costs a second pass."
-_DTYPE_HELP = "How the decoder's weights are held: float32, bfloat16, or int8 (on the CPU); the last two round."
+_MODEL_HELP = "A checkpoint folder, or the folder or public name of a published model. Default: the bundled model."
+_DTYPE_HELP = "Type of the decoder's weights: float32, bfloat16, or int8 (CPU only)."
+_GUIDANCE_HELP = "Classifier-free guidance: 1 is off, more follows the input more closely. Needs a second pass."
+_OUT_HELP = "Append JSON lines to this file. Rows that it has are skipped, so a stopped run can be continued."
+_OVERWRITE_HELP = "Start the file of --out again. The old file is kept until the first row is written."
+_SHARD_HELP = "Process one of N parts, counted from 0."
+_BOX_HELP = "Attend to this region only: left, top, right, bottom in 0..1."
+_SOURCE_HELP = "Another input for a source of the model, such as audio=b.wav."
+
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help=_MODEL_HELP)]
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help=_DTYPE_HELP)]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ...")]
-BatchOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Pictures handled at a time.")]
-BeamsOption = Annotated[int | None, typer.Option("--beams", metavar="N", min=1, help=_BEAMS_HELP)]
-GuidanceOption = Annotated[float | None, typer.Option("--guidance", metavar="N", min=0, help=_GUIDANCE_HELP)]
-TokensOption = Annotated[int | None, typer.Option("--max-tokens", metavar="N", min=1, help="Most tokens of a text.")]
-_OUT_HELP = "Append JSON lines to this file; what it holds is not said again, so a stopped run goes on."
-BoxOption = Annotated[
-    str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Look only there; 0..1 from the top left.")
+BatchSizeOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Inputs in one batch.")]
+NumBeamsOption = Annotated[int | None, typer.Option("--num-beams", metavar="N", min=1, help="Beams of the search.")]
+MaxNewTokensOption = Annotated[
+    int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum number of tokens in a text.")
 ]
+GuidanceScaleOption = Annotated[float | None, typer.Option("--guidance-scale", metavar="X", min=0, help=_GUIDANCE_HELP)]
+BoxOption = Annotated[str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help=_BOX_HELP)]
+SourceOption = Annotated[list[str] | None, typer.Option("--source", metavar="NAME=INPUT", help=_SOURCE_HELP)]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help=_OUT_HELP)]
-_OVERWRITE_HELP = "Start the file of --out anew; the old one stays until there is a first line."
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help=_OVERWRITE_HELP)]
-RetryOption = Annotated[bool, typer.Option("--retry-errors", help="Try the errors in the file of --out again.")]
-_SHARD_HELP = "Do one of N parts, counted from 0; together they are everything."
+RetryErrorsOption = Annotated[
+    bool, typer.Option("--retry-errors", help="Process the inputs of error rows in --out again.")
+]
 ShardOption = Annotated[str | None, typer.Option("--shard", metavar="I/N", help=_SHARD_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")]
 
 
 def load_pipeline(model: str | None, device: str, dtype: str = "float32") -> Pipeline:
-    """The model on its device; a device or a type that is not there is refused."""
-    from mmx.config.schema import Precision
-
-    if dtype not in (known := get_args(Precision)):
-        raise MmxError(f"--dtype was given {dtype!r}; expected one of {', '.join(known)}.")
+    """Load a model. Raises MmxError for an unknown dtype and for a device that is not available."""
+    checked = parse_dtype(dtype)
     check_device(device)
     from mmx.inference.pipeline import load
 
-    return load(model, device, dtype)  # type: ignore[arg-type]
+    return load(model, device, checked)
 
 
-def run_options(command: str, model: str | None, dtype: str, options: Any, **more: Any) -> dict[str, Any]:
-    """What rows of one file have in common: the command, the model with what its weights are known by, the options."""
+def parse_dtype(dtype: str) -> Precision:
+    """Check the value of --dtype. Raises MmxError."""
+    from mmx.config.schema import Precision
+
+    known: tuple[Precision, ...] = get_args(Precision)
+    for name in known:
+        if name == dtype:
+            return name
+    message = f"--dtype was given {dtype!r}; expected one of {', '.join(known)}."
+    raise MmxError(message, code="option.dtype", given=dtype)
+
+
+def check_device(device: str) -> None:
+    """Raise MmxError if a device is not available."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        message = f"device {device!r} is not available here; try --device cpu."
+        raise MmxError(message, code="option.device", given=device) from error
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Parse --shard: 2/8 -> (2, 8); None -> (0, 1). Raises MmxError."""
+    index, slash, count = ("0/1" if text is None else text).partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        message = f"--shard was given {text!r}; expected I/N with I from 0 to N - 1, such as 0/8."
+        raise MmxError(message, code="option.shard", given=text)
+    return int(index), int(count)
+
+
+def parse_box(text: str | None) -> Box | None:
+    """Parse and check --box. Raises MmxError."""
+    if text is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(number) for number in text.split(","))
+    except ValueError as error:
+        message = f"--box was given {text!r}; expected four numbers in 0..1, such as 0.1,0.2,0.5,0.6."
+        raise MmxError(message, code="option.box", given=text) from error
+    from mmx.memory import check_box
+
+    box = (x0, y0, x1, y1)
+    check_box(box)
+    return box
+
+
+def parse_sources(texts: Sequence[str] | None) -> dict[str, str]:
+    """Parse the values of --source into inputs by source name. Raises MmxError."""
+    sources: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            message = f"--source was given {text!r}; expected NAME=INPUT, such as audio=b.wav."
+            raise MmxError(message, code="option.source", given=text)
+        if name in sources:
+            message = f"--source was given {name} more than once; a source takes one input."
+            raise MmxError(message, code="option.source_twice", given=text)
+        sources[name] = value
+    return sources
+
+
+def run_config(command: str, model: str | None, dtype: str, options: GenerationConfig) -> dict[str, object]:
+    """Return what all rows of a results file have in common: the command, the model and its weights, the options."""
     from mmx.models.checkpoint import BUNDLED, PROVENANCE, load_provenance
 
     folder = Path(BUNDLED if model is None else model)
-    known = (folder / PROVENANCE).is_file()
-    weights = load_provenance(folder).get("sha256") if known else _sizes_and_ends(folder)
-    facts = {"command": command, "model": model or "bundled", "weights": weights, "dtype": dtype}
-    return {**facts, **more, "options": options.model_dump(mode="json")}
+    is_own = (folder / PROVENANCE).is_file()
+    weights = load_provenance(folder).get("sha256") if is_own else _weights_fingerprint(folder)
+    return {
+        "command": command,
+        "model": model or "bundled",
+        "weights": weights,
+        "dtype": dtype,
+        "options": options.model_dump(mode="json"),
+    }
 
 
-def _sizes_and_ends(folder: Path) -> str | None:
-    """A hash of a published model's weight files, by their sizes and last megabytes (the whole of them would take as
-    long as loading them); None for a public name."""
+def _weights_fingerprint(folder: Path) -> str | None:
+    """Return a hash of the sizes and last megabytes of a published model's weight files; None for a public name.
+
+    Hashing whole files would take as long as loading them.
+    """
     digest = blake2b(digest_size=16)
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
     for path in files:
@@ -75,25 +150,7 @@ def _sizes_and_ends(folder: Path) -> str | None:
     return digest.hexdigest() if files else None
 
 
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """--shard 2/8 -> (2, 8); everything is (0, 1)."""
-    index, slash, count = ("0/1" if text is None else text).partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise MmxError(f"--shard was given {text!r}; expected I/N with I from 0 to N - 1, such as 0/8.")
-    return int(index), int(count)
-
-
-def check_device(device: str) -> None:
-    """Raise MmxError for a device that is not there."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise MmxError(f"device {device!r} is not available here; try --device cpu.") from error
-
-
-def exit_with_status(all_well: bool) -> None:
-    """End with exit code 1 where some items failed."""
-    if not all_well:
+def exit_with_status(succeeded: bool) -> None:
+    """End with exit code 1 if some items failed."""
+    if not succeeded:
         raise typer.Exit(1)

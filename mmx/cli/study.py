@@ -1,4 +1,4 @@
-"""The command that trains small models side by side: study."""
+"""The command `mmx study`."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ if TYPE_CHECKING:
     from mmx.studies.positions import PositionReport
     from mmx.studies.tying import TyingReport
 
-NAMES = ("positions", "tying")
+STUDIES = ("positions", "tying")
 
 
 def study(
     name: Annotated[str, typer.Argument(metavar="NAME", help="positions, or tying.")],
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", min=1, help="Steps of each model.")] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, other weights and texts.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write one JSON object.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of weights and texts.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write a JSON file.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train small models that differ in one thing.
+    """Train small models that differ in one option.
 
-    positions: where the places of a text's words come from; a list must be
-    told in its order. tying: one W_K and W_V across layers, or across all
-    attention; rare names must be copied. About a minute each.
+    positions: kinds of position encoding, on a list whose order must be repeated.
+    tying: one W_K and W_V across layers, or across all attention, on rare names
+    that must be copied. About a minute each.
     """
-    if name not in NAMES:
-        raise MmxError(f"there is no study {name!r}; {suggest(name, list(NAMES))}")
+    if name not in STUDIES:
+        message = f"there is no study {name!r}; {suggest(name, list(STUDIES))}"
+        raise MmxError(message, code="study.unknown", given=name)
     from mmx.studies import positions, tying
 
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # before the work, for it may be refused
+        out.parent.mkdir(parents=True, exist_ok=True)  # first, because it may fail
     report: PositionReport | TyingReport
     with progress_bar(0, quiet) as bar:
         if name == "positions":

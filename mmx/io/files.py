@@ -1,7 +1,7 @@
-"""Files: what stands in the folders that a person names, and how the bytes of one are read, or why they are not.
+"""Files: reading the bytes of an input, and finding the files in folders and by patterns.
 
-The doors of pictures and of sounds share what can be wrong with any file: a Refusal of some kind, the reason in words,
-and what the sentence calls the thing.
+Images and audio share the ways in which reading can fail: `read_source` raises a `ReadFailure`, and `load_image` or
+`load_audio` turns it into an error with a message and a code.
 """
 
 import os
@@ -9,128 +9,206 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from http.client import HTTPException
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 from mmx.errors import DataError
 
-_ADDRESS = re.compile(r"data:|[a-z][a-z0-9+.-]+://?", re.IGNORECASE)
+URL_TIMEOUT = 30.0  # seconds without an answer
+
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://?", re.IGNORECASE)
+_HTTP_URL = re.compile(r"https?://", re.IGNORECASE)
+_WILDCARDS = "*?["
 
 
-class ReadFailure(Exception):  # noqa: N818 - no error yet: the door that catches it knows the name of the thing
-    """Stops the reading. kind: a stable word; detail: what belongs to the name in the sentence."""
+class BinaryFile(Protocol):
+    """An object that bytes can be read from, such as an open file or a BytesIO."""
 
-    def __init__(self, kind: str, detail: str = "") -> None:
-        super().__init__(kind)
-        self.kind, self.detail = kind, detail
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
-def failure_messages(thing: str, most_bytes: int) -> dict[str, str]:
-    """Kind of refusal -> what is wrong with the file of a `thing`; what was expected; what to do."""
+# What the bytes of an input can be read from: a path (or, on request, a URL), the bytes, or an open binary file.
+FileInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile
+
+
+class ReadFailure(Exception):  # noqa: N818 - never leaves mmx.io
+    """An input that cannot be read. `reason` is the last part of the error code; `detail` follows the input's name."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def failure_messages(kind: str, max_bytes: int) -> dict[str, str]:
+    """Return what is said about each reason: the problem; what was expected; what to do. kind: image or audio."""
     return {
-        "missing": f"there is no such file; expected a {thing} on this computer; check the path",
-        "address": f"this is an address, not a file; expected a {thing} on this computer; download it first",
-        "folder": f"this is a folder; expected one {thing}; give the files in it",
-        "special": f"this is a device or a pipe; expected a regular file; save the {thing} to a file first",
-        "permission": "reading this is not allowed; expected a file you may read; change its permissions",
-        "unreadable": "the system could not read this; expected a readable file; check the path and the disk",
-        "bytes": f"over {most_bytes // 2**20} MB; expected a smaller file; make the {thing} smaller, or compress it",
-        "damaged": f"damaged or cut short; expected a complete {thing}; fetch or export it again",
+        "missing": f"there is no such file; expected the path of an {kind} file; check the path",
+        "url": f"this is a URL; expected an {kind} file on this computer; download it, or in Python set allow_urls=True",
+        "download": f"the download failed; expected the URL of an {kind} file; check the address and the network",
+        "folder": f"this is a folder; expected one {kind} file; give the files in it",
+        "not_a_file": f"this is a device or a pipe; expected a regular file; save the {kind} data to a file first",
+        "permission": "permission denied; expected a readable file; change its permissions",
+        "unreadable": "the operating system could not read this; expected a readable file; check the path and the disk",
+        "too_large": f"over {max_bytes // 2**20} MB; expected a smaller file; reduce its size, or compress it",
+        "empty": f"it has no content; expected an {kind} file; download or export it again",
+        "damaged": f"damaged or truncated; expected a complete {kind} file; download or export it again",
     }
 
 
-def read_file(path: str, most: int) -> bytes:
-    """All bytes of a regular file, or a Refusal. One byte over the limit is read, never more, should it be growing."""
+def read_source(source: object, max_bytes: int, allow_urls: bool = False) -> bytes:
+    """Return the bytes of a `FileInput`, at least one and at most `max_bytes`. Raises ReadFailure."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = _copy_bytes(source, max_bytes)
+    elif isinstance(source, str | os.PathLike):
+        name = os.fsdecode(source)
+        is_http = _HTTP_URL.match(name) is not None
+        data = _fetch(name, max_bytes) if allow_urls and is_http else read_file(name, max_bytes)
+    elif callable(getattr(source, "read", None)):
+        data = _read_open_file(source, max_bytes)
+    else:
+        raise ReadFailure("type")
+    if not data:
+        raise ReadFailure("empty")
+    if len(data) > max_bytes:
+        raise ReadFailure("too_large")
+    return data
+
+
+def read_file(path: str, max_bytes: int) -> bytes:
+    """Return the content of a regular file, at most one byte more than `max_bytes`. Raises ReadFailure."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise ReadFailure("folder")
         if not stat.S_ISREG(status.st_mode):
-            raise ReadFailure("special")  # opening a pipe would wait for ever
-        if status.st_size > most:
-            raise ReadFailure("bytes")
+            raise ReadFailure("not_a_file")  # opening a pipe without a writer would block
+        if status.st_size > max_bytes:
+            raise ReadFailure("too_large")
         with open(path, "rb") as file:
-            return file.read(most + 1)
+            return file.read(max_bytes + 1)
     except PermissionError:
         raise ReadFailure("permission") from None
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
-        raise ReadFailure("address" if _ADDRESS.match(path) else "missing") from None
-    except OSError:  # also a name that is too long, as inline data is
-        raise ReadFailure("address" if _ADDRESS.match(path) else "unreadable") from None
+        raise ReadFailure("url" if _URL.match(path) else "missing") from None
+    except OSError:  # also a name that is too long, such as a data URL
+        raise ReadFailure("url" if _URL.match(path) else "unreadable") from None
 
 
-def display_name(source: object, thing: str) -> tuple[str, str]:
-    """How a sentence calls a source that is a path, bytes or something else (short, printable), and its full name."""
-    if isinstance(source, bytes):
-        return f"a {thing} of {len(source):,} bytes", "bytes"
-    if not isinstance(source, str | os.PathLike):
-        known = source is None or type(source).__module__ == "builtins"
-        return f"a value of type {type(source).__name__}" if known else "a value of another type", "value"
-    name = os.fsdecode(source)
-    tail = name if len(name) <= 60 else "..." + name[-57:]  # the file is at the end
-    return "'" + "".join(letter if letter.isprintable() else "?" for letter in tail) + "'", name
+def display_name(source: object, kind: str) -> tuple[str, str]:
+    """Return what a message calls a source (short, printable), and its full name for `details["source"]`."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{kind} data of {len(source):,} bytes", "bytes"
+    name = getattr(source, "name", None) if callable(getattr(source, "read", None)) else source
+    if isinstance(name, str | os.PathLike):
+        return _quoted(os.fsdecode(name)), os.fsdecode(name)
+    if callable(getattr(source, "read", None)):
+        return f"an open {kind} file", "file"
+    return f"a value of type {type(source).__name__[:60]}", "value"
 
 
-def find_files(
-    paths: Iterable[str | os.PathLike[str]], accepts: Callable[[str], bool], walked: list[str] | None = None
-) -> Iterator[Path | DataError]:
-    """The files among `paths` as given, whatever they are, and in place of each folder, and of each pattern such as
-    photos/**/*.jpg, those in and below it whose path is accepted; in place of a folder that cannot be listed, why not.
+def find_files(paths: Iterable[str | os.PathLike[str]], accepts: Callable[[str], bool]) -> Iterator[Path | DataError]:
+    """Yield the files that paths, folders and patterns such as photos/**/*.jpg stand for, one path after the other.
 
-    One after the other, sorted by path: no more than the names in one folder (and in those above it) are held. Hidden
-    files and folders and links to folders are left out. A file found through two folders is given once: the folders
-    that were walked are noted in `walked`, which calls may share.
+    A path to anything but a folder is yielded as it is. In place of a folder, the files in and below it whose path is
+    accepted are yielded, sorted by path; in place of a pattern, those that match it. An error is yielded for a folder
+    that cannot be listed. Hidden files and folders, and links to folders, are left out. Only the names in one folder
+    (and in those above it) are held in memory.
     """
-    known = [] if walked is None else walked
     for path in map(Path, paths):
         if path.is_dir():
-            yield from _walk(path, [(DEEP,)], accepts, tuple(known))
-            known.append(os.path.abspath(path))
+            yield from _walk(path, [(_ANY_DEPTH,)], accepts)
         elif is_pattern(path):
-            yield from _matching(path, accepts, tuple(known))
+            yield from _match(path, accepts)
         else:
             yield path
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
-    """Whether this stands for files by their names; a file that bears such a name is itself."""
-    return any(sign in os.fspath(path) for sign in "*?[") and not os.path.lexists(path)
+    """Return whether a path has wildcards, and no file has exactly this name."""
+    return any(sign in os.fspath(path) for sign in _WILDCARDS) and not os.path.lexists(path)
 
 
-DEEP = "**"  # the part of a pattern that stands for any number of folders, or for all that is in them
-Pattern = tuple[str, ...]  # what remains to be matched, part by part
+# ---- helpers ---------------------------------------------------------------------------------------------------
 
 
-def _matching(path: Path, accepts: Callable[[str], bool], walked: tuple[str, ...]) -> Iterator[Path | DataError]:
-    """Walk from the last folder before the first sign of a pattern; what is not a folder matches nothing."""
-    plain = next(place for place, part in enumerate(path.parts) if any(sign in part for sign in "*?["))
-    folder = Path(*path.parts[:plain])
+def _copy_bytes(source: bytes | bytearray | memoryview, max_bytes: int) -> bytes:
+    if memoryview(source).nbytes > max_bytes:
+        raise ReadFailure("too_large")
+    return bytes(source)
+
+
+def _fetch(url: str, max_bytes: int) -> bytes:
+    """Download over HTTP or HTTPS; other protocols are not followed on a redirect. Raises ReadFailure."""
+    from urllib import request  # costs 10 ms to import
+
+    handlers = (request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler, request.ProxyHandler,
+                request.HTTPDefaultErrorHandler, request.HTTPErrorProcessor)  # fmt: skip
+    opener = request.OpenerDirector()
+    for handler in handlers:
+        opener.add_handler(handler())
+    try:
+        with opener.open(request.Request(url, headers={"User-Agent": "mmx"}), timeout=URL_TIMEOUT) as response:
+            return _read_open_file(response, max_bytes)
+    except (OSError, HTTPException, ValueError, AttributeError):  # AttributeError: no handler for a redirect's protocol
+        raise ReadFailure("download") from None
+
+
+def _read_open_file(file: object, max_bytes: int) -> bytes:
+    """Read from the start of a binary file, or from where it is if it cannot seek; at most one byte too many."""
+    if getattr(file, "seekable", lambda: False)():
+        file.seek(0)  # type: ignore[attr-defined]
+    pieces: list[bytes] = []
+    missing = max_bytes + 1
+    while missing > 0:
+        piece = file.read(missing)  # type: ignore[attr-defined]
+        if not isinstance(piece, bytes):  # a file in text mode
+            raise ReadFailure("type")
+        if not piece:
+            break
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
+
+
+def _quoted(name: str) -> str:
+    tail = name if len(name) <= 60 else "..." + name[-57:]  # the file name is at the end
+    return "'" + "".join(character if character.isprintable() else "?" for character in tail) + "'"
+
+
+_ANY_DEPTH = "**"  # the part of a pattern that matches any number of folders, or everything in them
+_Pattern = tuple[str, ...]  # the parts that are left to match
+
+
+def _match(path: Path, accepts: Callable[[str], bool]) -> Iterator[Path | DataError]:
+    """Walk from the last folder before the first wildcard."""
+    first = next(i for i, part in enumerate(path.parts) if any(sign in part for sign in _WILDCARDS))
+    folder = Path(*path.parts[:first])
     if folder.is_dir():
-        yield from _walk(folder, [path.parts[plain:]], accepts, walked)
+        yield from _walk(folder, [path.parts[first:]], accepts)
 
 
-def _walk(
-    folder: Path, patterns: Sequence[Pattern], accepts: Callable[[str], bool], walked: tuple[str, ...]
-) -> Iterator[Path | DataError]:
-    if is_under(folder, walked):
+def _walk(folder: Path, patterns: Sequence[_Pattern], accepts: Callable[[str], bool]) -> Iterator[Path | DataError]:
+    listing = _list_folder(folder)
+    if isinstance(listing, DataError):
+        yield listing
         return
-    listed = _listed(folder)
-    if isinstance(listed, DataError):
-        yield listed
-        return
-    names, folders = listed
-    while names:  # let go of each name once it is dealt with
+    names, folders = listing
+    while names:  # popped, so that a long listing is freed on the way
         name = names.pop()
-        left = [rest for pattern in patterns for rest in _advanced(pattern, name)]
-        whole = any(all(part == DEEP for part in rest) for rest in left)
-        if name not in folders and whole and accepts(str(folder / name)):
+        rest = [left for pattern in patterns for left in _advance(pattern, name)]
+        matched = any(all(part == _ANY_DEPTH for part in left) for left in rest)
+        if name in folders and rest:
+            yield from _walk(folder / name, [(_ANY_DEPTH,)] if matched else rest, accepts)
+        elif name not in folders and matched and accepts(str(folder / name)):
             yield folder / name
-        elif name in folders and left:
-            yield from _walk(folder / name, [(DEEP,)] if whole else left, accepts, walked)
 
 
-def _listed(folder: Path) -> tuple[list[str], set[str]] | DataError:
-    """The names in a folder, last first, and those among them that are folders; links to folders are left out."""
-    names, folders = [], set()
+def _list_folder(folder: Path) -> tuple[list[str], set[str]] | DataError:
+    """The names in a folder in reverse order, and which of them are folders; links to folders are left out."""
+    names: list[str] = []
+    folders: set[str] = set()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -140,32 +218,18 @@ def _listed(folder: Path) -> tuple[list[str], set[str]] | DataError:
                     continue
                 names.append(entry.name)
     except OSError as error:
-        told = f"folder {str(folder)!r} cannot be listed: {error.strerror}; check its permissions."
-        return DataError(told)
+        message = f"folder {str(folder)!r} cannot be listed: {error.strerror}; check its permissions."
+        return DataError(message, code="folder.unreadable", path=str(folder))
     return sorted(names, reverse=True), folders
 
 
-def _advanced(pattern: Pattern, name: str) -> Iterator[Pattern]:
-    """What remains of a pattern after a part of this name, in every way that it matches; nothing where it does not."""
+def _advance(pattern: _Pattern, name: str) -> Iterator[_Pattern]:
+    """What is left of a pattern after a part of this name, once for each way to match it."""
     if not pattern or (name.startswith(".") and not pattern[0].startswith(".")):
         return
-    if pattern[0] != DEEP:
+    if pattern[0] != _ANY_DEPTH:
         if fnmatchcase(name, pattern[0]):
             yield pattern[1:]
         return
     yield pattern
-    yield from _advanced(pattern[1:], name)
-
-
-def is_under(folder: Path, walked: tuple[str, ...]) -> bool:
-    """Whether an earlier walk came through here: from one of its folders down, through nothing hidden and no link."""
-    if not walked:
-        return False
-    place = Path(os.path.abspath(folder))
-    while not place.name.startswith(".") or str(place) in walked:
-        if str(place) in walked:
-            return True
-        if place.is_symlink() or place == place.parent:
-            return False
-        place = place.parent
-    return False
+    yield from _advance(pattern[1:], name)

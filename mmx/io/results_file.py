@@ -1,11 +1,11 @@
-"""A file of results that grows line by line and goes on where it stopped: each id is in it once, each line whole.
+"""A results file: JSON lines that are appended one by one, and continued by the next run of the same command.
 
     captions.jsonl            one JSON object a line, appended with one write each
-    captions.jsonl.run.json   what made it: the command, the model, the options; going on with another is refused
+    captions.jsonl.run.json   the command, the model and the options; a run with others is refused
 
-A process that is killed leaves whole lines, and at most one torn one, which is cut off when the next one starts. A row
-is known by what was asked (`row_key`), not by its place, so rows may be made in any order, and by several runs. Rows
-are JSON without exception: no NaN, and nothing in them that would move the cursor of a terminal.
+A process that is killed leaves whole lines, and at most one torn line, which the next run cuts off. A row is identified
+by its inputs (`row_id`), not by its position, so rows may come in any order, and from several runs. Rows are strict
+JSON without NaN, and contain no character that moves the cursor of a terminal.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from heapq import merge
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mmx.errors import MmxError
-from mmx.io.atomic import atomic_write
+from mmx.io.atomic import atomic_write, atomic_write_text
 
-RESULTS = {"caption", "answer", "score", "error"}  # what was found; the rest of a row is what was asked
-IDS = ("id", "question_id")  # a row that has one is known by it, its inputs, its question and its box alone
-_ASKED = (*IDS, "question", "box", "input")  # input: what no source was found for
-_FRESH = 65_536  # ids that wait to be sorted in
-_TRIES = 100  # times that a file is opened again because another took its place meanwhile
-_UNSEEN = re.compile("[\x7f-\x9f\u2028\u2029]")  # JSON may hold them as they are; terminals and line readers stumble
+Fields = Mapping[str, object]
+
+RESULT_FIELDS = {"caption", "answer", "score", "error"}  # the other fields of a row are its inputs
+ID_FIELDS = ("id", "question_id")
+_IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
+_MAX_UNSORTED_IDS = 65_536
+_MAX_OPEN_ATTEMPTS = 100  # each fails if another process replaced the file at that moment
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them
+_REMEDY = "type --overwrite to start again, or choose another --out."
 
 
-def row_id(facts: Mapping[str, Any], sources: Collection[str]) -> str:
-    """By what a row is known: all that was asked; where it has an id, only that, its inputs, its question and its box.
+def row_id(fields: Fields, sources: Collection[str]) -> str:
+    """Return what identifies a row: all fields but the results; with an id only the id, inputs, question and box.
 
-    sources: the names under which a row may have inputs. An id alone is not enough: two lists may both begin with 0.
+    An id alone does not identify a row: two lists may both start with 0. sources: the names that inputs may have.
     """
-    asked = {name: value for name, value in facts.items() if name not in RESULTS}
-    if any(facts.get(name) is not None for name in IDS):
-        asked = {name: asked[name] for name in (*_ASKED, *sources) if asked.get(name) is not None}
-    return json.dumps(asked, sort_keys=True)
+    known = {name: value for name, value in fields.items() if name not in RESULT_FIELDS}
+    if any(fields.get(name) is not None for name in ID_FIELDS):
+        known = {name: known[name] for name in (*_IDENTIFYING_FIELDS, *sources) if known.get(name) is not None}
+    return json.dumps(known, sort_keys=True)
 
 
-def number_of(key: str) -> int:
-    """64 bits of a key's hash, the same on every machine; of ten million keys two are equal once in 400,000 times."""
-    return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def hash_id(text: str) -> int:
+    """Return a hash of 64 bits, equal on every machine. A collision among ten million has a chance of 1 in 400,000."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def row_line(facts: Mapping[str, Any]) -> str:
-    """A row as the line of a file, its end with it; what would move the cursor of a terminal is written as \\u0000.
-
-    Raises ValueError for numbers that JSON has not.
-    """
-    line = json.dumps(facts, ensure_ascii=False, allow_nan=False)
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", line) + "\n"
+def row_line(fields: Fields) -> str:
+    """Return a row as a line of a file. Raises ValueError for NaN and infinities."""
+    line = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", line) + "\n"
 
 
 def is_stream(out: Path) -> bool:
-    """Whether this is a device or a pipe, which is written to and neither replaced nor gone on with."""
+    """Return whether a path is a device or a pipe, which is written to, and neither continued nor replaced."""
     try:
         mode = out.stat().st_mode
     except (OSError, ValueError):
@@ -69,144 +69,159 @@ def is_stream(out: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def files_of(out: Path | None) -> tuple[Path, ...]:
-    """What a run with this --out writes: the file and the note beside it; nothing for a stream, or for None."""
+def output_files(out: Path | None) -> tuple[Path, ...]:
+    """Return the files that a run with this --out writes; none for a stream, or for None."""
     if out is None or is_stream(out):
         return ()
-    place = Path(os.path.realpath(out))
-    return place, _note_of(place)
+    path = Path(os.path.realpath(out))
+    return path, _run_file(path)
 
 
-class SeenIds:
-    """A set of 64-bit numbers that takes 8 bytes for each."""
+class IdSet:
+    """A set of integers of 64 bits in 8 bytes each."""
 
     def __init__(self) -> None:
-        self.sorted, self.fresh = array("Q"), set[int]()
+        self.sorted = array("Q")
+        self.unsorted: set[int] = set()
 
     def __contains__(self, number: int) -> bool:
-        place = bisect_left(self.sorted, number)
-        return number in self.fresh or (place < len(self.sorted) and self.sorted[place] == number)
+        index = bisect_left(self.sorted, number)
+        return number in self.unsorted or (index < len(self.sorted) and self.sorted[index] == number)
 
-    def add(self, number: int) -> None:
-        """One more; it must not be there already."""
-        self.fresh.add(number)
-        if len(self.fresh) >= _FRESH:
-            self.sorted, self.fresh = array("Q", merge(self.sorted, sorted(self.fresh))), set()
+    def add(self, number: int) -> bool:
+        """Add a number; return whether it is new."""
+        if number in self:
+            return False
+        self.unsorted.add(number)
+        if len(self.unsorted) >= _MAX_UNSORTED_IDS:
+            self.sorted = array("Q", merge(self.sorted, sorted(self.unsorted)))
+            self.unsorted = set()
+        return True
 
 
 class ResultsFile:
-    """An open file of results. `errors`: how many rows of errors it held when it was opened."""
+    """An open results file. `num_errors`: how many error rows it had when it was opened."""
 
-    def __init__(self, file: BinaryIO, sources: Collection[str], known: SeenIds, errors: int = 0) -> None:
-        self.file, self.sources, self.known, self.errors = file, sources, known, errors
+    def __init__(self, file: BinaryIO, sources: Collection[str]) -> None:
+        self._file = file
+        self._sources = sources
+        self._ids = IdSet()
+        self.num_errors = 0
 
-    def takes(self, facts: Mapping[str, Any]) -> bool:
-        """Whether what is asked is not in the file yet, nor was taken before; from now on it is."""
-        number = number_of(row_id(facts, self.sources))
-        if number in self.known:
-            return False
-        self.known.add(number)
-        return True
+    def add_id(self, fields: Fields) -> bool:
+        """Return whether a row is new: neither in the file nor added before. From now on it is not."""
+        return self._ids.add(hash_id(row_id(fields, self._sources)))
 
-    def write(self, facts: Mapping[str, Any]) -> None:
-        """Append a row, whole or not at all."""
-        line = memoryview(row_line(facts).encode(errors="backslashreplace"))
-        begun = self.file.seek(0, os.SEEK_END)
+    def read_rows(self, out: Path) -> None:
+        """Add the ids of the rows in the file, and count its errors."""
+        for _, row in _read_rows(self._file, out):
+            self.add_id(row)
+            self.num_errors += "error" in row
+
+    def write(self, fields: Fields) -> None:
+        """Append a row, the whole line or nothing of it."""
+        end = self._file.seek(0, os.SEEK_END)
         try:
-            while line:  # once, but on a disk that is nearly full
-                line = line[self.file.write(line) :]
+            _write_all(self._file, fields)
         except OSError:
             with suppress(OSError):
-                self.file.truncate(begun)
+                self._file.truncate(end)
             raise
 
 
 class _Stream(ResultsFile):
-    """A device or a pipe: rows go by, and none is remembered."""
+    """A device or a pipe: every row is written."""
 
-    def takes(self, facts: Mapping[str, Any]) -> bool:
+    def add_id(self, fields: Fields) -> bool:
         return True
 
-    def write(self, facts: Mapping[str, Any]) -> None:
-        line = memoryview(row_line(facts).encode(errors="backslashreplace"))
-        while line:  # a pipe that is nearly full takes a part
-            line = line[self.file.write(line) :]
+    def write(self, fields: Fields) -> None:
+        _write_all(self._file, fields)
 
 
-class _Fresh(ResultsFile):
-    """A journal beside an older file, whose place it takes with its first row."""
+class _Replacement(ResultsFile):
+    """A new file next to an older one, which it replaces with its first row."""
 
-    def __init__(self, file: BinaryIO, sources: Collection[str], waiting: Path, place: Path, note: str) -> None:
-        super().__init__(file, sources, SeenIds())
-        self.waiting: Path | None = waiting
-        self.place, self.note = place, note
+    def __init__(self, file: BinaryIO, sources: Collection[str], temporary: Path, path: Path, run: Fields) -> None:
+        super().__init__(file, sources)
+        self._temporary = temporary
+        self._path = path
+        self._run = run
+        self._replaced = False
 
-    def write(self, facts: Mapping[str, Any]) -> None:
-        super().write(facts)
-        if self.waiting is not None:
-            # In this order: a file without its note is refused, one with the note of another run would be believed.
-            _note_of(self.place).unlink(missing_ok=True)
-            os.replace(self.waiting, self.place)
-            _write_note(self.place, self.note)
-            self.waiting = None
+    def write(self, fields: Fields) -> None:
+        super().write(fields)
+        if not self._replaced:
+            # In this order: a file without its run file is refused, one with that of another run would be accepted.
+            _run_file(self._path).unlink(missing_ok=True)
+            os.replace(self._temporary, self._path)
+            _write_run_file(self._path, self._run)
+            self._replaced = True
 
 
 @contextmanager
 def open_results_file(
-    out: Path,
-    made: Mapping[str, Any],
-    sources: Collection[str],
-    overwrite: bool = False,
-    retry_errors: bool = False,
+    out: Path, run: Fields, sources: Collection[str], overwrite: bool = False, retry_errors: bool = False
 ) -> Iterator[ResultsFile]:
-    """The results of `out`, to be gone on with; `made` is what a run must have in common with those before.
+    """Open a results file to continue it, or a stream.
 
-    sources: the names under which rows have their inputs (see `row_key`). overwrite: start anew; the older file stays
-    until there is a first row. retry_errors: rows of errors are taken out, so that what they asked is asked again.
-    Raises OSError, and MmxError for a file that something else made, or that another process writes at this moment.
+    Args:
+        out: the file, which need not exist.
+        run: what all runs that write this file have in common: the command, the model, the options.
+        sources: the names under which a row has its inputs (see `row_id`).
+        overwrite: start again; an older file stays until the first row is written.
+        retry_errors: remove error rows first, so that their inputs are new.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        MmxError: another program or other options made the file, or another process writes it.
     """
-    if is_stream(out):  # before links are resolved: that of /dev/stdout may lead to a pipe, which has no place
+    if is_stream(out):  # before links are resolved: /dev/stdout may be a link to a pipe without a path
         with open(out, "wb", buffering=0) as stream:
-            yield _Stream(stream, sources, SeenIds())
+            yield _Stream(stream, sources)
         return
-    place = out.resolve()  # through a link: what it points at grows
-    note = json.dumps(made, indent=2) + "\n"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if overwrite and place.is_file() and place.stat().st_size:
-        with _replaced(place, out, sources, note) as fresh:
-            yield fresh
+    path = out.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if overwrite and path.is_file() and path.stat().st_size:
+        with _open_replacement(path, out, sources, run) as replacement:
+            yield replacement
         return
-    if retry_errors and place.is_file():
-        _take_errors_out(place, out, json.loads(note))
-    with _locked(place, out) as file:
-        _go_on(file, place, out, json.loads(note))
-        _write_note(place, note)
-        yield ResultsFile(file, sources, *_read_rows(file, out, sources))
+    if retry_errors and path.is_file():
+        _remove_error_rows(path, out, run)
+    with _open_locked(path, out) as file:
+        _check_and_repair(file, path, out, run)
+        _write_run_file(path, run)
+        results = ResultsFile(file, sources)
+        results.read_rows(out)
+        yield results
         os.fsync(file.fileno())
 
 
+# ---- opening ---------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def _replaced(place: Path, out: Path, sources: Collection[str], note: str) -> Iterator[ResultsFile]:
-    waiting = place.with_name(f".{place.name}.new")
-    with _locked(place, out), _locked(waiting, out) as file:
+def _open_replacement(path: Path, out: Path, sources: Collection[str], run: Fields) -> Iterator[ResultsFile]:
+    temporary = path.with_name(f".{path.name}.new")
+    with _open_locked(path, out), _open_locked(temporary, out) as file:
         file.truncate(0)
         try:
-            yield _Fresh(file, sources, waiting, place, note)
+            yield _Replacement(file, sources, temporary, path, run)
             os.fsync(file.fileno())
         finally:
-            waiting.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _locked(path: Path, out: Path) -> Iterator[BinaryIO]:
-    """A file to append to, without a buffer, that no other process opens this way at the same time."""
-    for _ in range(_TRIES):
+def _open_locked(path: Path, out: Path) -> Iterator[BinaryIO]:
+    """Open a file for unbuffered appending with an exclusive lock."""
+    for _ in range(_MAX_OPEN_ATTEMPTS):
         with open(path, "ab+", buffering=0) as file:
             _lock(file, out)
             if _is_at(file, path):
                 yield file
                 return
-    raise _busy(out)
+    raise _locked_error(out)
 
 
 def _lock(file: BinaryIO, out: Path) -> None:
@@ -215,118 +230,129 @@ def _lock(file: BinaryIO, out: Path) -> None:
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _busy(out) from None
+        raise _locked_error(out) from None
     except (ImportError, OSError):  # no locks on this system, or on this disk
         pass
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether a file is still the one at its path: between opening and locking, another run may have replaced it, and
-    what is appended to the one that it was would be lost."""
+    """Whether an open file still is the one at its path. Another run may have replaced it before it was locked."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
 
 
-def _busy(out: Path) -> MmxError:
-    return MmxError(f"{out} is being written by another process; wait for it, or choose another --out.")
+def _locked_error(out: Path) -> MmxError:
+    message = f"{out} is being written by another process; wait for it, or choose another --out."
+    return MmxError(message, code="results.locked", path=str(out))
 
 
-def _go_on(file: BinaryIO, place: Path, out: Path, made: dict[str, Any]) -> None:
-    """Make an older file one that can be gone on with. Raises MmxError where something else made it."""
+def _check_and_repair(file: BinaryIO, path: Path, out: Path, run: Fields) -> None:
+    """Check that the same command made the file, and cut off a torn line. Raises MmxError."""
     if file.seek(0, os.SEEK_END):
-        _check_note(place, out, made)
+        _check_run_file(path, out, run)
     _cut_torn_line(file)
 
 
+def _remove_error_rows(path: Path, out: Path, run: Fields) -> None:
+    with _open_locked(path, out) as file:
+        _check_and_repair(file, path, out, run)
+        with atomic_write(path) as temporary, temporary.open("wb") as remaining:
+            for line, row in _read_rows(file, out):
+                if "error" not in row:
+                    remaining.write(line)
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------
+
+
+def _write_all(file: BinaryIO, fields: Fields) -> None:
+    line = memoryview(row_line(fields).encode(errors="backslashreplace"))
+    while line:  # a pipe or a disk that is almost full takes a part
+        line = line[file.write(line) :]
+
+
 def _cut_torn_line(file: BinaryIO) -> None:
-    """Cut off what follows the last end of a line, looking for it a mebibyte at a time."""
-    start = end = file.seek(0, os.SEEK_END)
+    """Truncate the file after its last line break, which is searched backwards one mebibyte at a time."""
+    size = file.seek(0, os.SEEK_END)
+    start = size
     found = -1
     while start and found < 0:
-        stop, start = start, max(0, start - 2**20)
+        stop = start
+        start = max(0, start - 2**20)
         file.seek(start)
         found = file.read(stop - start).rfind(b"\n")
-    if start + found + 1 < end:
+    if start + found + 1 < size:
         file.truncate(start + found + 1)
 
 
-def _rows(file: BinaryIO, out: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Each line with its row; blank lines, and the mark that some editors begin a file with, are passed over. Raises
-    MmxError for a line that is no row."""
+def _read_rows(file: BinaryIO, out: Path) -> Iterator[tuple[bytes, dict[str, object]]]:
+    """Yield each line with its row. Blank lines and a byte order mark are skipped. Raises MmxError for other lines."""
     file.seek(0)
     with open(file.fileno(), "rb", closefd=False) as lines:
         for number, line in enumerate(lines, 1):
             text = line.removeprefix(BOM_UTF8) if number == 1 else line
             if text.strip():
-                yield text, _row(text, f"{out}:{number}")
+                yield text, _parse_row(text, out, number)
 
 
-def _row(text: bytes, where: str) -> dict[str, Any]:
+def _parse_row(text: bytes, out: Path, number: int) -> dict[str, object]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict) or not row:
-        what = "an empty" if row == {} else "no"
-        raise MmxError(f"{where} is {what} JSON object; mend or delete the line, or choose another --out.")
+        message = (
+            f"{out}:{number} is not a JSON object with fields; correct or delete the line, or choose another --out."
+        )
+        raise MmxError(message, code="results.line", path=str(out), line=number)
     return row
 
 
-def _read_rows(file: BinaryIO, out: Path, sources: Collection[str]) -> tuple[SeenIds, int]:
-    """What is asked in the file, and how many of its rows are errors."""
-    known, errors = SeenIds(), 0
-    for _, row in _rows(file, out):
-        number = number_of(row_id(row, sources))
-        if number not in known:
-            known.add(number)
-        errors += "error" in row
-    return known, errors
+# ---- the run file ----------------------------------------------------------------------------------------------
 
 
-def _take_errors_out(place: Path, out: Path, made: dict[str, Any]) -> None:
-    """Put the rows that are no errors in the file's place, at once."""
-    with _locked(place, out) as file:
-        _go_on(file, place, out, made)
-        with atomic_write(place) as temporary, temporary.open("wb") as kept:
-            kept.writelines(line for line, row in _rows(file, out) if "error" not in row)
-
-
-def _check_note(place: Path, out: Path, made: dict[str, Any]) -> None:
-    """Raise MmxError where the note beside a file is missing, or is not that of this run."""
-    remedy = "type --overwrite to start anew, or choose another --out."
+def _check_run_file(path: Path, out: Path, run: Fields) -> None:
+    """Raise MmxError if the run file is missing, or another command, model or other options made the results."""
     try:
-        note = json.loads(_note_of(place).read_text(encoding="utf-8"))
+        previous = json.loads(_run_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        note = None
-    if not isinstance(note, dict):
-        raise MmxError(f"{out} is there already and no {_note_of(place).name} says what made it; {remedy}")
-    if differences := list(_differences(note, made)):
-        was, now = (", ".join(sides) for sides in zip(*differences[:3], strict=True))
-        raise MmxError(f"{out} was made with {was}, and this run has {now}; {remedy}")
+        previous = None
+    if not isinstance(previous, dict):
+        message = f"{out} exists, and no {_run_file(path).name} says which command made it; {_REMEDY}"
+        raise MmxError(message, code="results.unknown_run", path=str(out))
+    differences = list(_differences(previous, json.loads(json.dumps(run))))
+    if differences:
+        old = ", ".join(f"{name} {_short(was)}" for name, was, _ in differences[:3])
+        new = ", ".join(f"{name} {_short(now)}" for name, _, now in differences[:3])
+        names = [name for name, _, _ in differences]
+        message = f"{out} was made with {old}, and this run has {new}; {_REMEDY}"
+        raise MmxError(message, code="results.other_run", path=str(out), differences=names)
 
 
-def _differences(note: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What differs, as told of the one and of the other; equal weights are the same model under any name. A fact that
-    only one of them knows is not compared: options are added from one version to the next."""
-    same_weights = made.get("weights") is not None and made.get("weights") == note.get("weights")
-    for name in note.keys() & made.keys():
-        was, now = note[name], made[name]
+def _differences(previous: Fields, run: Fields) -> Iterator[tuple[str, object, object]]:
+    """Yield (name, old value, new value) of fields that both have: options are added from version to version.
+
+    Equal weights are the same model under any name.
+    """
+    same_weights = run.get("weights") is not None and run.get("weights") == previous.get("weights")
+    for name in sorted(previous.keys() & run.keys()):
+        was = previous[name]
+        now = run[name]
         if isinstance(was, dict) and isinstance(now, dict):
             yield from _differences(was, now)
         elif was != now and not (name == "model" and same_weights):
-            yield f"{name} {_shown(was)}", f"{name} {_shown(now)}"
+            yield name, was, now
 
 
-def _shown(value: Any) -> str:
+def _short(value: object) -> str:
     return json.dumps(value)[:60]
 
 
-def _note_of(place: Path) -> Path:
-    return place.with_name(f"{place.name}.run.json")
+def _run_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.run.json")
 
 
-def _write_note(place: Path, note: str) -> None:
-    with atomic_write(_note_of(place)) as temporary:
-        temporary.write_text(note, encoding="utf-8")
+def _write_run_file(path: Path, run: Fields) -> None:
+    atomic_write_text(_run_file(path), json.dumps(run, indent=2) + "\n")

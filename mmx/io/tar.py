@@ -1,6 +1,6 @@
-"""Shards: tar files of many samples, read one member after the other; nothing is unpacked to a disk.
+"""Tar archives of many samples, read member by member; nothing is unpacked to a disk.
 
-Written for the habit of WebDataset (Aizman et al. 2019, arXiv:2001.01252): members a.jpg, a.json, b.jpg, ... in order.
+Intended for the layout of WebDataset (Aizman et al. 2019, arXiv:2001.01252): members a.jpg, a.json, b.jpg, ... in order.
 """
 
 import gzip
@@ -10,109 +10,116 @@ import tarfile
 from bz2 import BZ2File
 from collections.abc import Callable, Iterator
 from lzma import LZMAFile
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mmx.errors import DataError
 
-_OPENERS: dict[str, Callable[[str], Any]] = {
-    ".tar": lambda path: open(path, "rb"),  # noqa: SIM115 - closed by read_shard
-    ".tar.gz": gzip.open,
-    ".tgz": gzip.open,
-    ".tar.bz2": BZ2File,
-    ".tar.xz": LZMAFile,
+_OPENERS: dict[str, Callable[[str], BinaryIO]] = {
+    ".tar": lambda path: open(path, "rb"),  # noqa: SIM115 - closed by read_tar
+    ".tar.gz": gzip.open,  # type: ignore[dict-item]
+    ".tgz": gzip.open,  # type: ignore[dict-item]
+    ".tar.bz2": BZ2File,  # type: ignore[dict-item]
+    ".tar.xz": LZMAFile,  # type: ignore[dict-item]
 }
-_BLOCK = 512  # bytes of a header, and of what a tar file is made of
-_MOST_HEADER = 2**20  # bytes: longer names and notes than this are nobody's
-_MOST_PASSED = 2**30  # bytes unpacked between two members that are read: zeros shrink to a thousandth, and take seconds
+_BLOCK = 512  # bytes; headers and members are padded to blocks
+_MAX_HEADER = 2**20  # bytes; no real name or comment is longer
+_MAX_SKIPPED = 2**30  # bytes to decompress between two members that are read: zeros compress a thousandfold
 
 
 class TarMember(NamedTuple):
-    """A file in a shard: its name there, and its bytes or why they cannot be had."""
+    """A file in an archive: its name, and its bytes or the reason why it was not read."""
 
     name: str
     data: bytes | DataError
 
 
 def is_tar(path: str) -> bool:
-    """Whether a name is that of a tar file, compressed or not."""
-    return _ending(path) is not None
+    """Return whether a file name is that of a tar archive, compressed or not."""
+    return _suffix(path) is not None
 
 
-def read_tar(path: str, wanted: Callable[[str], bool], most: int) -> Iterator[TarMember]:
-    """The members whose names are wanted, in order, one in memory at a time; hidden ones are passed over, as in folders
-    (archives made on a Mac have a "._a.jpg" beside each "a.jpg").
+def read_tar(path: str, accepts: Callable[[str], bool], max_bytes: int) -> Iterator[TarMember]:
+    """Yield the members whose names are accepted, in order, with one in memory at a time.
 
-    What is no plain file (links, devices, holes), has a name that leads out of a folder, or holds more than `most`
-    bytes is not read but told. A shard that is damaged gives what comes before, and its reason last, under the name "".
-    So does one that is compressed and would have a gibibyte or more unpacked for what is passed over at a stretch.
+    Hidden members are skipped, as in folders: archives made on macOS have a "._a.jpg" for each "a.jpg". Links, devices,
+    sparse files, names that lead out of the folder and members over `max_bytes` are yielded as errors. A damaged
+    archive ends with an error under the name "", and so does a compressed archive in which a gibibyte or more would
+    have to be decompressed to skip unread members.
     """
+    compressed = _suffix(path) not in (None, ".tar")
+    max_skipped = _MAX_SKIPPED if compressed else sys.maxsize
     try:
-        with _OPENERS[_ending(path) or ".tar"](path) as file:
-            passable = sys.maxsize if _ending(path) in (None, ".tar") else _MOST_PASSED
-            yield from _members(path, _BoundedFile(file, most), wanted, most, passable)
+        with _OPENERS[_suffix(path) or ".tar"](path) as file:
+            yield from _read_members(path, _BoundedFile(file, max_bytes), accepts, max_bytes, max_skipped)
     except OSError as error:
-        yield TarMember("", DataError(f"shard {path!r} cannot be read: {error.strerror or 'damaged'}; fetch it again."))
-    except Exception:  # noqa: BLE001 - damaged archives raise what the decoders of three compressions think of
+        message = f"archive {path!r} cannot be read: {error.strerror or 'damaged'}; download it again."
+        yield TarMember("", DataError(message, code="tar.unreadable", path=path))
+    except Exception:  # noqa: BLE001 - three decompressors raise many types for damaged archives
         yield TarMember("", _damaged(path))
 
 
 class _BoundedFile:
-    """A file of which no more than a member's limit is read at once, whatever a header promises."""
+    """A file from which no more than the largest member or header is read at once, whatever a header declares."""
 
-    def __init__(self, file: Any, most: int) -> None:
-        self.file, self.most = file, max(most, _MOST_HEADER) + 1
-        self.seek, self.tell = file.seek, file.tell
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
+        self.file = file
+        self.seek = file.seek
+        self.tell = file.tell
+        self.max_read = max(max_bytes, _MAX_HEADER) + 1
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self.most:
+        if not 0 <= size <= self.max_read:
             raise tarfile.ReadError("more than a header or a member has")
         return bytes(self.file.read(size))
 
 
-def _members(
-    path: str, file: _BoundedFile, wanted: Callable[[str], bool], most: int, passable: int
+def _read_members(
+    path: str, file: _BoundedFile, accepts: Callable[[str], bool], max_bytes: int, max_skipped: int
 ) -> Iterator[TarMember]:
     with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
-        passed = 0  # bytes since the last member that was read
+        skipped = 0  # bytes since the last member that was read
         while (info := archive.next()) is not None:
-            archive.members = []  # else all headers are kept
-            member = _member(path, archive, info, most) if _is_meant(info, wanted) else None
+            archive.members = []  # else all headers are kept in memory
+            member = _read_member(path, archive, info, max_bytes) if _is_selected(info, accepts) else None
             if member is not None:
                 yield member
-            was_read = member is not None and isinstance(member.data, bytes)
-            passed = 0 if was_read else passed + archive.offset - info.offset_data
-            if passed >= passable:  # nothing of it is unpacked before the next member is asked for
-                yield TarMember("", _too_long(path, info.name, passable))
+            if member is not None and isinstance(member.data, bytes):
+                skipped = 0
+            else:
+                skipped += archive.offset - info.offset_data
+            if skipped >= max_skipped:  # nothing was decompressed yet: that would happen with the next header
+                yield TarMember("", _too_much_skipped(path, info.name, max_skipped))
                 return
         file.seek(archive.offset)
         end = file.read(_BLOCK)
-        if len(end) < _BLOCK or end.strip(b"\0"):  # a whole shard closes with zeros; else: cut short, or no header
+        if len(end) < _BLOCK or end.strip(b"\0"):  # a complete archive ends with a block of zeros
             yield TarMember("", _damaged(path))
 
 
-def _is_meant(info: tarfile.TarInfo, wanted: Callable[[str], bool]) -> bool:
-    """Whether a member is to be read, or to be told of: its name is wanted, and nothing in it is hidden."""
+def _is_selected(info: tarfile.TarInfo, accepts: Callable[[str], bool]) -> bool:
     hidden = any(part.startswith(".") and part not in (".", "..") for part in _parts(info.name))
-    return not hidden and not info.isdir() and wanted(info.name)
+    return not hidden and not info.isdir() and accepts(info.name)
 
 
-def _member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, most: int) -> TarMember:
-    strange = _member_problem(info, most)
-    if strange is not None:
-        return TarMember(info.name, DataError(f"{f'{path}/{info.name}'!r}: {strange}."))
-    part = archive.extractfile(info)
-    return TarMember(info.name, part.read(info.size) if part is not None else b"")
+def _read_member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int) -> TarMember:
+    problem = _find_problem(info, max_bytes)
+    if problem is not None:
+        reason, message = problem
+        error = DataError(f"{f'{path}/{info.name}'!r}: {message}.", code=f"tar.{reason}", path=path, member=info.name)
+        return TarMember(info.name, error)
+    file = archive.extractfile(info)
+    return TarMember(info.name, b"" if file is None else file.read(info.size))
 
 
-def _member_problem(info: tarfile.TarInfo, most: int) -> str | None:
-    """Why a member is not read; None for plain files."""
+def _find_problem(info: tarfile.TarInfo, max_bytes: int) -> tuple[str, str] | None:
+    """Return why a member is not read, as (last part of the code, message); None for a regular file."""
     parts = _parts(info.name)
     if info.name.startswith(("/", "\\")) or ".." in parts or "\0" in info.name or parts[0].endswith(":"):
-        return "a name that leads out of its folder; expected one such as 'a.jpg', write the shard again"
+        return "member_path", "the name leads out of its folder; expected one such as 'a.jpg', write the archive again"
     if not info.isreg() or info.issparse():
-        return "a link, a device or a file with holes; expected a plain file, write the shard again"
-    if info.size > most:
-        return f"over {most // 2**20} MB; expected a smaller file, make it smaller"
+        return "member_type", "a link, a device or a sparse file; expected a regular file, write the archive again"
+    if info.size > max_bytes:
+        return "member_too_large", f"over {max_bytes // 2**20} MB; expected a smaller file, reduce its size"
     return None
 
 
@@ -120,16 +127,21 @@ def _parts(name: str) -> list[str]:
     return name.replace("\\", "/").split("/")
 
 
-def _too_long(path: str, name: str, passable: int) -> DataError:
+def _too_much_skipped(path: str, member: str, max_skipped: int) -> DataError:
     return DataError(
-        f"shard {path!r} holds {passable // 2**20:,} MB or more that is not read, up to {name!r}, and would have to "
-        "be unpacked for what follows; write the shard again without it, or as a plain .tar."
+        f"archive {path!r} has {max_skipped // 2**20:,} MB or more of unread members up to {member!r}, which would have "
+        "to be decompressed to read on; write the archive again without them, or as an uncompressed .tar.",
+        code="tar.too_much_skipped",
+        path=path,
+        member=member,
     )
 
 
 def _damaged(path: str) -> DataError:
-    return DataError(f"shard {path!r} is damaged or cut short, what follows in it is lost; fetch or write it again.")
+    message = f"archive {path!r} is damaged or truncated, the rest of it is lost; download or write it again."
+    return DataError(message, code="tar.damaged", path=path)
 
 
-def _ending(path: str) -> str | None:
-    return next((ending for ending in _OPENERS if os.fspath(path).lower().endswith(ending)), None)
+def _suffix(path: str) -> str | None:
+    lower = os.fspath(path).lower()
+    return next((suffix for suffix in _OPENERS if lower.endswith(suffix)), None)

@@ -1,0 +1,194 @@
+"""The command `mmx ask`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from mmx.cli.inputs import Inputs, by_source, check_names, check_not_overwritten, display_name, normalize_path
+from mmx.cli.options import (
+    BatchSizeOption,
+    BoxOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceScaleOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    NumBeamsOption,
+    OutOption,
+    OverwriteOption,
+    QuietOption,
+    RetryErrorsOption,
+    ShardOption,
+    SourceOption,
+    exit_with_status,
+    load_pipeline,
+    parse_box,
+    parse_shard,
+    parse_sources,
+    run_config,
+)
+from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
+from mmx.errors import MmxError, one_line
+from mmx.io.results_file import ID_FIELDS
+
+if TYPE_CHECKING:
+    from mmx.inference.options import DecodingOptions
+    from mmx.inference.pipeline import Pipeline
+    from mmx.memory import Box
+
+
+def ask(
+    image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="The image.")] = None,
+    questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="Questions about it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="JSON lines with image and question.")
+    ] = None,
+    box: BoxOption = None,
+    source: SourceOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSizeOption = 16,
+    num_beams: NumBeamsOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    shard: ShardOption = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    retry_errors: RetryErrorsOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer questions about an image, or those of a file.
+
+    Every image is encoded once for all of its questions; answers come in the order of the questions. Instead of an
+    image, any input that a source of the model reads can be given. With --shard, all questions about an image are in
+    the same part.
+
+    In the file of --out a row is identified by its inputs, question and box, and by the id or question_id of its line.
+    Error rows are kept too, and processed again with --retry-errors; "--out -" prints JSON lines.
+    """
+    output = OutputOptions.parse(out, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
+    region = parse_box(box)
+    requests = _read_requests(image, questions or [], data, parse_sources(source))
+    pipeline = load_pipeline(model, device, dtype)
+    options: DecodingOptions = {
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+        "guidance_scale": guidance_scale,
+    }
+    config = run_config("ask", model, dtype, pipeline.generation_config(options))
+    items = [_question_item(request, region, pipeline) for request in requests]
+    check_not_overwritten(output.path, [data, *(raw for item in items for raw in item.inputs.values())])
+    run = BatchRun(
+        items=items,
+        sources=tuple(pipeline.model.encoders),
+        config={**config, "box": region and list(region)},
+        shard_key=lambda item: item.name,
+        process=lambda remaining: _answer_rows(remaining, pipeline, batch_size, options),
+        format_line=_line_format(items),
+        count=lambda: len(items) // output.shard[1],
+    )
+    exit_with_status(run.write(output))
+
+
+class _QuestionRequest(NamedTuple):
+    """A question before the model is known.
+
+    Attributes:
+        written: its inputs as written, with other fields of its line.
+        resolved: the same with resolved paths.
+        question: the text.
+        ids: the ids of its line.
+        box: the region that its line names.
+    """
+
+    written: Inputs
+    resolved: Inputs
+    question: str
+    ids: Mapping[str, object]
+    box: Box | None
+
+
+class _QuestionItem(NamedTuple):
+    """A question: the fields with which its row starts, what messages call its input, and what the model is given."""
+
+    fields: dict[str, object]
+    name: str
+    inputs: Inputs
+    question: str
+    box: Box | None
+
+
+def _read_requests(
+    image: str | None, questions: Sequence[str], data: Path | None, sources: Mapping[str, str]
+) -> list[_QuestionRequest]:
+    """Return the questions of the command line or of a file. Raises MmxError."""
+    if (data is None) == (image is None):
+        message = 'ask needs an image and a question, or --data FILE; type: mmx ask photo.jpg "what is this?"'
+        raise MmxError(message, code="ask.arguments")
+    if data is not None:
+        if sources:
+            message = "--source was given with --data; name each source in the lines of the file, next to the image."
+            raise MmxError(message, code="ask.source_with_data")
+        return list(_requests_of_file(data))
+    check_names([image or ""])
+    if not questions:
+        message = f'ask was given {image} and no question; type: mmx ask {image} "what is this?"'
+        raise MmxError(message, code="ask.no_question")
+    inputs = {"": normalize_path(image or ""), **sources}
+    return [_QuestionRequest(inputs, inputs, question, {}, None) for question in questions]
+
+
+def _requests_of_file(data: Path) -> Iterator[_QuestionRequest]:
+    from mmx.data.json_fields import read_lines
+    from mmx.data.manifest import read_questions
+
+    for line, (_, fields) in zip(read_questions(data), read_lines(data), strict=True):
+        ids = {name: fields[name] for name in ID_FIELDS if name in fields}
+        yield _QuestionRequest(line.written, line.sources, str(line.task.question), ids, line.task.box)
+
+
+def _question_item(request: _QuestionRequest, region: Box | None, pipeline: Pipeline) -> _QuestionItem:
+    """Find the sources of the inputs. Other fields of the line are kept in its row. region: that of --box."""
+    others = request.written.keys() - pipeline.model.encoders.keys()
+    if "" in others or len(others) == len(request.written):
+        others = set()  # an unknown source is refused with the names of the known ones
+    written = by_source({name: raw for name, raw in request.written.items() if name not in others}, pipeline)
+    resolved = by_source({name: raw for name, raw in request.resolved.items() if name not in others}, pipeline)
+    kept = {name: raw for name, raw in request.written.items() if name in others}
+    fields = {**written, **kept, **request.ids, "question": request.question}
+    if request.box is not None:
+        fields["box"] = list(request.box)
+    return _QuestionItem(fields, display_name(written), resolved, request.question, request.box or region)
+
+
+def _answer_rows(
+    items: Iterable[_QuestionItem], pipeline: Pipeline, batch_size: int, options: DecodingOptions
+) -> Iterator[Row]:
+    """Yield the row of each question, in order."""
+    items = list(items)
+    questions = [(item.inputs, item.question, item.box) for item in items]
+    answers = pipeline.answers(questions, batch_size, **options)
+    for item, answer in zip(items, answers, strict=True):
+        yield result_row(item.fields, item.name, "answer", answer)
+
+
+def _line_format(items: Sequence[_QuestionItem]) -> Callable[[Row], str]:
+    """An answer is printed after its input and its question if there are several of them."""
+    with_name = len({item.name for item in items}) > 1
+    with_question = len(items) > 1
+
+    def format_line(row: Row) -> str:
+        columns = [row.name] if with_name else []
+        if with_question:
+            columns.append(str(row.fields["question"]))
+        columns.append(str(row.fields["answer"]))
+        return "\t".join(one_line(column) for column in columns)
+
+    return format_line

@@ -1,0 +1,114 @@
+"""The command `mmx caption`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import tee
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmx.cli.inputs import (
+    InputItem,
+    check_names,
+    check_not_overwritten,
+    count_inputs,
+    input_items,
+    raw_inputs,
+    require_input,
+)
+from mmx.cli.options import (
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    GuidanceScaleOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    NumBeamsOption,
+    OutOption,
+    OverwriteOption,
+    QuietOption,
+    RetryErrorsOption,
+    ShardOption,
+    exit_with_status,
+    load_pipeline,
+    parse_shard,
+    run_config,
+)
+from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
+from mmx.errors import MmxError, one_line
+from mmx.io.results_file import row_id
+
+if TYPE_CHECKING:
+    from mmx.inference.options import DecodingOptions
+    from mmx.inference.pipeline import Pipeline
+
+
+def caption(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE", help="Images, folders, 'patterns/**/*.jpg', JSONL lists, tar files."),
+    ],
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchSizeOption = 16,
+    num_beams: NumBeamsOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    guidance_scale: GuidanceScaleOption = None,
+    shard: ShardOption = None,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    retry_errors: RetryErrorsOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Caption images: path, tab, caption.
+
+    If the model has other sources, their inputs can be given too: the path of an audio file, or "text=Guten Tag" for
+    the source `text` of a translation model.
+
+    A list has JSON lines with an image (or another source) each; a tar file has images. With --out, type the same
+    command again after a stop to process what is missing; "--out -" prints JSON lines.
+
+    A row is identified by its inputs and the other fields of its list; with an id by the inputs and the id. Error rows
+    are kept too, and processed again with --retry-errors.
+    """
+    check_names(images)
+    output = OutputOptions.parse(out, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
+    pipeline = load_pipeline(model, device, dtype)
+    options: DecodingOptions = {
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+        "guidance_scale": guidance_scale,
+    }
+    config = run_config("caption", model, dtype, pipeline.generation_config(options))
+    check_not_overwritten(output.path, (raw for name in images for raw in raw_inputs(name, pipeline)))
+    sources = tuple(pipeline.model.encoders)
+    run = BatchRun(
+        items=require_input(input_items(images, pipeline, output.path)),
+        sources=sources,
+        config=config,
+        shard_key=lambda item: row_id(item.fields, sources),
+        process=lambda items: _caption_rows(items, pipeline, batch_size, options),
+        format_line=lambda row: f"{one_line(row.name)}\t{one_line(str(row.fields['caption']))}",
+        count=lambda: count_inputs(images, pipeline, output.shard[1], output.path),
+    )
+    exit_with_status(run.write(output))
+
+
+def _caption_rows(
+    items: Iterable[InputItem], pipeline: Pipeline, batch_size: int, options: DecodingOptions
+) -> Iterator[Row]:
+    """Yield the row of each item, in order."""
+    items, copies = tee(items)
+    results = pipeline.captions((item.inputs for item in copies), batch_size, **options)
+    for (_, result), item in zip(results, items):
+        if isinstance(result, MmxError) and _has_bytes(item):  # members of an archive, which have no name of their own
+            result = MmxError(f"{item.name!r}: {result}", code=result.code, **result.details)
+        yield result_row(item.fields, item.name, "caption", result)
+
+
+def _has_bytes(item: InputItem) -> bool:
+    return not isinstance(item.inputs, MmxError) and any(isinstance(raw, bytes) for raw in item.inputs.values())

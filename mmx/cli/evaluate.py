@@ -1,0 +1,129 @@
+"""The command `mmx eval`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmx.cli.options import (
+    BatchSizeOption,
+    DeviceOption,
+    JsonOption,
+    MaxNewTokensOption,
+    NumBeamsOption,
+    QuietOption,
+    exit_with_status,
+    load_pipeline,
+)
+from mmx.errors import MmxError, one_line
+from mmx.io.console import format_metrics, progress_bar, write_json
+
+if TYPE_CHECKING:
+    from mmx.config.schema import DataConfig
+
+_NOVELTY_HELP = "Count captions that are not in this data, such as split=train."
+_INFORMATION_HELP = "Bits per word with and without image and question. Needs more passes."
+_MAPS_HELP = "For scenes: measure how well the maps of words point at what they are about."
+
+
+def evaluate_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or `bundled`.")],
+    data: Annotated[str, typer.Option("--data", metavar="PATH", help="A data file or folder, or `scenes`.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the data, such as split=val.")
+    ] = None,
+    device: DeviceOption = "cpu",
+    batch_size: BatchSizeOption = 32,
+    num_beams: NumBeamsOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Where to write metrics.json and texts.jsonl.")
+    ] = Path(),
+    information: Annotated[bool, typer.Option("--information", help=_INFORMATION_HELP)] = False,
+    novelty_against: Annotated[
+        list[str] | None, typer.Option("--novelty-against", metavar="KEY=VALUE", help=_NOVELTY_HELP)
+    ] = None,
+    maps: Annotated[bool, typer.Option("--maps", help=_MAPS_HELP)] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Evaluate a model on data.
+
+    Captions: BLEU, ROUGE-L and CIDEr. Answers: exact match and VQA accuracy, with
+    the exact match of a baseline that gives each question its most frequent answer.
+
+    --information: how many bits per word the image and the question save, also
+    with the image of another example and with a blank one.
+
+    --novelty-against split=train: how many captions are not in that split; of
+    another file: --novelty-against path=FILE.
+
+    --maps, for scenes, whose boxes are known: the pointing game and the deletion
+    test for each kind of map, written to maps.json. The best layer and heads are
+    chosen on the scenes of the next seed.
+    """
+    from mmx.config.loader import override_config
+    from mmx.config.schema import DataConfig
+
+    config = override_config(DataConfig(path=data), overrides or [])
+    if maps:
+        _evaluate_maps(model, config, device, out, as_json)
+        return
+    from mmx.data.formats import read_examples
+    from mmx.evaluation.evaluate import evaluate
+
+    examples = read_examples(config)
+    training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
+    out.mkdir(parents=True, exist_ok=True)  # first, because it may fail
+    pipeline = load_pipeline(model, device)
+    options = pipeline.generation_config({"num_beams": num_beams, "max_new_tokens": max_new_tokens})
+    with progress_bar(len(examples), quiet) as bar:
+        report = evaluate(
+            pipeline,
+            examples,
+            options,
+            batch_size,
+            progress=bar.update,
+            information=information,
+            training_captions=training_captions,
+        )
+    for message in report.skipped:
+        print(one_line(message), file=sys.stderr)
+    report.save(out)
+    print(json.dumps(report.metrics) if as_json else format_metrics(report.metrics))
+    exit_with_status(not report.skipped)
+
+
+def _read_captions(config: DataConfig, overrides: list[str]) -> frozenset[str]:
+    """Return all reference captions of the data with these overrides, without the limit on examples."""
+    from mmx.config.loader import override_config
+    from mmx.data.examples import captions_of
+    from mmx.data.formats import read_examples
+
+    unlimited = ["limit=null", "derive_questions=false", "tasks=[caption]"]
+    examples = read_examples(override_config(config, unlimited + overrides))
+    return frozenset(caption for captions in captions_of(examples) for caption in captions)
+
+
+def _evaluate_maps(model: str, config: DataConfig, device: str, out: Path, as_json: bool) -> None:
+    from mmx.data.scenes import generate_scene
+    from mmx.evaluation.deletion import deletion_test
+    from mmx.evaluation.pointing_game import pointing_game
+
+    if config.path != "scenes":
+        message = f"--maps was given with --data {config.path}; only scenes have known boxes, type --data scenes."
+        raise MmxError(message, code="eval.maps_data", path=config.path)
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline = load_pipeline(model, device)
+    scenes = [generate_scene(config.seed, index) for index in range(config.num_examples)]
+    selection = [generate_scene(config.seed + 1, index) for index in range(config.num_examples)]
+    pointing = pointing_game(pipeline, scenes, selection)
+    deletion = deletion_test(pipeline, scenes, pointing.chosen)
+    report = {"pointing": asdict(pointing), "deletion": asdict(deletion)}
+    write_json(out / "maps.json", report)
+    print(json.dumps(report) if as_json else f"{pointing.table(pointing.main_methods)}\n\n{deletion.table()}")
