@@ -1,9 +1,9 @@
-"""Memory: the place where encoders and the decoder meet. It *is* the cross-attention cache, as a plain value.
+"""Memory: keys, values and mask of everything that was encoded. It is the cross-attention cache, as a plain value.
 
-Alphabet: L decoder layers, B memories (images), K streams (texts over one memory), H heads, S source slots, D head
-width. Masks: True = may be attended.
+Encode once; then concatenate, select, restrict to a region, save, and decode over it any number of times.
 
-Encode once, hold it, join it with others, narrow it to a region, save it, ask it many times.
+L layers, B memories, K streams (texts over one memory), H heads, S slots, D head dimension.
+Masks are bool, True = may be attended.
 """
 
 from __future__ import annotations
@@ -13,36 +13,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from mmx.errors import MmxError
 
-Box = tuple[float, float, float, float]
-NO_BOX = (float("nan"),) * 4  # the box of a stream that points at nothing in particular, in a tensor of boxes
+Box: TypeAlias = tuple[float, float, float, float]
+# One box, a box for each memory [B][4], or a box or None for each stream [B][K][4].
+BoxInput: TypeAlias = Tensor | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float] | None]]
+NO_BOX: Box = (float("nan"),) * 4  # stands for None in a tensor of boxes: the stream is not restricted
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a stretch of S came from. With a `grid`, its last rows*columns slots are the cells, row by row from the
-    top left; slots before them (class tokens, registers) belong to the whole input."""
+    """The slots `start:stop` of one source.
+
+    With a `grid` (rows, columns), the last rows * columns slots are its cells, row by row from the top left; slots
+    before them, such as class tokens, describe the whole input.
+    """
 
     source: str
     start: int
     stop: int
     grid: tuple[int, int] | None = None
 
+    def shift(self, offset: int) -> Segment:
+        """Return the segment moved by `offset` slots."""
+        return replace(self, start=self.start + offset, stop=self.stop + offset)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Memory:
-    """Keys and values in the decoder's heads, with the mask that says which exist.
+    """Keys and values in the decoder's heads, and the mask of the slots that exist.
 
-    keys, values: [L, B, H, S, D]; L may be 1 and is then shared by all decoder layers. mask: bool [B, S].
-    layout: the segments of S in order. shown: bool [B, K, S], what each of K streams may see of it (questions that
-    point at different parts, or stand side by side); None where all may see all. Raises MmxError where the parts do
-    not fit together.
+    Attributes:
+        keys: [L, B, H, S, D]. L may be 1: all layers of the decoder then share one layer of keys and values.
+        values: [L, B, H, S, D].
+        mask: bool [B, S].
+        layout: the segments of S, in order and without gaps.
+        stream_mask: bool [B, K, S], the slots that each of K streams may attend to, or None if all may attend to all.
+
+    Raises:
+        MmxError: memory.shape, memory.mask, memory.stream_mask or memory.layout, if these do not fit together.
     """
 
     keys: Tensor
@@ -53,6 +67,20 @@ class Memory:
 
     def __post_init__(self) -> None:
         validate_memory(self)
+
+    def __repr__(self) -> str:
+        layers, batch_size, heads, _, head_dim = self.keys.shape
+        slots: dict[str, int] = {}
+        for segment in self.layout:
+            slots[segment.source] = slots.get(segment.source, 0) + segment.stop - segment.start
+        facts = [f"{source}: {count} slots" for source, count in slots.items()] or ["no slots"]
+        facts += [f"batch {batch_size}", f"{layers} layers", f"{heads} heads x {head_dim}"]
+        if self.stream_mask is not None:
+            facts.append(f"{self.stream_mask.shape[1]} streams")
+        facts.append(str(self.keys.dtype).removeprefix("torch."))
+        if self.keys.device.type != "cpu":
+            facts.append(str(self.keys.device))
+        return f"Memory({', '.join(facts)}, {_format_bytes(self.nbytes)})"
 
     @property
     def batch_size(self) -> int:
@@ -66,251 +94,388 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by keys and values."""
+        """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, S, D] of the index-th looking layer (the one shared layer where L is 1)."""
-        index = index if len(self.keys) > 1 else 0
-        return self.keys[index], self.values[index]
-
-    def select(self, rows: Tensor | Sequence[int]) -> Memory:
-        """The memories named by `rows` (places, or one bool for each memory), in that order."""
-        index = torch.as_tensor(rows, device=self.mask.device)
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        keys, values = (t.index_select(1, index) for t in (self.keys, self.values))
-        shown = None if self.stream_mask is None else self.stream_mask.index_select(0, index)
-        return Memory(keys, values, self.mask.index_select(0, index), self.layout, shown)
-
-    def scatter(self, rows: Tensor, batch: int) -> Memory:
-        """A memory of `batch` rows in which row i of this one stands at rows[i]; the other rows have nothing to see."""
-        shape = list(self.keys.shape)
-        shape[1] = batch
-        keys, values = (t.new_zeros(shape).index_copy(1, rows, t) for t in (self.keys, self.values))
-        mask, shown = self.mask.new_zeros(batch, self.num_slots).index_copy(0, rows, self.mask), self.stream_mask
-        if shown is not None:
-            shown = shown.new_zeros(batch, *shown.shape[1:]).index_copy(0, rows, shown)
-        return Memory(keys, values, mask, self.layout, shown)
-
-    def fold_streams(self, streams: int) -> Memory:
-        """B*K rows become B rows of K*S slots, of which stream k may see only the k-th S: K questions, each read by a
-        text encoder, side by side over one picture."""
-        keys, values = (t.unflatten(1, (-1, streams)).transpose(2, 3).flatten(3, 4) for t in (self.keys, self.values))
-        mask = self.mask.unflatten(0, (-1, streams)).flatten(1)
-        layout = [
-            replace(s, start=s.start + k * self.num_slots, stop=s.stop + k * self.num_slots)
-            for k in range(streams)
-            for s in self.layout
-        ]
-        own = torch.eye(streams, dtype=torch.bool, device=mask.device).repeat_interleave(self.num_slots, 1)
-        return Memory(keys, values, mask, tuple(layout), own.expand(len(mask), -1, -1))
-
-    def stream_mask_for(self, streams: int) -> Tensor | None:
-        """bool [B, K, S]: which slots each of K `streams` may see; None where all may see all.
-
-        Where there are more streams than views (beams of each question), they divide evenly, in order. Raises
-        MmxError where they do not: some stream would be blind, or read another's question.
-        """
-        views = 1 if self.stream_mask is None else self.stream_mask.shape[1]
-        if streams % views:
-            raise MmxError(f"{streams} streams cannot share a memory of {views} questions; give a multiple of {views}.")
-        return None if self.stream_mask is None else self.stream_mask.repeat_interleave(streams // views, 1)
 
     @cached_property
     def is_fully_visible(self) -> bool:
-        """Whether every slot exists and every stream may see it."""
+        """Whether every slot exists and every stream may attend to it."""
         return self.stream_mask is None and bool(self.mask.all())
 
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values [B, H, S, D] of the `index`-th layer with cross-attention."""
+        if len(self.keys) == 1:
+            index = 0
+        return self.keys[index], self.values[index]
+
+    # ---- rows --------------------------------------------------------------------------------------------------
+
+    def select(self, rows: Tensor | Sequence[int] | Sequence[bool]) -> Memory:
+        """Return the memories at `rows`: indices in any order, or one bool for each memory."""
+        index = torch.as_tensor(rows, device=self.mask.device)
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+        return Memory(
+            self.keys.index_select(1, index),
+            self.values.index_select(1, index),
+            self.mask.index_select(0, index),
+            self.layout,
+            None if self.stream_mask is None else self.stream_mask.index_select(0, index),
+        )
+
+    def scatter(self, rows: Tensor, batch_size: int) -> Memory:
+        """Return `batch_size` memories in which memory i is at rows[i] (int [B]); all other rows are masked out."""
+        return Memory(
+            _scatter(self.keys, rows, batch_size, dim=1),
+            _scatter(self.values, rows, batch_size, dim=1),
+            _scatter(self.mask, rows, batch_size, dim=0),
+            self.layout,
+            None if self.stream_mask is None else _scatter(self.stream_mask, rows, batch_size, dim=0),
+        )
+
+    # ---- streams -----------------------------------------------------------------------------------------------
+
+    def fold_streams(self, streams: int) -> Memory:
+        """Fold B*K memories of S slots into B memories of K*S slots, of which stream k attends to the k-th S only.
+
+        K questions about one image, each encoded by a text encoder, become the memory of K streams this way.
+        """
+        keys = self.keys.unflatten(1, (-1, streams)).transpose(2, 3).flatten(3, 4)
+        values = self.values.unflatten(1, (-1, streams)).transpose(2, 3).flatten(3, 4)
+        mask = self.mask.unflatten(0, (-1, streams)).flatten(1)
+        layout: list[Segment] = []
+        for k in range(streams):
+            layout += [segment.shift(k * self.num_slots) for segment in self.layout]
+        own_slots = torch.eye(streams, dtype=torch.bool, device=mask.device).repeat_interleave(self.num_slots, 1)
+        return Memory(keys, values, mask, tuple(layout), own_slots.expand(len(mask), -1, -1))
+
+    def stream_mask_for(self, streams: int) -> Tensor | None:
+        """Return the slots that each of K `streams` may attend to, bool [B, K, S]; None if all may attend to all.
+
+        If there are more streams than `stream_mask` has, they divide evenly and in order, as the beams of each question
+        do. Raises MmxError (memory.streams) if they do not divide evenly.
+        """
+        if self.stream_mask is None:
+            return None
+        own = self.stream_mask.shape[1]
+        if streams % own:
+            raise MmxError(
+                f"{streams} streams cannot attend to a memory of {own} streams; give a multiple of {own}.",
+                code="memory.streams",
+                streams=streams,
+                expected=own,
+            )
+        return self.stream_mask.repeat_interleave(streams // own, 1)
+
     def cross_attention_mask(self, streams: int, length: int, visibility: Tensor | None = None) -> Tensor | None:
-        """bool [B, 1, 1 or K*T, S]: which slots exist, less those another stream owns, less what `visibility` (bool
-        [T, S]) withholds; K = `streams`, T = `length`, as cross-attention folds them. None where that is every slot."""
+        """Return the mask of cross-attention whose K streams of T = `length` positions are folded into the query axis.
+
+        Args:
+            visibility: bool [T, S], further restricts what each text position may attend to.
+
+        Returns:
+            bool [B, 1, 1 or K*T, S], or None if every query may attend to every slot.
+        """
         if self.is_fully_visible and visibility is None:
             return None
-        mask, shown = self.mask[:, None, None], self.stream_mask_for(streams)
-        if visibility is None and shown is None:
-            return mask
-        seen = mask if shown is None else mask & shown[:, :, None]
-        seen = seen if visibility is None else seen & visibility
-        return seen.expand(-1, streams, length, -1).flatten(1, 2)[:, None]
+        stream_mask = self.stream_mask_for(streams)
+        visible = self.mask[:, None, None]  # [B, 1, 1, S]
+        if visibility is None and stream_mask is None:
+            return visible
+        if stream_mask is not None:
+            visible = visible & stream_mask[:, :, None]
+        if visibility is not None:
+            visible = visible & visibility
+        return visible.expand(-1, streams, length, -1).flatten(1, 2)[:, None]
 
-    def mask_out(self, hidden: Tensor) -> Memory:
-        """The same memory with the slots where `hidden` (bool, broadcastable to [B, S]) is True masked out."""
-        return replace(self, mask=self.mask & ~hidden)
+    # ---- regions -----------------------------------------------------------------------------------------------
 
-    def focus(self, box: Box | Sequence[Any] | Tensor) -> Memory:
-        """Keep, of every source with a grid, the cells that touch `box` (x0, y0, x1, y1 in 0..1 from the top left).
+    def mask_out(self, slots: Tensor) -> Memory:
+        """Return the memory without the slots where `slots` (bool, broadcastable to [B, S]) is True."""
+        return replace(self, mask=self.mask & ~slots)
 
-        One box for all memories, one for each [B][4], or one for each of K streams [B][K][4], where None (in a tensor:
-        NaN) points at nothing and sees all. Sources without a grid stay; slots of the whole input (class tokens) go,
-        for they have seen what lies outside. Nothing is encoded again.
+    def focus(self, box: BoxInput) -> Memory:
+        """Restrict every source that has a grid to the cells that overlap a box.
+
+        Slots of such a source that describe the whole input (class tokens) are masked out too, because they depend on
+        what is outside the box. Sources without a grid are kept. Nothing is encoded again.
+
+        Args:
+            box: (x0, y0, x1, y1) in 0..1 from the top left for all memories; or one box for each memory, [B][4]; or
+                one for each stream, [B][K][4], where None (in a tensor: NaN) does not restrict the stream.
+
+        Raises:
+            MmxError: memory.box.
         """
-        boxes = _as_boxes(box, self.batch_size).to(self.mask.device)
+        boxes = validate_boxes(box, self.batch_size).to(self.mask.device)
         inside = boxes.new_ones(*boxes.shape[:-1], self.num_slots, dtype=torch.bool)
         for segment in self.layout:
-            if segment.grid:
-                inside[..., segment.start : segment.stop] = False
+            if segment.grid is not None:
                 cells = _cells_in_boxes(boxes, segment.grid)
+                inside[..., segment.start : segment.stop] = False
                 inside[..., segment.stop - cells.shape[-1] : segment.stop] = cells
         inside |= boxes.isnan().any(-1, keepdim=True)
         if boxes.ndim < 3:
             return self.mask_out(~inside)
-        shown = self.stream_mask_for(boxes.shape[1])
-        return replace(self, stream_mask=inside if shown is None else shown & inside)
+        stream_mask = self.stream_mask_for(boxes.shape[1])
+        return replace(self, stream_mask=inside if stream_mask is None else stream_mask & inside)
+
+    # ---- device, files -----------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
-        """The same memory on another device, or with keys and values of another floating type."""
-        shown = None if self.stream_mask is None else self.stream_mask.to(device)
-        keys, values = (t.to(device, dtype) for t in (self.keys, self.values))
-        return Memory(keys, values, self.mask.to(device), self.layout, shown)
+        """Return the memory on another device, or with keys and values of another floating-point type."""
+        return Memory(
+            self.keys.to(device, dtype),
+            self.values.to(device, dtype),
+            self.mask.to(device),
+            self.layout,
+            None if self.stream_mask is None else self.stream_mask.to(device),
+        )
 
     def save(self, path: str | Path) -> None:
-        """Write the memory as one safetensors file."""
+        """Write the memory to a safetensors file."""
         from safetensors.torch import save_file
 
-        layout = [[s.source, s.start, s.stop, s.grid] for s in self.layout]
+        layout = [[segment.source, segment.start, segment.stop, segment.grid] for segment in self.layout]
         tensors = {"keys": self.keys, "values": self.values, "mask": self.mask}
         if self.stream_mask is not None:
             tensors["stream_mask"] = self.stream_mask
-        save_file({k: t.contiguous() for k, t in tensors.items()}, str(path), metadata={"layout": json.dumps(layout)})
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, str(path), metadata={"layout": json.dumps(layout)})
 
     @staticmethod
     def load(path: str | Path) -> Memory:
-        """Read a memory written by `save`. Raises MmxError where the file is not one."""
+        """Read a memory that `save` wrote. Raises MmxError (memory.file) for any other file."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(path), "pt") as file:
                 layout = json.loads((file.metadata() or {})["layout"])
-                keys, values, mask = (file.get_tensor(name) for name in ("keys", "values", "mask"))
-                shown = file.get_tensor("stream_mask") if "stream_mask" in file.keys() else None  # noqa: SIM118 (not a dict)
-            segments = [Segment(n, start, stop, tuple(grid) if grid else None) for n, start, stop, grid in layout]
+                keys = file.get_tensor("keys")
+                values = file.get_tensor("values")
+                mask = file.get_tensor("mask")
+                names = file.keys()
+                stream_mask = file.get_tensor("stream_mask") if "stream_mask" in names else None
+            segments = [
+                Segment(source, start, stop, tuple(grid) if grid else None) for source, start, stop, grid in layout
+            ]
         except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
-            raise MmxError(f"{path} is not a saved memory; expected a file written by Memory.save.") from error
-        return Memory(keys, values, mask, tuple(segments), shown)
+            raise MmxError(
+                f"{path} is not a saved memory; expected a file written by Memory.save.",
+                code="memory.file",
+                path=str(path),
+            ) from error
+        return Memory(keys, values, mask, tuple(segments), stream_mask)
 
     @staticmethod
-    def empty(layers: int, batch: int, heads: int, width: int, **kind: object) -> Memory:
-        """A memory with nothing to see: S = 0. The same decoder over it says what it would say without looking."""
-        nothing = torch.zeros(layers, batch, heads, 0, width, **kind)  # type: ignore[call-overload]
-        return Memory(nothing, nothing, torch.zeros(batch, 0, dtype=torch.bool, device=nothing.device), ())
+    def empty(
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Memory:
+        """Return a memory without slots (S = 0). Over it, the decoder is a language model without any source."""
+        keys = torch.zeros(num_layers, batch_size, num_heads, 0, head_dim, dtype=dtype, device=device)
+        mask = torch.zeros(batch_size, 0, dtype=torch.bool, device=device)
+        return Memory(keys, keys, mask, ())
 
 
 def cat(*memories: Memory) -> Memory:
-    """One memory of all the slots, side by side along S. The order of the joined changes no output.
+    """Concatenate memories along S. The order changes no output of the decoder.
 
-    Raises MmxError where batch, layers, heads or widths differ. Memories of one shared layer join only with their like.
+    Raises MmxError (memory.cat) if there is none, or if L, B, H or D differ.
     """
     if not memories:
-        raise MmxError("join was given no memory; pass at least one, such as model.encode(image=...).")
+        raise MmxError(
+            "cat was given no memory; pass at least one, such as model.encode(image=...).", code="memory.cat"
+        )
     first = memories[0]
     if len(memories) == 1:
         return first
     for other in memories[1:]:
-        if _shape_without_slots(other.keys) != _shape_without_slots(first.keys):
-            raise MmxError(
-                f"memories of [L, B, H, D] {_shape_without_slots(first.keys)} and {_shape_without_slots(other.keys)} cannot be "
-                "joined; encode the sources with the same model and for the same number of rows."
-            )
-    keys, values = (torch.cat([getattr(m, part) for m in memories], 3) for part in ("keys", "values"))
-    layout, start = [], 0
+        _check_same_shape(first, other)
+    layout: list[Segment] = []
+    num_slots = 0
     for memory in memories:
-        layout += [replace(s, start=s.start + start, stop=s.stop + start) for s in memory.layout]
-        start += memory.num_slots
-    mask = torch.cat([m.mask for m in memories], 1)
-    return Memory(keys, values, mask, tuple(layout), _cat_stream_masks(memories))
+        layout += [segment.shift(num_slots) for segment in memory.layout]
+        num_slots += memory.num_slots
+    return Memory(
+        torch.cat([memory.keys for memory in memories], 3),
+        torch.cat([memory.values for memory in memories], 3),
+        torch.cat([memory.mask for memory in memories], 1),
+        tuple(layout),
+        _cat_stream_masks(memories),
+    )
+
+
+# ---- validation ------------------------------------------------------------------------------------------------
 
 
 def validate_memory(memory: Memory) -> None:
-    """Raise MmxError unless the parts of a memory fit together."""
-    keys, values, mask = memory.keys, memory.values, memory.mask
+    """Raise MmxError unless shapes, masks and layout of a memory fit together."""
+    keys = memory.keys
+    values = memory.values
+    mask = memory.mask
     if keys.ndim != 5 or keys.shape != values.shape:
         raise MmxError(
-            f"keys {list(keys.shape)} and values {list(values.shape)} are no memory; both must be [L, B, H, S, D]."
+            f"keys are {list(keys.shape)} and values {list(values.shape)}; expected both to be [L, B, H, S, D].",
+            code="memory.shape",
+            keys=list(keys.shape),
+            values=list(values.shape),
         )
-    if mask.dtype != torch.bool or mask.shape != (keys.shape[1], keys.shape[3]):
+    expected = [keys.shape[1], keys.shape[3]]
+    if mask.dtype != torch.bool or list(mask.shape) != expected:
         raise MmxError(
-            f"the mask is {mask.dtype} {list(mask.shape)}; expected bool [B, S] = "
-            f"{[keys.shape[1], keys.shape[3]]}, True = may be attended."
+            f"the mask is {mask.dtype} {list(mask.shape)}; expected bool [B, S] = {expected}, True = may be attended.",
+            code="memory.mask",
+            shape=list(mask.shape),
+            expected=expected,
         )
-    shown = memory.stream_mask
-    if shown is not None and (shown.ndim != 3 or shown.dtype != torch.bool or shown[:, 0].shape != mask.shape):
+    stream_mask = memory.stream_mask
+    if stream_mask is not None and not _fits_mask(stream_mask, mask):
         raise MmxError(
-            f"what is shown is {shown.dtype} {list(shown.shape)}; expected bool [B, K, S] with [B, S] = "
-            f"{list(mask.shape)}, True = stream k may see it."
+            f"the stream mask is {stream_mask.dtype} {list(stream_mask.shape)}; expected bool [B, K, S] with [B, S] = "
+            f"{expected}, True = may be attended by stream k.",
+            code="memory.stream_mask",
+            shape=list(stream_mask.shape),
+            expected=expected,
         )
-    end = 0
-    for segment in memory.layout:
-        cells = segment.grid[0] * segment.grid[1] if segment.grid else 0
-        if segment.start != end or segment.stop - segment.start < cells:
-            raise MmxError(f"segment {segment} does not continue at slot {end} or is shorter than its grid.")
-        end = segment.stop
-    if end != memory.num_slots:
-        raise MmxError(f"the layout covers {end} of {memory.num_slots} slots; every slot belongs to one source.")
+    _validate_layout(memory.layout, memory.num_slots)
 
 
-def _shape_without_slots(keys: Tensor) -> list[int]:
-    layers, batch, heads, _, width = keys.shape
-    return [layers, batch, heads, width]
+def _fits_mask(stream_mask: Tensor, mask: Tensor) -> bool:
+    return stream_mask.ndim == 3 and stream_mask.dtype == torch.bool and stream_mask[:, 0].shape == mask.shape
 
 
-def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:
-    """bool [B, K, S] of joined memories; one that shows everything to everybody follows the others."""
-    views = max((m.stream_mask.shape[1] for m in memories if m.stream_mask is not None), default=0)
-    if not views:
-        return None
-    parts = [(m.stream_mask_for(views), m.mask.new_ones(m.batch_size, views, m.num_slots)) for m in memories]
-    return torch.cat([everything if shown is None else shown for shown, everything in parts], -1)
+def _validate_layout(layout: Sequence[Segment], num_slots: int) -> None:
+    stop = 0
+    for segment in layout:
+        num_cells = segment.grid[0] * segment.grid[1] if segment.grid else 0
+        if segment.start != stop or segment.stop - segment.start < num_cells:
+            raise MmxError(
+                f"{segment} does not start at slot {stop}, where the one before it stops, or is shorter than its grid.",
+                code="memory.layout",
+                segment=segment,
+                expected=stop,
+            )
+        stop = segment.stop
+    if stop != num_slots:
+        raise MmxError(
+            f"the layout covers {stop} of {num_slots} slots; every slot must belong to one source.",
+            code="memory.layout",
+            covered=stop,
+            expected=num_slots,
+        )
 
 
-def _as_boxes(box: Any, batch: int) -> Tensor:
-    """[1 or B, 4] or [B, K, 4]. Raises MmxError for what is no region."""
+def _check_same_shape(first: Memory, other: Memory) -> None:
+    first_shape = _shape_without_slots(first.keys)
+    other_shape = _shape_without_slots(other.keys)
+    if first_shape != other_shape:
+        raise MmxError(
+            f"memories of [L, B, H, D] = {first_shape} and {other_shape} cannot be concatenated; "
+            "encode the sources with the same model and for the same number of rows.",
+            code="memory.cat",
+            shape=other_shape,
+            expected=first_shape,
+        )
+
+
+def validate_boxes(box: BoxInput, batch_size: int) -> Tensor:
+    """Return boxes as a tensor [1, 4], [B, 4] or [B, K, 4], with NaN for None. Raises MmxError (memory.box)."""
     try:
-        given = box if isinstance(box, Tensor) else torch.tensor(_boxes_without_none(box), dtype=torch.float32)
+        boxes = box if isinstance(box, Tensor) else torch.tensor(_replace_none(box), dtype=torch.float32)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise MmxError(_box_error(box, batch)) from error
-    boxes = torch.atleast_2d(given.float())
-    good = (
-        boxes.ndim < 4 and boxes.numel() > 0 and boxes.shape[-1] == 4 and (boxes.shape == (1, 4) or len(boxes) == batch)
-    )
-    if good:
-        x0, y0, x1, y1 = boxes.unbind(-1)
-        regions = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)
-        good = bool((regions | (boxes.isnan().all(-1) & (boxes.ndim == 3))).all())
-    if not good:
-        raise MmxError(_box_error(box, batch))
+        raise _box_error(box, batch_size) from error
+    boxes = torch.atleast_2d(boxes.float())
+    if not (_has_box_shape(boxes, batch_size) and _are_regions(boxes)):
+        raise _box_error(box, batch_size)
     return boxes
 
 
-def check_box(box: Any) -> None:
-    """Raise MmxError for what is no region of one picture; None is everywhere."""
-    if box is not None and _as_boxes(box, 1).shape != (1, 4):
-        raise MmxError(_box_error(box, 1))
+def check_box(box: object) -> None:
+    """Raise MmxError (memory.box) unless this is one box, or None for no restriction."""
+    if box is not None and validate_boxes(box, 1).shape != (1, 4):  # type: ignore[arg-type]
+        raise _box_error(box, 1)
 
 
-def _boxes_without_none(box: Any) -> Any:
-    """Streams that point at nothing, None, get the box that says so."""
-    return (
-        [NO_BOX if part is None else _boxes_without_none(part) for part in box]
-        if isinstance(box, list | tuple)
-        else box
+def _has_box_shape(boxes: Tensor, batch_size: int) -> bool:
+    if boxes.ndim > 3 or boxes.numel() == 0 or boxes.shape[-1] != 4:
+        return False
+    return boxes.shape == (1, 4) or len(boxes) == batch_size
+
+
+def _are_regions(boxes: Tensor) -> bool:
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    is_region = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)
+    if boxes.ndim == 3:
+        is_region |= boxes.isnan().all(-1)  # a stream without a box
+    return bool(is_region.all())
+
+
+def _replace_none(box: object) -> object:
+    """Nested lists with NO_BOX in place of None."""
+    if not isinstance(box, list | tuple):
+        return box
+    return [NO_BOX if item is None else _replace_none(item) for item in box]
+
+
+def _box_error(box: object, batch_size: int) -> MmxError:
+    given = box.tolist() if isinstance(box, Tensor) else box
+    return MmxError(
+        f"the box {given} is not a region; expected x0,y0,x1,y1 in 0..1 with x0 < x1 and y0 < y1, "
+        f"once, for each of {batch_size} memories, or for each stream of each.",
+        code="memory.box",
+        box=given,
     )
 
 
-def _box_error(box: Any, batch: int) -> str:
-    shown = box.tolist() if isinstance(box, Tensor) else box
-    return (
-        f"the box {shown} is no region; expected x0,y0,x1,y1 in 0..1 with x0 < x1 and y0 < y1, "
-        f"once, for each of {batch} memories, or for each stream of each."
-    )
+# ---- helpers ---------------------------------------------------------------------------------------------------
+
+
+def _scatter(tensor: Tensor, rows: Tensor, size: int, dim: int) -> Tensor:
+    """Zeros of `size` along `dim`, with the slices of a tensor at `rows`."""
+    shape = list(tensor.shape)
+    shape[dim] = size
+    return tensor.new_zeros(shape).index_copy(dim, rows, tensor)
+
+
+def _shape_without_slots(keys: Tensor) -> list[int]:
+    layers, batch_size, heads, _, head_dim = keys.shape
+    return [layers, batch_size, heads, head_dim]
+
+
+def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:
+    """The stream masks [B, K, S] of concatenated memories; a memory without one is visible to all streams."""
+    streams = max((memory.stream_mask.shape[1] for memory in memories if memory.stream_mask is not None), default=0)
+    if streams == 0:
+        return None
+    masks = []
+    for memory in memories:
+        mask = memory.stream_mask_for(streams)
+        masks.append(memory.mask.new_ones(memory.batch_size, streams, memory.num_slots) if mask is None else mask)
+    return torch.cat(masks, -1)
 
 
 def _cells_in_boxes(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """bool [..., rows*columns]: which cells of the grid overlap each box [..., 4] by more than an edge."""
-
-    def touched(low: Tensor, high: Tensor, count: int) -> Tensor:
-        edges = torch.arange(count + 1, device=boxes.device) / count
-        return (edges[:-1] < high[..., None]) & (edges[1:] > low[..., None])
-
+    """Which cells of a grid overlap each box [..., 4] by more than an edge: bool [..., rows * columns]."""
     x0, y0, x1, y1 = boxes.unbind(-1)
-    rows, columns = touched(y0, y1, grid[0]), touched(x0, x1, grid[1])
+    rows = _cells_in_interval(y0, y1, grid[0])
+    columns = _cells_in_interval(x0, x1, grid[1])
     return (rows[..., :, None] & columns[..., None, :]).flatten(-2)
+
+
+def _cells_in_interval(low: Tensor, high: Tensor, count: int) -> Tensor:
+    """Which of `count` equal cells of 0..1 overlap each interval [...]: bool [..., count]."""
+    edges = torch.arange(count + 1, device=low.device) / count
+    return (edges[:-1] < high[..., None]) & (edges[1:] > low[..., None])
+
+
+def _format_bytes(count: int) -> str:
+    if count < 1000:
+        return f"{count} B"
+    if count < 1_000_000:
+        return f"{count / 1000:.0f} kB"
+    return f"{count / 1_000_000:.1f} MB"
