@@ -5,9 +5,9 @@ import weakref
 
 import pytest
 import torch
-from decoder_cases import VOCABULARY, some_decoder, some_memory
+from decoder_cases import VOCAB_SIZE, random_decoder, random_memory
 
-from mmx.generation import DecoderStep
+from mmx.generation import CachedDecodeStep
 
 KINDS = {
     "plain": {},
@@ -22,12 +22,12 @@ KINDS = {
 
 def memory_for(facts, batch, **changes):
     layers = 1 if facts.get("cross_attention_every_n_layers") == 2 else 2
-    return some_memory(batch, layers=layers, heads=facts.get("heads", 2), **changes)
+    return random_memory(batch, layers=layers, heads=facts.get("heads", 2), **changes)
 
 
 def steps_of(facts, memory):
-    decoder = some_decoder(**facts)
-    return [DecoderStep(decoder, memory, 8, unrolled=unrolled) for unrolled in (True, False)]
+    decoder = random_decoder(**facts)
+    return [CachedDecodeStep(decoder, memory, 8, unrolled=unrolled) for unrolled in (True, False)]
 
 
 def assert_alike(found, expected):
@@ -39,14 +39,14 @@ def assert_alike(found, expected):
 @torch.inference_mode()
 def test_scores_are_those_of_the_modules(kind, lengths):
     torch.manual_seed(0)
-    memory = memory_for(KINDS[kind], 2, hidden=2)
-    tokens = torch.randint(VOCABULARY, (2, 2, 3))
+    memory = memory_for(KINDS[kind], 2, masked=2)
+    tokens = torch.randint(VOCAB_SIZE, (2, 2, 3))
     mask = (torch.arange(3) < torch.tensor(lengths)[:, None]).view(2, 2, 3)
     fast, slow = steps_of(KINDS[kind], memory)
     assert fast.unrolled and not slow.unrolled
     assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
     for turn in range(6):
-        said = torch.randint(VOCABULARY, (4,))
+        said = torch.randint(VOCAB_SIZE, (4,))
         assert_alike(fast(said), slow(said))
         if turn == 2:
             order = torch.tensor([1, 1, 3, 2])
@@ -57,12 +57,12 @@ def test_scores_are_those_of_the_modules(kind, lengths):
 def test_what_streams_may_see_and_who_has_left_is_heeded():
     torch.manual_seed(1)
     shown = torch.rand(3, 2, 5) < 0.6
-    whole = some_memory(3)
+    whole = random_memory(3)
     memory = type(whole)(whole.keys, whole.values, whole.mask, whole.layout, shown)
     fast, slow = steps_of({}, memory)
-    tokens, mask = torch.randint(VOCABULARY, (3, 2, 2)), torch.ones(3, 2, 2, dtype=torch.bool)
+    tokens, mask = torch.randint(VOCAB_SIZE, (3, 2, 2)), torch.ones(3, 2, 2, dtype=torch.bool)
     assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
-    said = torch.randint(VOCABULARY, (6,))
+    said = torch.randint(VOCAB_SIZE, (6,))
     assert_alike(fast(said), slow(said))
     [step.select(torch.tensor([2, 0])) for step in (fast, slow)]
     assert_alike(fast(said[:4]), slow(said[:4]))
@@ -71,28 +71,28 @@ def test_what_streams_may_see_and_who_has_left_is_heeded():
 @torch.inference_mode()
 def test_nothing_to_see_and_one_shared_layer():
     torch.manual_seed(2)
-    for memory in (some_memory(2, slots=0), some_memory(2, layers=1)):
+    for memory in (random_memory(2, slots=0), random_memory(2, layers=1)):
         fast, slow = steps_of({}, memory)
-        tokens, mask = torch.randint(VOCABULARY, (2, 1, 2)), torch.ones(2, 1, 2, dtype=torch.bool)
+        tokens, mask = torch.randint(VOCAB_SIZE, (2, 1, 2)), torch.ones(2, 1, 2, dtype=torch.bool)
         assert_alike(fast.prefill(tokens, mask), slow.prefill(tokens, mask))
         assert_alike(fast(tokens[:, 0, 0]), slow(tokens[:, 0, 0]))
 
 
 def test_training_and_recording_go_through_the_modules():
-    decoder, memory = some_decoder(), some_memory()
-    assert not DecoderStep(decoder, memory, 4).unrolled, "gradients are on"
+    decoder, memory = random_decoder(), random_memory()
+    assert not CachedDecodeStep(decoder, memory, 4).unrolled, "gradients are on"
     with torch.no_grad():
-        assert DecoderStep(decoder, memory, 4).unrolled
-        assert not DecoderStep(decoder, memory, 4, recorder=object()).unrolled
-        assert not DecoderStep(decoder.train(), memory, 4).unrolled
+        assert CachedDecodeStep(decoder, memory, 4).unrolled
+        assert not CachedDecodeStep(decoder, memory, 4, recorder=object()).unrolled
+        assert not CachedDecodeStep(decoder.train(), memory, 4).unrolled
 
 
 @torch.inference_mode()
 def test_a_memory_goes_with_the_step_that_looked_at_it():
     """Circles of closures would keep every picture's keys and values until the garbage collector comes by."""
-    memory = some_memory()
+    memory = random_memory()
     keys = weakref.ref(memory.keys)
-    step = DecoderStep(some_decoder(), memory, 4)
+    step = CachedDecodeStep(random_decoder(), memory, 4)
     step.prefill(torch.zeros(2, 1, 1, dtype=torch.long), torch.ones(2, 1, 1, dtype=torch.bool))
     step(torch.zeros(2, dtype=torch.long))
     gc.disable()

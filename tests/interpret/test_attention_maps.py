@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from decoder_cases import some_decoder, some_memory, some_tokens
+from decoder_cases import random_decoder, random_memory, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +32,7 @@ def states_that_look(decoder, layer, tokens, memory):
     ids=["each", "every 2nd"],
 )
 def test_maps_are_the_weights_inside_the_decoder(layer, facts):
-    decoder, memory, tokens = some_decoder(**facts), some_memory(hidden=2), some_tokens(2, 3, 4)
+    decoder, memory, tokens = random_decoder(**facts), random_memory(masked=2), random_tokens(2, 3, 4)
     recorder = QueryRecorder()
     plain, recorded = decoder(tokens, memory), decoder(tokens, memory, recorder=recorder)
     assert torch.equal(plain, recorded)
@@ -53,7 +53,7 @@ def test_maps_are_the_weights_inside_the_decoder(layer, facts):
 
 def test_weights_times_values_are_what_came_back():
     """The map of a layer explains the output of its kernel: [B, K, T, H, S] @ values = what enters `out`."""
-    decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 3, 4), QueryRecorder()
+    decoder, memory, tokens, recorder = random_decoder(), random_memory(), random_tokens(2, 3, 4), QueryRecorder()
     read = []
     look = decoder.layers[1].cross_attention
     handle = look.out.register_forward_hook(lambda _, given, __: read.append(given[0]))
@@ -65,7 +65,7 @@ def test_weights_times_values_are_what_came_back():
 
 
 def test_steps_through_the_cache_record_what_one_pass_does():
-    decoder, memory, tokens = some_decoder(), some_memory(), some_tokens(2, 2, 5)
+    decoder, memory, tokens = random_decoder(), random_memory(), random_tokens(2, 2, 5)
     stepwise, whole = QueryRecorder(), QueryRecorder()
     step = CachedDecodeStep(decoder, memory, 4, stepwise)
     step.prefill(tokens[:, :, :2], torch.ones(2, 2, 2, dtype=torch.bool))
@@ -78,9 +78,9 @@ def test_steps_through_the_cache_record_what_one_pass_does():
 
 
 def test_a_stream_looks_at_no_other_question_and_a_blind_row_at_nothing():
-    decoder, tokens, recorder = some_decoder(), some_tokens(2, 2, 3), QueryRecorder()
-    questions = some_memory(batch=4, slots=3, source="question").fold_streams(2)
-    picture = some_memory(slots=5)
+    decoder, tokens, recorder = random_decoder(), random_tokens(2, 2, 3), QueryRecorder()
+    questions = random_memory(batch=4, slots=3, source="question").fold_streams(2)
+    picture = random_memory(slots=5)
     memory = cat(picture, questions).mask_out(torch.tensor([[False], [True]]))
     decoder(tokens, memory, recorder=recorder)
     maps = attention_maps(recorder, memory, 2, 0)
@@ -92,15 +92,15 @@ def test_a_stream_looks_at_no_other_question_and_a_blind_row_at_nothing():
 
 
 def test_no_slots_give_maps_without_columns():
-    decoder, recorder = some_decoder(), QueryRecorder()
+    decoder, recorder = random_decoder(), QueryRecorder()
     memory = Memory.empty(2, 2, 2, 8)
-    decoder(some_tokens(2, 2, 3), memory, recorder=recorder)
+    decoder(random_tokens(2, 2, 3), memory, recorder=recorder)
     assert attention_maps(recorder, memory, 2, 1).shape == (2, 2, 3, 2, 0)
 
 
 def test_what_is_noted_holds_no_graph():
-    decoder, memory, recorder = some_decoder().requires_grad_(True), some_memory(), QueryRecorder()
-    decoder(some_tokens(), memory, recorder=recorder)
+    decoder, memory, recorder = random_decoder().requires_grad_(True), random_memory(), QueryRecorder()
+    decoder(random_tokens(), memory, recorder=recorder)
     assert not recorder.queries(0, 1).requires_grad
 
 
@@ -120,7 +120,7 @@ def test_entropy_by_hand():
 
 
 def test_maps_honour_the_visibility_the_decoder_was_given():
-    decoder, memory, tokens = some_decoder(), some_memory(hidden=0), some_tokens(2, 3, 4)
+    decoder, memory, tokens = random_decoder(), random_memory(masked=0), random_tokens(2, 3, 4)
     visibility = torch.ones(4, 5).tril().bool()
     recorder = QueryRecorder()
     decoder(tokens, memory, recorder=recorder, visibility=visibility)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from decoder_cases import some_decoder, some_memory, some_tokens
+from decoder_cases import random_decoder, random_memory, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,7 +147,7 @@ def test_a_query_that_finds_something_is_not_flagged():
 
 
 def test_a_decoder_whose_queries_are_nought_looks_at_the_plain_average():
-    decoder, memory, tokens = some_decoder(), some_memory(hidden=1), some_tokens(2, 2, 3)
+    decoder, memory, tokens = random_decoder(), random_memory(masked=1), random_tokens(2, 2, 3)
     look = decoder.layers[0].cross_attention
     look.query.weight.zero_(), look.query.bias.zero_()
     maps = attention_for_tokens(decoder, memory, tokens)  # [B, K, T, L, H, S]
@@ -190,7 +190,7 @@ def test_the_plain_average_of_four_slots_or_more_has_no_sink(slots, words):
 
 
 def test_gates_by_hand():
-    decoder = some_decoder(gate="tanh", layers=4, cross_every=2)
+    decoder = random_decoder(gate="tanh", layers=4, cross_every=2)
     looks = [block for block in decoder.layers if block.cross_attention is not None]
     assert len(looks) == 2
     for block, opening in zip(looks, (0.0, -2.0)):
@@ -199,13 +199,13 @@ def test_gates_by_hand():
 
 
 def test_a_decoder_without_gates_has_none():
-    assert gate_values(some_decoder()) == [None, None]
+    assert gate_values(random_decoder()) == [None, None]
 
 
 def test_a_shut_gate_lets_nothing_through_and_the_spotlight_shines_all_the_same():
     """Weights say where it looked; gates say whether that came to anything."""
-    decoder, tokens = some_decoder(gate="tanh"), some_tokens(2, 1, 3)
-    one, other = some_memory(), some_memory()
+    decoder, tokens = random_decoder(gate="tanh"), random_tokens(2, 1, 3)
+    one, other = random_memory(), random_memory()
     for block in decoder.layers:
         block.cross_residual.gate.alpha.zero_()
     assert gate_values(decoder) == [0.0, 0.0]

@@ -7,7 +7,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from decoder_cases import enliven
+from decoder_cases import randomize_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -80,7 +80,7 @@ class Still(ToyEncoder):
 
 @pytest.fixture(scope="module")
 def whole():
-    model = enliven(tiny_model(layers=3))
+    model = randomize_parameters(tiny_model(layers=3))
     batch = some_batch(model)
     return model, batch, gradient_flow(model, *batch)
 
@@ -166,14 +166,14 @@ def test_the_last_looker_alone_is_a_model_whose_others_hand_over_nothing(whole):
 
 
 def test_one_shared_layer_is_still_looked_at_by_the_last():
-    model = enliven(tiny_model(projection=ProjectionConfig(share_layers=True)))
+    model = randomize_parameters(tiny_model(projection=ProjectionConfig(share_layers=True)))
     found = norms(gradient_flow(model, *some_batch(model)), "projection")
     assert [name for name in found if ".key." in name] == ["numbers.key.0"]
     assert min(found["numbers.key.0"]) > 1e-6
 
 
 def test_the_last_looking_layer_need_not_be_in_the_last_block():
-    model = enliven(tiny_model(layers=5, cross_every=2))
+    model = randomize_parameters(tiny_model(layers=5, cross_every=2))
     found = norms(gradient_flow(model, *some_batch(model)), "projection")
     assert [found[f"numbers.value.{layer}"].last_cross_attention_only > 0 for layer in (0, 1)] == [False, True]
 
@@ -183,7 +183,7 @@ def test_the_last_looking_layer_need_not_be_in_the_last_block():
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_the_cut_is_that_of_a_decoder_written_out(placement):
-    model = enliven(tiny_model(layers=1, norm_placement=placement))
+    model = randomize_parameters(tiny_model(layers=1, norm_placement=placement))
     sources, tokens, _, targets = some_batch(model, streams=1)
     sources["numbers"] = model.collate("numbers", [[0.1, 0.9], [0.5, -0.7]])
     flow = gradient_flow(model, sources, tokens, None, targets)
@@ -257,7 +257,7 @@ def test_the_model_is_not_touched():
 
 
 def test_it_comes_again_with_dropout_and_in_training_mode():
-    model = enliven(tiny_model(dropout=0.5))
+    model = randomize_parameters(tiny_model(dropout=0.5))
     batch = some_batch(model)
     assert gradient_flow(model.train(), *batch) == gradient_flow(model.eval(), *batch)
 
@@ -315,7 +315,7 @@ def test_a_reader_has_its_own_rows_and_its_projection_is_one_more():
         ),
         question_input=QUESTION_ENCODER,
     )
-    model = enliven(Model(config, toy_tokenizer()).eval())
+    model = randomize_parameters(Model(config, toy_tokenizer()).eval())
     sources, tokens, mask, targets = some_batch(model)
     asked = model.collate(QUESTION_ENCODER, ["who?", "why?", "is it so?", "or not?"])._replace(streams=2)
     sources[QUESTION_ENCODER] = asked

@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from decoder_cases import some_decoder, some_memory, some_tokens
+from decoder_cases import random_decoder, random_memory, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,10 +21,10 @@ from mmx.text.tokenizer import Tokenizer
 def a_case():
     """Two memories of three texts, of which some positions are wanted."""
     torch.manual_seed(3)
-    decoder, memory, tokens = some_decoder(), some_memory(hidden=1), some_tokens(2, 3, 6)
+    decoder, memory, tokens = random_decoder(), random_memory(masked=1), random_tokens(2, 3, 6)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[1, 2, 4:] = False
-    targets = torch.where(mask, some_tokens(2, 3, 6), -100)
+    targets = torch.where(mask, random_tokens(2, 3, 6), -100)
     targets[:, :, 0] = -100
     return decoder, memory, tokens, mask, targets
 

@@ -6,7 +6,7 @@ import copy
 import blip_cases
 import pytest
 import torch
-from decoder_cases import VOCABULARY, enliven, some_decoder, some_memory, some_tokens
+from decoder_cases import VOCAB_SIZE, randomize_parameters, random_decoder, random_memory, random_tokens
 from parity_cases import letters, publish_vit_gpt2, saved, shaken
 from PIL import Image
 from transformers import (
@@ -46,11 +46,11 @@ def text_source(**options):
 def model_of(sources, **facts):
     """A model that is far from where it started; its backbones stay, whose norms have learned nothing."""
     model = tiny_model(sources, **facts)
-    enliven(model.decoder)
+    randomize_parameters(model.decoder)
     for source in model.sources.values():
-        enliven(source.projection)
+        randomize_parameters(source.projection)
         if type(source.encoder).__name__ == "TextEncoder":
-            enliven(source.encoder)
+            randomize_parameters(source.encoder)
     return model.requires_grad_(False)
 
 
@@ -97,8 +97,8 @@ DECODERS = {
 def test_no_decoder_moves_a_word_by_a_later_one(name):
     facts = DECODERS[name]
     layers = 1 if "cross_every" in facts else 2
-    decoder, memory = some_decoder(**facts), some_memory(layers=layers, heads=facts.get("heads", 2), hidden=1)
-    report = leakage(decoder, memory, some_tokens(2, 1, 6)[:, 0])
+    decoder, memory = random_decoder(**facts), random_memory(layers=layers, heads=facts.get("heads", 2), masked=1)
+    report = leakage(decoder, memory, random_tokens(2, 1, 6)[:, 0])
     assert_honest(report)
     assert torch.equal(report.targets > 0, torch.ones(6, 6).triu().bool()), "all that was said is heeded"
     assert report.slots["image"].shape == (5, 6) and report.inputs == {}
@@ -109,7 +109,7 @@ def test_no_decoder_moves_a_word_by_a_later_one(name):
 
 
 def test_the_influence_is_that_of_one_plain_forward():
-    decoder, memory, tokens = some_decoder(), some_memory(batch=1), some_tokens(1, 1, 6)[0]
+    decoder, memory, tokens = random_decoder(), random_memory(batch=1), random_tokens(1, 1, 6)[0]
     report = leakage(decoder, memory, tokens)
     other = tokens.clone()
     other[0, 2] = tokens[0, 2] - 1 if tokens[0, 2] else 1
@@ -136,8 +136,8 @@ class Whispering(TextDecoder):
 @pytest.mark.parametrize("kind", [Peeping, Whispering])
 def test_a_planted_leak_is_found(kind):
     config = DecoderConfig(hidden_size=16, num_heads=2, num_layers=2)
-    decoder = enliven(kind(config, VOCABULARY)).eval()
-    report = leakage(decoder, some_memory(), some_tokens(2, 1, 6)[:, 0])
+    decoder = randomize_parameters(kind(config, VOCAB_SIZE)).eval()
+    report = leakage(decoder, random_memory(), random_tokens(2, 1, 6)[:, 0])
     assert not report.is_causal()
     assert "LEAKS" in report.table()
     assert (report.targets.tril(-1) > 0).any()
@@ -147,11 +147,11 @@ def test_a_planted_leak_is_found(kind):
 def test_padding_moves_nothing_and_is_not_asked(side):
     mask = torch.tensor([[True] * 6, [False] * 2 + [True] * 4])
     mask = mask if side == "left" else mask.flip(-1)
-    tokens, memory = some_tokens(2, 1, 6)[:, 0], some_memory()
-    report = leakage(some_decoder(), memory, tokens, mask)
+    tokens, memory = random_tokens(2, 1, 6)[:, 0], random_memory()
+    report = leakage(random_decoder(), memory, tokens, mask)
     assert_honest(report)
     assert report.padding == 0.0
-    alone = leakage(some_decoder(), memory.select([1]), tokens[1:], mask[1:])
+    alone = leakage(random_decoder(), memory.select([1]), tokens[1:], mask[1:])
     real = mask[1]
     assert (alone.targets[~real] == 0).all() and (alone.targets[:, ~real] == 0).all()
     assert (alone.slots["image"][:, ~real] == 0).all()
@@ -163,15 +163,15 @@ def test_padding_that_is_read_is_a_leak():
         def states(self, tokens, memory, mask=None, *given, **named):
             return super().hidden_states(tokens, memory, None, *given, **named)
 
-    decoder = enliven(ReadsPadding(DecoderConfig(hidden_size=16, num_heads=2, num_layers=2), VOCABULARY)).eval()
+    decoder = randomize_parameters(ReadsPadding(DecoderConfig(hidden_size=16, num_heads=2, num_layers=2), VOCAB_SIZE)).eval()
     mask = torch.tensor([[False, True, True, True]])
-    report = leakage(decoder, some_memory(1), some_tokens(1, 1, 4)[:, 0], mask)
+    report = leakage(decoder, random_memory(1), random_tokens(1, 1, 4)[:, 0], mask)
     assert report.padding > 0 and not report.is_causal()
 
 
 def test_more_slots_and_tokens_than_stand_in_one_batch():
     """Batches overlap at the end, so that all have one shape: numbers are those of small batches, and zeros stay."""
-    decoder, memory, tokens = some_decoder(), some_memory(batch=1, slots=45), some_tokens(1, 1, 40)[:, 0]
+    decoder, memory, tokens = random_decoder(), random_memory(batch=1, slots=45), random_tokens(1, 1, 40)[:, 0]
     report = leakage(decoder, memory, tokens)
     assert_honest(report)
     assert report.slots["image"].shape == (45, 40)
@@ -179,8 +179,8 @@ def test_more_slots_and_tokens_than_stand_in_one_batch():
 
 
 def test_a_text_source_of_one_layer_for_all_and_nothing_to_see():
-    assert_honest(leakage(some_decoder(), some_memory(layers=1), some_tokens(2, 1, 4)[:, 0]))
-    report = leakage(some_decoder(), Memory.empty(2, 2, 2, 8), some_tokens(2, 1, 4)[:, 0])
+    assert_honest(leakage(random_decoder(), random_memory(layers=1), random_tokens(2, 1, 4)[:, 0]))
+    report = leakage(random_decoder(), Memory.empty(2, 2, 2, 8), random_tokens(2, 1, 4)[:, 0])
     assert_honest(report)
     assert report.slots == {}
 
@@ -299,8 +299,8 @@ def test_several_sources_are_told_apart():
 
 
 def test_the_order_of_joined_memories_changes_no_influence():
-    one, two, tokens = some_memory(slots=4, source="a"), some_memory(slots=3, source="b"), some_tokens(2, 1, 4)[:, 0]
-    decoder = some_decoder(wait_k=1, cross_positions="relative")
+    one, two, tokens = random_memory(slots=4, source="a"), random_memory(slots=3, source="b"), random_tokens(2, 1, 4)[:, 0]
+    decoder = random_decoder(wait_k=1, cross_positions="relative")
     ahead, back = (leakage(decoder, cat(*parts), tokens) for parts in ((one, two), (two, one)))
     torch.testing.assert_close(ahead.targets, back.targets, atol=1e-5, rtol=0)
     assert ahead.ahead("a") == back.ahead("a") == ahead.ahead("b") == back.ahead("b") == 0
@@ -322,7 +322,7 @@ def test_a_reader_passes_on_what_it_has_seen():
         question_encoder=QuestionEncoderConfig(hidden_size=24, num_layers=2, num_heads=3),
         question_input="question_encoder",
     )
-    model = enliven(Model(config, toy_tokenizer())).eval()
+    model = randomize_parameters(Model(config, toy_tokenizer())).eval()
     report = audit(model, numbers=[[0.1, 2.0, 1.0]], reader=["who?"])
     assert_honest(report)
     assert set(report.slots) == {"question_encoder"}
@@ -339,7 +339,7 @@ def test_shared_attention():
     )
     decoder = DecoderConfig(hidden_size=32, num_layers=2, num_heads=4, wait_k=1)
     config = ModelConfig(sources={"text": text}, decoder=decoder, share_attention=True)
-    report = audit(enliven(Model(config, toy_tokenizer())).eval(), text=[WORDS])
+    report = audit(randomize_parameters(Model(config, toy_tokenizer())).eval(), text=[WORDS])
     assert_honest(report)
     assert report.ahead("text") == report.ahead("text", "inputs") == 0
 
@@ -468,12 +468,12 @@ def test_nothing_that_was_given_is_changed_and_the_answer_is_the_same_again():
 
 
 def test_what_cannot_be_audited_is_one_sentence():
-    decoder, memory, tokens = some_decoder(), some_memory(), some_tokens(2, 1, 4)[:, 0]
+    decoder, memory, tokens = random_decoder(), random_memory(), random_tokens(2, 1, 4)[:, 0]
     with pytest.raises(MmxError, match="eval"):
-        leakage(some_decoder().train(), memory, tokens)
+        leakage(random_decoder().train(), memory, tokens)
     with pytest.raises(MmxError, match="a decoder with a Memory, or a model with its sources"):
         leakage(tiny_model(), memory, tokens)
     with pytest.raises(MmxError, match="2 views"):
-        leakage(decoder, some_memory(batch=4).fold_streams(2), tokens)
+        leakage(decoder, random_memory(batch=4).fold_streams(2), tokens)
     with pytest.raises(MmxError, match="the inputs of 'image' were not measured"):
         leakage(decoder, memory, tokens).ahead("image", "inputs")

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from decoder_cases import enliven
+from decoder_cases import randomize_parameters
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -65,7 +65,7 @@ class Trail:
 
 @pytest.fixture(scope="module")
 def model():
-    return enliven(tiny_model({"image": IMAGE})).eval()
+    return randomize_parameters(tiny_model({"image": IMAGE})).eval()
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_a_box_leaves_the_rest_unseen(model, photo):
 
 
 def test_several_sources_share_the_attention_and_a_text_has_labels(photo):
-    model = enliven(tiny_model({"image": IMAGE, "text": TEXT})).eval()
+    model = randomize_parameters(tiny_model({"image": IMAGE, "text": TEXT})).eval()
     found = Pipeline(model).look({"image": photo, "text": "two dogs"}, text="a dog")
     shares = found.shares()
     torch.testing.assert_close(shares["image"] + shares["text"], torch.ones(2))
@@ -192,7 +192,7 @@ def test_several_sources_share_the_attention_and_a_text_has_labels(photo):
 
 
 def test_a_question_read_by_a_text_source_is_labelled_and_no_part_of_what_looking_saved(photo):
-    model = enliven(tiny_model({"image": IMAGE, "text": TEXT}, question_to="text")).eval()
+    model = randomize_parameters(tiny_model({"image": IMAGE, "text": TEXT}, question_to="text")).eval()
     pipeline = Pipeline(model)
     found = pipeline.look(photo, "is it  red", text="yes")
     assert [place.segment.source for place in found.views] == ["image", "text"]
@@ -208,7 +208,7 @@ def test_a_question_read_by_a_text_source_is_labelled_and_no_part_of_what_lookin
 
 
 def test_order_of_the_sources_changes_no_map(photo):
-    model = enliven(tiny_model({"image": IMAGE, "text": TEXT})).eval()
+    model = randomize_parameters(tiny_model({"image": IMAGE, "text": TEXT})).eval()
     pipeline = Pipeline(model)
     image, text = pipeline.encode(image=photo), pipeline.encode(text="two dogs")
     one, other = (pipeline.look(cat(*pair), text="a dog") for pair in ((image, text), (text, image)))
@@ -271,7 +271,7 @@ def test_two_pictures_of_one_source_are_kept_apart(model, photo, tmp_path):
 
 
 def test_what_a_word_could_not_see_yet_is_no_part_of_its_width():
-    model = enliven(tiny_model({"text": TEXT}, wait_k=1)).eval()
+    model = randomize_parameters(tiny_model({"text": TEXT}, wait_k=1)).eval()
     found = Pipeline(model).look({"text": "two dogs run over the snow"}, text="zwei hunde")
     opened = found.visible.sum(-1).tolist()
     assert opened[0] < opened[1] < found.visible.shape[1]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoder_cases import some_decoder, some_memory, some_tokens
+from decoder_cases import random_decoder, random_memory, random_tokens
 from torch import nn
 
 from mmx.errors import MmxError
@@ -54,16 +54,16 @@ def by_definition(decoder, memory, tokens, targets, mask=None):
 
 def memories():
     """Plain; padded; shared by the layers; boxes of streams on a grid; texts side by side, one a stream."""
-    picture = some_memory(slots=5, grid=(2, 2), **DOUBLE)
-    questions = some_memory(batch=4, slots=3, source="question", hidden=1, **DOUBLE).fold_streams(2)
+    picture = random_memory(slots=5, grid=(2, 2), **DOUBLE)
+    questions = random_memory(batch=4, slots=3, source="question", masked=1, **DOUBLE).fold_streams(2)
     boxes = torch.tensor([[(0.0, 0.0, 0.4, 0.4), NO_BOX], [NO_BOX, (0.0, 0.0, 1.0, 0.4)]])
     return {
-        "plain": some_memory(**DOUBLE),
-        "padded": some_memory(hidden=2, **DOUBLE).mask_out(torch.tensor([[True], [False]]) & (torch.arange(5) == 0)),
-        "shared": some_memory(layers=1, hidden=1, **DOUBLE),
+        "plain": random_memory(**DOUBLE),
+        "padded": random_memory(masked=2, **DOUBLE).mask_out(torch.tensor([[True], [False]]) & (torch.arange(5) == 0)),
+        "shared": random_memory(layers=1, masked=1, **DOUBLE),
         "boxes": picture.focus(boxes),
         "questions": cat(picture, questions),
-        "blind": some_memory(**DOUBLE).mask_out(torch.tensor([[True], [False]])),
+        "blind": random_memory(**DOUBLE).mask_out(torch.tensor([[True], [False]])),
     }
 
 
@@ -72,7 +72,7 @@ def memories():
 )
 @pytest.mark.parametrize("kind", ["plain", "padded", "shared", "boxes", "questions", "blind"])
 def test_it_is_attention_times_its_gradient(kind, facts):
-    decoder, memory, tokens = some_decoder(**facts).double(), memories()[kind], some_tokens(2, 2, 4)
+    decoder, memory, tokens = random_decoder(**facts).double(), memories()[kind], random_tokens(2, 2, 4)
     targets = torch.roll(tokens, -1, -1)
     targets[:, :, -1] = -100
     parts = relevance(decoder, memory, tokens, targets)
@@ -87,7 +87,7 @@ def test_it_is_attention_times_its_gradient(kind, facts):
 
 
 def test_pieces_of_a_word_are_summed_and_padding_of_texts_changes_nothing():
-    decoder, memory, tokens = some_decoder().double(), some_memory(**DOUBLE), some_tokens(2, 2, 6)
+    decoder, memory, tokens = random_decoder().double(), random_memory(**DOUBLE), random_tokens(2, 2, 6)
     targets = torch.roll(tokens, -1, -1)
     targets[:, :, -1] = -1
     single = relevance(decoder, memory, tokens, targets)
@@ -103,7 +103,7 @@ def test_pieces_of_a_word_are_summed_and_padding_of_texts_changes_nothing():
 
 
 def test_visibility_is_honoured_and_the_recorder_handed_on():
-    decoder, memory, tokens, recorder = some_decoder(), some_memory(), some_tokens(2, 1, 4), QueryRecorder()
+    decoder, memory, tokens, recorder = random_decoder(), random_memory(), random_tokens(2, 1, 4), QueryRecorder()
     visibility = torch.arange(5).expand(4, -1) < 3
     parts = relevance(decoder, memory, tokens, tokens, visibility=visibility, recorder=recorder)
     assert (parts[..., 3:] == 0).all() and (parts[..., :3] != 0).all()
@@ -111,15 +111,15 @@ def test_visibility_is_honoured_and_the_recorder_handed_on():
 
 
 def test_nothing_to_see_and_nothing_asked_about():
-    decoder, tokens = some_decoder(), some_tokens(2, 2, 3)
+    decoder, tokens = random_decoder(), random_tokens(2, 2, 3)
     assert relevance(decoder, Memory.empty(2, 2, 2, 8), tokens, tokens).shape == (2, 2, 3, 2, 2, 0)
-    assert relevance(decoder, some_memory(), tokens, torch.full_like(tokens, -100)).shape == (2, 2, 0, 2, 2, 5)
+    assert relevance(decoder, random_memory(), tokens, torch.full_like(tokens, -100)).shape == (2, 2, 0, 2, 2, 5)
 
 
 def test_it_leaves_no_trace_and_works_without_gradients_around_it():
-    decoder, tokens = some_decoder().requires_grad_(True), some_tokens(2, 1, 3)
+    decoder, tokens = random_decoder().requires_grad_(True), random_tokens(2, 1, 3)
     with torch.inference_mode():
-        memory = some_memory(hidden=1)
+        memory = random_memory(masked=1)
         inside = relevance(decoder, memory, tokens.clone(), tokens.clone())
     outside = relevance(decoder, memory, tokens, tokens)
     assert torch.equal(inside, outside) and not outside.requires_grad
@@ -129,9 +129,9 @@ def test_it_leaves_no_trace_and_works_without_gradients_around_it():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(MmxError, match=r"targets are \[2, 1, 3\]; expected \[B, K, T\] = \[2, 1, 4\], as the tokens"):
-        relevance(some_decoder(), some_memory(), some_tokens(2, 1, 4), some_tokens(2, 1, 3))
+        relevance(random_decoder(), random_memory(), random_tokens(2, 1, 4), random_tokens(2, 1, 3))
     with pytest.raises(MmxError, match=r"words are \[2, 4\]"):
-        relevance(some_decoder(), some_memory(), some_tokens(2, 1, 4), some_tokens(2, 1, 4), some_tokens(2, 1, 4)[:, 0])
+        relevance(random_decoder(), random_memory(), random_tokens(2, 1, 4), random_tokens(2, 1, 4), random_tokens(2, 1, 4)[:, 0])
 
 
 def test_heads_are_summed_before_layers_keep_what_speaks_for_the_word():

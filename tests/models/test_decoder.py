@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from decoder_cases import VOCABULARY, enliven, some_decoder, some_memory, some_tokens
+from decoder_cases import VOCAB_SIZE, randomize_parameters, random_decoder, random_memory, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -55,7 +55,7 @@ def looking(decoder):
 
 def pad(tokens, mask, left, right):
     """Junk tokens on both sides, masked."""
-    junk = [torch.randint(VOCABULARY, (*tokens.shape[:2], n)) for n in (left, right)]
+    junk = [torch.randint(VOCAB_SIZE, (*tokens.shape[:2], n)) for n in (left, right)]
     nothing = [torch.zeros_like(j, dtype=torch.bool) for j in junk]
     return torch.cat([junk[0], tokens, junk[1]], -1), torch.cat([nothing[0], mask, nothing[1]], -1)
 
@@ -64,8 +64,8 @@ def pad(tokens, mask, left, right):
 
 
 def check_cache(facts):
-    decoder = some_decoder(**facts)
-    memory, tokens = some_memory(layers=looking(decoder), hidden=1), some_tokens(2, 2, 6)
+    decoder = random_decoder(**facts)
+    memory, tokens = random_memory(layers=looking(decoder), masked=1), random_tokens(2, 2, 6)
     at_once = decoder(tokens, memory)
     cache, pieces = decoder.new_cache(4, 6), []
     for piece in tokens.split([3, 1, 1, 1], -1):
@@ -89,7 +89,7 @@ def test_cached_is_uncached_for_any_decoder(facts, seed):
 @pytest.mark.parametrize("positions", CHOICES["positions"])
 def test_texts_of_different_lengths_go_on_through_one_cache(positions):
     """Prompts of 2 and 5 tokens, padded right, then two more tokens each: as if each had been read alone."""
-    decoder, memory, tokens = some_decoder(positions=positions), some_memory(), some_tokens(2, 1, 7)
+    decoder, memory, tokens = random_decoder(positions=positions), random_memory(), random_tokens(2, 1, 7)
     lengths = (2, 5)
     prompt = torch.stack([F.pad(tokens[row, :, :n], (0, 5 - n), value=9) for row, n in enumerate(lengths)])
     mask = (torch.arange(5) < torch.tensor(lengths)[:, None])[:, None]
@@ -105,7 +105,7 @@ def test_texts_of_different_lengths_go_on_through_one_cache(positions):
 
 def test_the_cache_and_the_memory_under_autocast():
     """A float32 cache and memory beside bfloat16 queries: the cache rounds nothing that would not be rounded anyway."""
-    decoder, memory, tokens = some_decoder(positions="rope"), some_memory(), some_tokens(2, 2, 5)
+    decoder, memory, tokens = random_decoder(positions="rope"), random_memory(), random_tokens(2, 2, 5)
     exact = decoder(tokens, memory)
     with torch.autocast("cpu", torch.bfloat16):
         at_once = decoder(tokens, memory)
@@ -120,7 +120,7 @@ def test_the_cache_and_the_memory_under_autocast():
 @pytest.mark.parametrize("positions", CHOICES["positions"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.2), (torch.float64, 1e-5)])
 def test_a_whole_decoder_in_another_type(dtype, tolerance, positions):
-    decoder, memory, tokens = some_decoder(positions=positions), some_memory(), some_tokens()
+    decoder, memory, tokens = random_decoder(positions=positions), random_memory(), random_tokens()
     exact = decoder(tokens, memory)
     other = decoder.to(dtype)(tokens, memory.to(dtype=dtype), cache=decoder.new_cache(2, 6))
     assert other.dtype == dtype
@@ -134,10 +134,10 @@ def test_a_whole_decoder_in_another_type(dtype, tolerance, positions):
 @given(any_facts, st.integers(0, 5), st.integers(0, 2**31))
 def test_no_position_knows_what_comes_after_it(facts, place, seed):
     torch.manual_seed(seed)
-    decoder = some_decoder(**facts)
-    memory, tokens = some_memory(layers=looking(decoder)), some_tokens()
+    decoder = random_decoder(**facts)
+    memory, tokens = random_memory(layers=looking(decoder)), random_tokens()
     changed = tokens.clone()
-    changed[..., place:] = (changed[..., place:] + 1) % VOCABULARY
+    changed[..., place:] = (changed[..., place:] + 1) % VOCAB_SIZE
     before, after = decoder(tokens, memory), decoder(changed, memory)
     assert torch.equal(before[:, :, :place], after[:, :, :place])
     assert (before[:, :, place:] - after[:, :, place:]).abs().amax((0, 1, 3)).min() > 1e-3
@@ -145,10 +145,10 @@ def test_no_position_knows_what_comes_after_it(facts, place, seed):
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_no_gradient_comes_from_the_future(placement):
-    decoder, memory = some_decoder(norm_placement=placement).requires_grad_(True), some_memory()
+    decoder, memory = random_decoder(norm_placement=placement).requires_grad_(True), random_memory()
     embedded = []
     decoder.embedding.register_forward_hook(lambda _, __, out: embedded.append(out))
-    logits = decoder(some_tokens(), memory)
+    logits = decoder(random_tokens(), memory)
     for place in range(6):
         (gradient,) = torch.autograd.grad(logits[:, :, place].square().sum(), embedded, retain_graph=True)
         assert (gradient[:, place + 1 :] == 0).all()
@@ -159,11 +159,11 @@ def test_no_gradient_comes_from_the_future(placement):
 @given(any_facts, st.integers(0, 32), st.integers(0, 32), st.integers(0, 64), st.integers(0, 2**31))
 def test_padding_of_text_and_source_changes_no_logit(facts, left, right, slots, seed):
     torch.manual_seed(seed)
-    decoder = some_decoder(**facts)
+    decoder = random_decoder(**facts)
     layers = looking(decoder)
-    memory, tokens = some_memory(layers=layers), some_tokens(2, 2, 6)
+    memory, tokens = random_memory(layers=layers), random_tokens(2, 2, 6)
     mask = torch.arange(6) < torch.tensor([[6, 2], [4, 1]])[..., None]
-    junk = some_memory(slots=slots, layers=layers, hidden=slots, source="junk")
+    junk = random_memory(slots=slots, layers=layers, masked=slots, source="junk")
     junk = Memory(1e4 * junk.keys, 1e4 * junk.values, junk.mask, junk.layout)
     plain = decoder(tokens, memory, mask)
     padded = decoder(pad(tokens, mask, left, right)[0], cat(memory, junk), pad(tokens, mask, left, right)[1])
@@ -172,7 +172,7 @@ def test_padding_of_text_and_source_changes_no_logit(facts, left, right, slots, 
 
 
 def test_texts_of_many_lengths_at_once_are_as_each_alone():
-    decoder, memory, tokens = some_decoder(), some_memory(batch=2), some_tokens(2, 5, 7)
+    decoder, memory, tokens = random_decoder(), random_memory(batch=2), random_tokens(2, 5, 7)
     lengths = torch.tensor([[7, 1, 3, 4, 2], [2, 6, 7, 1, 5]])
     together = decoder(tokens, memory, torch.arange(7) < lengths[..., None])
     for row, k in product(range(2), range(5)):
@@ -182,14 +182,14 @@ def test_texts_of_many_lengths_at_once_are_as_each_alone():
 
 
 def test_the_memory_is_looked_at():
-    decoder, tokens = some_decoder(), some_tokens()
-    assert (decoder(tokens, some_memory()) - decoder(tokens, some_memory())).abs().amax((1, 2, 3)).min() > 0.1
+    decoder, tokens = random_decoder(), random_tokens()
+    assert (decoder(tokens, random_memory()) - decoder(tokens, random_memory())).abs().amax((1, 2, 3)).min() > 0.1
 
 
 @pytest.mark.parametrize("gate", ["none", "tanh"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_an_empty_memory_says_what_a_masked_one_says(gate, biases):
-    decoder, tokens, memory = some_decoder(gate=gate, biases=biases), some_tokens(2, 3, 6), some_memory()
+    decoder, tokens, memory = random_decoder(gate=gate, biases=biases), random_tokens(2, 3, 6), random_memory()
     nothing = decoder(tokens, decoder.empty_memory(2))
     blind = decoder(tokens, memory.mask_out(torch.ones(2, 5, dtype=torch.bool)))
     torch.testing.assert_close(blind, nothing, atol=1e-6, rtol=0)
@@ -199,11 +199,11 @@ def test_an_empty_memory_says_what_a_masked_one_says(gate, biases):
 @pytest.mark.parametrize("streams", [1, 3])
 def test_visibility_says_which_slots_each_position_may_see(streams):
     """Position t sees the first t+1 slots: as a run over a memory cut there says at position t."""
-    decoder, memory, tokens = some_decoder(), some_memory(slots=6, hidden=1), some_tokens(2, streams, 6)
+    decoder, memory, tokens = random_decoder(), random_memory(slots=6, masked=1), random_tokens(2, streams, 6)
     seen = decoder(tokens, memory, visibility=torch.ones(6, 6, dtype=torch.bool))
     torch.testing.assert_close(seen, decoder(tokens, memory), atol=1e-6, rtol=0)
     # One block, so that what earlier positions saw does not come back through self-attention.
-    decoder, memory = some_decoder(layers=1), some_memory(slots=6, layers=1, hidden=1)
+    decoder, memory = random_decoder(layers=1), random_memory(slots=6, layers=1, masked=1)
     stairs = torch.ones(6, 6, dtype=torch.bool).tril()
     limited = decoder(tokens, memory, visibility=stairs)
     for place in range(6):
@@ -214,8 +214,8 @@ def test_visibility_says_which_slots_each_position_may_see(streams):
 
 
 def test_visibility_beside_questions_that_belong_to_streams():
-    decoder, tokens, picture = some_decoder(layers=1), some_tokens(2, 2, 4), some_memory(slots=3, layers=1)
-    questions = some_memory(batch=4, slots=2, layers=1, source="question")
+    decoder, tokens, picture = random_decoder(layers=1), random_tokens(2, 2, 4), random_memory(slots=3, layers=1)
+    questions = random_memory(batch=4, slots=2, layers=1, source="question")
     visibility = torch.rand(4, 5) < 0.6
     folded = torch.cat([visibility, visibility[:, 3:]], 1)
     together = decoder(tokens, cat(picture, questions.fold_streams(2)), visibility=folded)
@@ -229,17 +229,17 @@ def test_visibility_beside_questions_that_belong_to_streams():
 def test_a_shut_gate_starts_as_a_decoder_of_text_alone(placement):
     torch.manual_seed(1)
     decoder = TextDecoder(
-        DecoderConfig(hidden_size=16, num_heads=2, num_layers=2, gate="tanh", norm_placement=placement), VOCABULARY
+        DecoderConfig(hidden_size=16, num_heads=2, num_layers=2, gate="tanh", norm_placement=placement), VOCAB_SIZE
     )
     decoder.eval()
-    tokens = some_tokens()
-    assert torch.equal(decoder(tokens, some_memory()), decoder(tokens, decoder.empty_memory(2)))
-    enliven(decoder)
-    assert (decoder(tokens, some_memory()) - decoder(tokens, decoder.empty_memory(2))).abs().max() > 0.01
+    tokens = random_tokens()
+    assert torch.equal(decoder(tokens, random_memory()), decoder(tokens, decoder.empty_memory(2)))
+    randomize_parameters(decoder)
+    assert (decoder(tokens, random_memory()) - decoder(tokens, decoder.empty_memory(2))).abs().max() > 0.01
 
 
 def test_one_shared_layer_says_what_equal_layers_would():
-    decoder, tokens, one = some_decoder(layers=3), some_tokens(), some_memory(layers=1)
+    decoder, tokens, one = random_decoder(layers=3), random_tokens(), random_memory(layers=1)
     three = Memory(*(t.expand(3, -1, -1, -1, -1) for t in (one.keys, one.values)), one.mask, one.layout)
     assert torch.equal(decoder(tokens, one), decoder(tokens, three))
 
@@ -250,10 +250,10 @@ def test_one_shared_layer_says_what_equal_layers_would():
     ids=lambda m: next(iter(m)),
 )
 def test_a_memory_that_is_not_of_this_decoder_is_refused(memory):
-    given_ = some_memory(**memory)
+    given_ = random_memory(**memory)
     sentence = r"the memory is \[L, B, H, D\] .*, expected \[2, 2, 2, 8\]; encode with this model"
     with pytest.raises(MmxError, match=sentence):
-        some_decoder()(some_tokens(), given_)
+        random_decoder()(random_tokens(), given_)
 
 
 # ---- against PyTorch's own transformer, float64 ----------------------------------------------------------------
@@ -273,7 +273,7 @@ def copy_self_attention(block, layer):
 
 def theirs_of(kind, norm_first, activation):
     layer = kind(16, 4, 40, 0.0, activation, norm_first=norm_first, batch_first=True)
-    return enliven(layer).double().eval()
+    return randomize_parameters(layer).double().eval()
 
 
 def ours_of(norm_first, activation, looking):
@@ -335,22 +335,22 @@ def test_a_looking_block_is_torchs_transformer_decoder(norm_first, activation):
 @pytest.mark.parametrize("transform", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_head_by_hand(tied, transform, bias):
-    decoder = some_decoder(tied_embeddings=tied, head_transform=transform, head_bias=bias)
-    memory, tokens = some_memory(), some_tokens()
+    decoder = random_decoder(tied_embeddings=tied, head_transform=transform, head_bias=bias)
+    memory, tokens = random_memory(), random_tokens()
     states, head = decoder.hidden_states(tokens, memory), decoder.lm_head
     assert states.shape == (2, 1, 6, 16)
     inner = head.transform.norm(F.gelu(head.transform.dense(states))) if transform else states
     table = decoder.embedding.weight if tied else lm_head.weight
     expected = inner @ table.T + (head.bias if bias else 0)
     torch.testing.assert_close(decoder(tokens, memory), expected, atol=1e-5, rtol=0)
-    tables = [name for name, p in decoder.named_parameters() if p.shape == (VOCABULARY, 16)]
+    tables = [name for name, p in decoder.named_parameters() if p.shape == (VOCAB_SIZE, 16)]
     assert tables == (["embedding.weight"] if tied else ["embedding.weight", "lm_head.weight"])
 
 
 def test_it_keeps_no_state():
     """Two runs in between other runs, and a deep copy, say the same."""
-    decoder, memory, tokens = some_decoder(), some_memory(), some_tokens()
+    decoder, memory, tokens = random_decoder(), random_memory(), random_tokens()
     first, twin = decoder(tokens, memory), copy.deepcopy(decoder)
-    decoder(some_tokens(2, 3, 9), some_memory(), cache=decoder.new_cache(6, 9))
+    decoder(random_tokens(2, 3, 9), random_memory(), cache=decoder.new_cache(6, 9))
     assert torch.equal(decoder(tokens, memory), first)
     assert torch.equal(twin(tokens, memory), first)

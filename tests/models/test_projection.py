@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decoder_cases import enliven, some_decoder, some_tokens
+from decoder_cases import randomize_parameters, random_decoder, random_tokens
 
 from mmx.config.schema import DecoderConfig, ProjectionConfig
 from mmx.errors import EncoderError
@@ -16,7 +16,7 @@ DECODER = DecoderConfig(hidden_size=16, num_heads=2, num_layers=3)
 
 def some_projection(dimensions=1, decoder=DECODER, **facts):
     projection = KeyValueProjection(ProjectionConfig(**facts), decoder, WIDTH, dimensions, "image")
-    return enliven(projection).eval().requires_grad_(False)
+    return randomize_parameters(projection).eval().requires_grad_(False)
 
 
 def some_features(batch=2, slots=6, grid=None):
@@ -90,7 +90,7 @@ def test_padding_of_the_features_changes_no_key_that_exists():
 
 
 def test_shared_layers_give_one_layer_that_says_what_equal_layers_would():
-    decoder, tokens, features = some_decoder(layers=3), some_tokens(), some_features()
+    decoder, tokens, features = random_decoder(layers=3), random_tokens(), some_features()
     shared, apart = some_projection(share_layers=True), some_projection()
     for one, three in ((shared.key, apart.key), (shared.value, apart.value)):
         three.weight.copy_(one.weight.repeat(3, 1))
@@ -112,7 +112,7 @@ def test_one_layer_is_projected_for_each_block_that_looks():
 
 def test_the_bias_of_the_keys_alone_is_a_tag_without_effect():
     """Every score of a lone source moves alike, so nothing changes; beside another source it does."""
-    projection, features, decoder, tokens = some_projection(), some_features(), some_decoder(layers=3), some_tokens()
+    projection, features, decoder, tokens = some_projection(), some_features(), random_decoder(layers=3), random_tokens()
     before = projection(features)
     projection.key.bias.add_(torch.randn_like(projection.key.bias))
     after = projection(features)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from decoder_cases import enliven
+from decoder_cases import randomize_parameters
 from torch import nn
 
 from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig, SourceConfig
@@ -35,7 +35,7 @@ def text_source(projection=None, **options):
 def some_model(sources=None, share=True, **decoder):
     document = {"sources": sources or {"text": text_source(), "other": text_source()}, "share_attention": share}
     config = ModelConfig.model_validate({**document, "decoder": {**FACTS, **decoder}})
-    return enliven(Model(config, toy_tokenizer())).eval()
+    return randomize_parameters(Model(config, toy_tokenizer())).eval()
 
 
 def memory_of(model, names=("text", "other")):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from decoder_cases import some_decoder, some_memory, some_tokens
+from decoder_cases import random_decoder, random_memory, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import MmxError
-from mmx.generation.decode_step import DecoderStep
+from mmx.generation.decode_step import CachedDecodeStep
 from mmx.nn.kv_cache import KVCache
 
 properties = settings(max_examples=50, deadline=None)
@@ -86,28 +86,28 @@ def test_after_a_reorder_the_next_token_goes_on_from_the_new_past():
 
 def test_a_decoder_goes_on_from_reordered_streams():
     """Grow from 2 to 6 streams, shuffle, shrink to one memory: as if each text had been read anew."""
-    decoder, memory = some_decoder(positions="rope"), some_memory(batch=2)
-    step = DecoderStep(decoder, memory, capacity=4)
-    said = some_tokens(2, 1, 5)
+    decoder, memory = random_decoder(positions="rope"), random_memory(batch=2)
+    step = CachedDecodeStep(decoder, memory, capacity=4)
+    said = random_tokens(2, 1, 5)
     step.prefill(said, torch.ones_like(said, dtype=torch.bool))
     said = said.flatten(0, 1)
     for index in ([0, 0, 0, 1, 1, 1], [2, 0, 1, 5, 3, 3]):
         step.reorder(torch.tensor(index))
-        said = torch.cat([said[index], some_tokens(1, 6, 1)[0]], 1)
+        said = torch.cat([said[index], random_tokens(1, 6, 1)[0]], 1)
         logits = step(said[:, -1])
         anew = decoder(said.view(2, 3, -1), memory)[:, :, -1].flatten(0, 1)
         torch.testing.assert_close(logits, anew, atol=1e-5, rtol=0)
     step.select(torch.tensor([1]))
-    said = torch.cat([said[3:], some_tokens(1, 3, 1)[0]], 1)
+    said = torch.cat([said[3:], random_tokens(1, 3, 1)[0]], 1)
     anew = decoder(said[None], memory.select([1]))[0, :, -1]
     torch.testing.assert_close(step(said[:, -1]), anew, atol=1e-5, rtol=0)
 
 
 def test_the_memory_does_not_grow_with_the_beams():
-    decoder, memory = some_decoder(), some_memory(batch=2, slots=7)
+    decoder, memory = random_decoder(), random_memory(batch=2, slots=7)
     held, pointer = memory.nbytes, memory.keys.data_ptr()
-    step = DecoderStep(decoder, memory, capacity=3)
-    tokens = some_tokens(2, 1, 4)
+    step = CachedDecodeStep(decoder, memory, capacity=3)
+    tokens = random_tokens(2, 1, 4)
     step.prefill(tokens, torch.ones_like(tokens, dtype=torch.bool))
     small = step.cache.nbytes
     step.reorder(torch.arange(2).repeat_interleave(8))

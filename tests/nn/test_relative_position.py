@@ -8,23 +8,18 @@ import math
 
 import pytest
 import torch
-from decoder_cases import VOCABULARY, enliven, some_decoder, some_memory, some_tokens
+from decoder_cases import VOCAB_SIZE, randomize_parameters, random_decoder, random_memory, random_tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
-from mmx.generation import DecoderStep, generate
-from mmx.generation.decode_step import UncachedStep
+from mmx.generation import CachedDecodeStep, generate
+from mmx.generation.decode_step import UncachedDecodeStep
 from mmx.interpret import QueryRecorder, attention_for_tokens, attention_maps
 from mmx.memory import Memory, Segment, cat
 from mmx.nn.attention import attention_weights
-from mmx.nn.relative_position import (
-    RelativeDistances,
-    RelativePositionBias,
-    relative_distances,
-    wait_k_mask,
-    wait_k_visibility,
-)
+from mmx.nn.relative_position import RelativeDistances, RelativePositionBias, relative_distances
+from mmx.nn.wait_k import wait_k_mask, wait_k_visibility
 from mmx.testing import tiny_model
 
 properties = settings(max_examples=50, deadline=None)
@@ -38,7 +33,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 
 def text_and_grid(batch=2):
     """A sequence of 5 slots, of which the last is hidden, and a grid of 2 by 2 behind a slot of the whole picture."""
-    return cat(some_memory(batch, hidden=1, source="text"), some_memory(batch, slots=5, source="image", grid=(2, 2)))
+    return cat(random_memory(batch, masked=1, source="text"), random_memory(batch, slots=5, source="image", grid=(2, 2)))
 
 
 def assert_alike(found, expected, atol=2e-6):
@@ -56,7 +51,7 @@ def bias_of(table):
 
 def test_the_bias_by_hand():
     """Slot less position; a reach of 1 and three numbers: before, here, after."""
-    apart = relative_distances(torch.tensor([[0, 1, 2]]), some_memory(1, slots=4))
+    apart = relative_distances(torch.tensor([[0, 1, 2]]), random_memory(1, slots=4))
     assert apart.offset[0].tolist() == [[0, 1, 2, 3], [-1, 0, 1, 2], [-2, -1, 0, 1]]
     assert apart.ordered.tolist() == [True] * 4
     assert bias_of([[1.0, 2.0, 4.0]])(apart)[0, 0].tolist() == [[2, 4, 4, 4], [1, 2, 4, 4], [1, 1, 2, 4]]
@@ -65,14 +60,14 @@ def test_the_bias_by_hand():
 def test_weights_with_a_known_bias_by_hand():
     """Keys that say nothing: the weights are the softmax of the bias alone, 2 : 2 : 4 : 1."""
     bias = bias_of([[math.log(2.0), math.log(4.0), 0.0], [0.0, 0.0, 0.0]])
-    apart = relative_distances(torch.tensor([[2]]), some_memory(1, slots=4))  # offsets -2, -1, 0, 1
+    apart = relative_distances(torch.tensor([[2]]), random_memory(1, slots=4))  # offsets -2, -1, 0, 1
     weights = attention_weights(torch.randn(1, 2, 1, 8), torch.zeros(1, 2, 4, 8), None, bias(apart))
     assert_alike(weights[0, 0, 0], torch.tensor([2.0, 2.0, 4.0, 1.0]) / 9)
     assert_alike(weights[0, 1, 0], torch.full((4,), 0.25))
 
 
 def test_the_view_by_hand():
-    apart = relative_distances(torch.tensor([[0, 1, 2]]), some_memory(1, slots=4))
+    apart = relative_distances(torch.tensor([[0, 1, 2]]), random_memory(1, slots=4))
     rows = {1: ["x...", "xx..", "xxx."], 2: ["xx..", "xxx.", "xxxx"], 9: ["xxxx"] * 3}
     for k, expected in rows.items():
         seen = [["x" if may else "." for may in row] for row in wait_k_mask(apart, k)[0, 0].tolist()]
@@ -94,9 +89,9 @@ layouts = st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_
 @given(layouts, st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**31))
 def test_bias_and_view_are_those_of_a_loop(parts, batch, streams, reach, k, seed):
     torch.manual_seed(seed)
-    memories = [some_memory(batch, slots=n, source=str(i), grid=(1, n) if grid else None)
+    memories = [random_memory(batch, slots=n, source=str(i), grid=(1, n) if grid else None)
                 for i, (n, grid) in enumerate(parts)]  # fmt: skip
-    memory, bias = cat(*memories), enliven(RelativePositionBias(2, reach))
+    memory, bias = cat(*memories), randomize_parameters(RelativePositionBias(2, reach))
     positions = torch.randint(8, (batch * streams, 3))
     apart = relative_distances(positions, memory)
     found, seen = bias(apart), wait_k_mask(apart, k)
@@ -122,7 +117,7 @@ def test_a_view_opens_by_one_slot_a_step(length, slots, k):
 
 
 def test_beyond_its_reach_all_is_equally_far():
-    bias = enliven(RelativePositionBias(2, 2))
+    bias = randomize_parameters(RelativePositionBias(2, 2))
     far = bias(
         RelativeDistances(torch.tensor([[[-100, -3, -2, -1, 0, 1, 2, 3, 100]]]), torch.ones(9, dtype=torch.bool))
     )[0, :, 0]
@@ -138,9 +133,9 @@ def test_beyond_its_reach_all_is_equally_far():
 def test_the_maps_are_the_weights_that_the_values_were_read_with(kind):
     """By loops from the recorded queries, and by what came out: maps @ values enters the layer's last linear map."""
     decoder, memory, tokens, recorder = (
-        some_decoder(**KINDS[kind]),
+        random_decoder(**KINDS[kind]),
         text_and_grid(),
-        some_tokens(2, 3, 4),
+        random_tokens(2, 3, 4),
         QueryRecorder(),
     )
     read = []
@@ -165,13 +160,13 @@ def test_the_maps_are_the_weights_that_the_values_were_read_with(kind):
 @every_kind
 def test_a_text_that_is_there_is_looked_over_as_it_was_said(kind):
     decoder, memory, tokens, recorder = (
-        some_decoder(**KINDS[kind]),
+        random_decoder(**KINDS[kind]),
         text_and_grid(),
-        some_tokens(2, 2, 5),
+        random_tokens(2, 2, 5),
         QueryRecorder(),
     )
     with torch.no_grad():
-        step = DecoderStep(decoder, memory, 4, recorder)
+        step = CachedDecodeStep(decoder, memory, 4, recorder)
         step.prefill(tokens[:, :, :2], torch.ones(2, 2, 2, dtype=torch.bool))
         [step(tokens[:, :, place].flatten()) for place in range(2, 5)]
     stepwise = torch.stack([attention_maps(recorder, memory, 2, layer) for layer in (0, 1)], 3)
@@ -183,17 +178,17 @@ def test_a_text_that_is_there_is_looked_over_as_it_was_said(kind):
 @torch.inference_mode()
 def test_one_pass_is_step_by_step_unrolled_or_not(kind, lengths):
     """Streams of one memory stand at different positions, and change places in between."""
-    decoder, memory = some_decoder(**KINDS[kind]), text_and_grid()
+    decoder, memory = random_decoder(**KINDS[kind]), text_and_grid()
     streams = len(lengths) // 2
-    tokens = some_tokens(2, streams, 3)
+    tokens = random_tokens(2, streams, 3)
     mask = (torch.arange(3) < torch.tensor(lengths)[:, None]).view(2, streams, 3)
-    steps = [DecoderStep(decoder, memory, 8, unrolled=unrolled) for unrolled in (True, False)]
-    steps.append(UncachedStep(decoder, memory))
+    steps = [CachedDecodeStep(decoder, memory, 8, unrolled=unrolled) for unrolled in (True, False)]
+    steps.append(UncachedDecodeStep(decoder, memory))
     assert steps[0].unrolled and not steps[1].unrolled
     fast, slow, slowest = (step.prefill(tokens, mask) for step in steps)
     assert_alike(fast, slowest), assert_alike(slow, slowest)
     for turn in range(6):
-        said = torch.randint(VOCABULARY, (2 * streams,))
+        said = torch.randint(VOCAB_SIZE, (2 * streams,))
         fast, slow, slowest = (step(said) for step in steps)
         assert_alike(fast, slowest, 1e-5), assert_alike(slow, slowest, 1e-5)
         if turn == 2 and streams == 2:
@@ -205,11 +200,11 @@ def test_one_pass_is_step_by_step_unrolled_or_not(kind, lengths):
 @every_kind
 @torch.inference_mode()
 def test_beams_say_the_same_unrolled_or_not_and_without_a_cache(kind):
-    decoder, memory = some_decoder(**KINDS[kind]), text_and_grid()
-    tokens, mask = some_tokens(2, 2, 3), torch.tensor([[[True] * 3, [True, True, False]]] * 2)
+    decoder, memory = random_decoder(**KINDS[kind]), text_and_grid()
+    tokens, mask = random_tokens(2, 2, 3), torch.tensor([[[True] * 3, [True, True, False]]] * 2)
     config = GenerationConfig(max_new_tokens=6, num_beams=3)
-    steps = [DecoderStep(decoder, memory, 6), DecoderStep(decoder, memory, 6, unrolled=False)]
-    found = [generate(step, tokens, mask, config, eos=2) for step in (*steps, UncachedStep(decoder, memory))]
+    steps = [CachedDecodeStep(decoder, memory, 6), CachedDecodeStep(decoder, memory, 6, unrolled=False)]
+    found = [generate(step, tokens, mask, config, eos=2) for step in (*steps, UncachedDecodeStep(decoder, memory))]
     said = [[[list(texts[0].tokens) for texts in row] for row in one] for one in found]
     assert said[0] == said[1] == said[2]
     assert len({tuple(text) for row in said[0] for text in row}) > 1
@@ -219,7 +214,7 @@ def test_beams_say_the_same_unrolled_or_not_and_without_a_cache(kind):
 @every_kind
 def test_padding_and_neighbours_change_no_distance(kind, side):
     """A text of 3 tokens beside one of 5 says what it says alone."""
-    decoder, memory, tokens = some_decoder(**KINDS[kind]), text_and_grid(1), some_tokens(1, 2, 5)
+    decoder, memory, tokens = random_decoder(**KINDS[kind]), text_and_grid(1), random_tokens(1, 2, 5)
     mask = torch.tensor([[[True] * 5, [True] * 3 + [False] * 2]])
     mask = mask if side == "right" else mask.flip(-1)
     together = decoder(tokens, memory, mask)
@@ -231,8 +226,8 @@ def test_padding_and_neighbours_change_no_distance(kind, side):
 @every_kind
 def test_the_order_of_joined_sources_changes_no_output(kind):
     """Each source counts its own slots from nought, wherever it stands in the memory."""
-    decoder, tokens = some_decoder(**KINDS[kind]), some_tokens(2, 2, 4)
-    parts = [some_memory(slots=n, hidden=1, source=str(n)) for n in (3, 5)] + [some_memory(slots=4, grid=(2, 2))]
+    decoder, tokens = random_decoder(**KINDS[kind]), random_tokens(2, 2, 4)
+    parts = [random_memory(slots=n, masked=1, source=str(n)) for n in (3, 5)] + [random_memory(slots=4, grid=(2, 2))]
     first = decoder(tokens, cat(*parts))
     assert_alike(decoder(tokens, cat(*parts[::-1])), first)
     assert_alike(decoder(tokens, cat(parts[1], parts[2], parts[0])), first)
@@ -241,8 +236,8 @@ def test_the_order_of_joined_sources_changes_no_output(kind):
 @every_kind
 def test_a_grid_has_no_distance_and_is_in_view_from_the_start(kind):
     torch.manual_seed(3)
-    decoder, grid, tokens = some_decoder(**KINDS[kind]), some_memory(slots=5, grid=(2, 2)), some_tokens(2, 2, 4)
-    plain = some_decoder(**{name: fact for name, fact in KINDS[kind].items() if name == "positions"})
+    decoder, grid, tokens = random_decoder(**KINDS[kind]), random_memory(slots=5, grid=(2, 2)), random_tokens(2, 2, 4)
+    plain = random_decoder(**{name: fact for name, fact in KINDS[kind].items() if name == "positions"})
     plain.load_state_dict({n: t for n, t in decoder.state_dict().items() if not n.startswith("distance_bias")})
     assert torch.allclose(decoder(tokens, grid), plain(tokens, grid), atol=1e-6)
     sequence = Memory(grid.keys, grid.values, grid.mask, (Segment("text", 0, 5),))
@@ -251,7 +246,7 @@ def test_a_grid_has_no_distance_and_is_in_view_from_the_start(kind):
 
 
 def test_a_visibility_and_what_is_hidden_narrow_the_view_further():
-    decoder, memory, tokens = some_decoder(wait_k=2), some_memory(slots=5), some_tokens(2, 1, 4)
+    decoder, memory, tokens = random_decoder(wait_k=2), random_memory(slots=5), random_tokens(2, 1, 4)
     recorder, hidden = QueryRecorder(), torch.tensor([True, False, False, False, False])
     visibility = torch.rand(4, 5) < 0.7
     decoder(tokens, memory.mask_out(hidden), recorder=recorder, visibility=visibility)
@@ -261,14 +256,14 @@ def test_a_visibility_and_what_is_hidden_narrow_the_view_further():
 
 
 def test_wait_k_in_the_decoder_is_the_visibility_given_to_a_plain_one():
-    waits, plain, memory, tokens = some_decoder(wait_k=2), some_decoder(), some_memory(), some_tokens(2, 2, 4)
+    waits, plain, memory, tokens = random_decoder(wait_k=2), random_decoder(), random_memory(), random_tokens(2, 2, 4)
     plain.load_state_dict(waits.state_dict())
     assert torch.equal(waits(tokens, memory), plain(tokens, memory, visibility=wait_k_visibility(4, 5, 2)))
 
 
 def test_gradients_reach_the_table_where_a_distance_occurs():
-    decoder = some_decoder(cross_positions="relative", cross_reach=4).requires_grad_(True)
-    decoder(some_tokens(1, 1, 3), some_memory(1, slots=2)).square().sum().backward()
+    decoder = random_decoder(cross_positions="relative", cross_reach=4).requires_grad_(True)
+    decoder(random_tokens(1, 1, 3), random_memory(1, slots=2)).square().sum().backward()
     gradient = decoder.relative_position_bias.weight.grad
     occurring = torch.tensor([-2, -1, 0, 1]) + 4
     assert (gradient[:, occurring].abs() > 1e-4).all()
@@ -278,8 +273,8 @@ def test_gradients_reach_the_table_where_a_distance_occurs():
 
 def test_gradients_of_a_bias_are_those_of_small_differences():
     """The table in float64, by central differences."""
-    decoder = some_decoder(cross_positions="relative", cross_reach=2, wait_k=1).double()
-    memory, tokens = some_memory(dtype=torch.float64), some_tokens(2, 2, 3)
+    decoder = random_decoder(cross_positions="relative", cross_reach=2, wait_k=1).double()
+    memory, tokens = random_memory(dtype=torch.float64), random_tokens(2, 2, 3)
     table = decoder.relative_position_bias.weight.requires_grad_(True)
 
     def score(changed):
@@ -299,10 +294,10 @@ def test_gradients_of_a_bias_are_those_of_small_differences():
 
 def test_an_untrained_bias_changes_nothing():
     decoder, plain, memory, tokens = (
-        some_decoder(**KINDS["relative"]),
-        some_decoder(),
-        some_memory(),
-        some_tokens(2, 2, 4),
+        random_decoder(**KINDS["relative"]),
+        random_decoder(),
+        random_memory(),
+        random_tokens(2, 2, 4),
     )
     decoder.load_state_dict({**plain.state_dict(), "relative_position_bias.weight": torch.zeros(2, 7)})
     assert_alike(decoder(tokens, memory), plain(tokens, memory))
@@ -317,7 +312,7 @@ def reads(position="none", encoder="none", causal=False, **decoder):
     """A lively model of one text source, whose encoder sees all and whose positions are where they are asked for."""
     options = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "positions": encoder, "causal": causal}
     source = SourceConfig(encoder="text", options=options, projection=ProjectionConfig(positions=position))
-    return enliven(tiny_model({"text": source}, **decoder)).requires_grad_(False)
+    return randomize_parameters(tiny_model({"text": source}, **decoder)).requires_grad_(False)
 
 
 def places_of(model):

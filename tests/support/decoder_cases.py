@@ -1,4 +1,4 @@
-"""Memories and decoders for tests: small, and lively enough that a wrong slot or token moves the logits."""
+"""Random memories and decoders whose logits depend clearly on every slot and token."""
 
 import torch
 from torch import nn
@@ -7,36 +7,38 @@ from mmx.config.schema import DecoderConfig
 from mmx.memory import Memory, Segment
 from mmx.models.decoder import TextDecoder
 
-WIDTH, HEADS, VOCABULARY = 16, 2, 23
-HEAD_WIDTH = WIDTH // HEADS
+HIDDEN_SIZE = 16
+HEADS = 2
+HEAD_DIM = HIDDEN_SIZE // HEADS
+VOCAB_SIZE = 23
 
 
-def some_memory(batch=2, slots=5, layers=2, heads=HEADS, width=HEAD_WIDTH, hidden=0, source="image", grid=None, **kind):
-    """Random keys and values; the last `hidden` slots are masked."""
+def random_memory(batch=2, slots=5, layers=2, heads=HEADS, width=HEAD_DIM, masked=0, source="image", grid=None, **kind):
+    """Random keys and values; the last `masked` slots are masked."""
     keys, values = torch.randn(2, layers, batch, heads, slots, width, **kind)
     mask = torch.ones(batch, slots, dtype=torch.bool)
-    mask[:, slots - hidden :] = False
+    mask[:, slots - masked :] = False
     return Memory(keys, values, mask, (Segment(source, 0, slots, grid),))
 
 
-def enliven(module):
-    """Redraw the parameters: maps keep the size of their input, norms and gates are away from where they start."""
+def randomize_parameters(module):
+    """Redraw the parameters: linear layers keep the scale of their input, norms and gates leave their initial value."""
     for name, parameter in module.named_parameters():
-        if name.endswith("prefix_token_ids"):
+        if name.endswith("alpha"):
             nn.init.constant_(parameter, 0.7)
         elif parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         else:
-            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.2)  # weights of one axis are norms
+            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.2)  # one-dimensional weights are norms
     return module
 
 
-def some_decoder(**facts):
-    """A lively TextDecoder in eval mode: two layers, two heads, width 16, dropout 0.1."""
-    facts = {"hidden_size": WIDTH, "num_heads": HEADS, "num_layers": 2, "max_position_embeddings": 64, **facts}
-    return enliven(TextDecoder(DecoderConfig(**facts), VOCABULARY)).eval().requires_grad_(False)
+def random_decoder(**config):
+    """A TextDecoder with random parameters in eval mode: two layers, two heads, hidden size 16, dropout 0.1."""
+    config = {"hidden_size": HIDDEN_SIZE, "num_heads": HEADS, "num_layers": 2, "max_position_embeddings": 64, **config}
+    return randomize_parameters(TextDecoder(DecoderConfig(**config), VOCAB_SIZE)).eval().requires_grad_(False)
 
 
-def some_tokens(batch=2, streams=1, length=6):
+def random_tokens(batch=2, streams=1, length=6):
     """int [B, K, T]."""
-    return torch.randint(VOCABULARY, (batch, streams, length))
+    return torch.randint(VOCAB_SIZE, (batch, streams, length))

@@ -1,60 +1,72 @@
-"""Stand-ins that the tests of decoding share: a step that is a table, a model whose texts differ."""
+"""Shared by the tests of generation: a decoding step that is a table, a model whose texts differ."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mmx.generation import PromptBatch
 from mmx.memory import Memory
+from mmx.models.batching import pad_texts
 from mmx.models.model import Model
 from mmx.testing import tiny_model
 
 
-class Chain:
-    """A step of twenty lines: logits [B, V, V, V] of a memory, the token before and the last one (so order matters)."""
+class TableStep:
+    """A decoding step without a model: logits [B, V, V, V] by memory, previous token and last token."""
 
     def __init__(self, table: Tensor) -> None:
-        self.table, self.batch, self.calls = table, len(table), 0
+        self.table = table
+        self.batch = len(table)
+        self.calls = 0
 
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        tokens, last = tokens.flatten(0, 1), mask.flatten(0, 1).sum(-1) - 1
+        tokens = tokens.flatten(0, 1)
+        end = mask.flatten(0, 1).sum(-1) - 1
         rows = torch.arange(len(tokens))
-        self.memory, self.before, self.last = rows // mask.shape[1], tokens[rows, last - 1], tokens[rows, last]
-        return self.table[self.memory, self.before, self.last]
+        self.memory = rows // mask.shape[1]
+        self.previous = tokens[rows, end - 1]
+        self.last = tokens[rows, end]
+        return self._logits()
 
     def __call__(self, tokens: Tensor) -> Tensor:
         self.calls += 1
-        self.before, self.last = self.last, tokens
-        return self.table[self.memory, self.before, self.last]
+        self.previous = self.last
+        self.last = tokens
+        return self._logits()
 
     def reorder(self, index: Tensor) -> None:
         assert torch.equal(self.memory[index].unique(), self.memory.unique())
-        self.memory, self.before, self.last = self.memory[index], self.before[index], self.last[index]
+        self._index(index)
 
-    def keep(self, rows: Tensor) -> None:
-        each = len(self.last) // self.batch
-        self.reorder_freely((rows[:, None] * each + torch.arange(each)).flatten())
+    def select(self, rows: Tensor) -> None:
+        streams = len(self.last) // self.batch
+        self._index((rows[:, None] * streams + torch.arange(streams)).flatten())
         self.batch = len(rows)
 
-    def reorder_freely(self, index: Tensor) -> None:
-        self.memory, self.before, self.last = self.memory[index], self.before[index], self.last[index]
+    def _index(self, index: Tensor) -> None:
+        self.memory = self.memory[index]
+        self.previous = self.previous[index]
+        self.last = self.last[index]
+
+    def _logits(self) -> Tensor:
+        return self.table[self.memory, self.previous, self.last]
 
 
-def chain(vocabulary: int, memories: int = 1, seed: int = 0, loud: float = 1.0) -> Chain:
+def random_table_step(vocab_size: int, memories: int = 1, seed: int = 0, scale: float = 1.0) -> TableStep:
     generator = torch.Generator().manual_seed(seed)
-    return Chain(torch.randn(memories, *[vocabulary] * 3, generator=generator) * loud)
+    return TableStep(torch.randn(memories, *[vocab_size] * 3, generator=generator) * scale)
 
 
-def prompts(rows: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
-    """Prompts [B][K] of unequal lengths -> tokens and mask [B, K, T], padded at the end."""
-    longest = max(len(prompt) for row in rows for prompt in row)
-    tokens = torch.tensor([[[*p, *[0] * (longest - len(p))] for p in row] for row in rows])
-    lengths = torch.tensor([[len(p) for p in row] for row in rows])
-    return tokens, torch.arange(longest) < lengths[..., None]
+def pad_prompts(rows: Sequence[Sequence[list[int]]]) -> PromptBatch:
+    """Prompts [B][K] of unequal lengths -> [B, K, T], padded at the end."""
+    texts = [[(prompt, [0]) for prompt in row] for row in rows]
+    padded = pad_texts(texts, len(rows[0]), 0)
+    return PromptBatch(padded.tokens, padded.mask)
 
 
-def loud_model(**decoder: object) -> Model:
-    """A tiny model over lists of numbers that has something else to say about each of them."""
+def varied_model(**decoder: object) -> Model:
+    """A tiny model over lists of numbers with large weights, so that its texts differ from input to input."""
     model = tiny_model(**decoder)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -63,13 +75,13 @@ def loud_model(**decoder: object) -> Model:
     return model
 
 
-def numbers(count: int, seed: int = 0) -> list[list[float]]:
+def random_inputs(count: int, seed: int = 0) -> list[list[float]]:
     """Inputs of 1 to 9 numbers."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 10, (count,), generator=generator).tolist()
-    return [torch.randn(n, generator=generator).tolist() for n in lengths]
+    return [torch.randn(length, generator=generator).tolist() for length in lengths]
 
 
-def remember(model: Model, raw: Sequence[list[float]]) -> Memory:
+def encode_inputs(model: Model, inputs: Sequence[list[float]]) -> Memory:
     with torch.no_grad():
-        return model.encode({"numbers": model.collate("numbers", raw)}, len(raw))
+        return model.encode({"numbers": model.collate("numbers", inputs)}, len(inputs))
