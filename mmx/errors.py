@@ -124,7 +124,23 @@ def one_line_error(error: BaseException) -> str:
         message = str(error)
     except Exception:
         message = "(its message cannot be read)"
-    return " ".join(f"{type(error).__name__}: {message}".split())[:200]
+    return one_line(" ".join(f"{type(error).__name__}: {message}".split()), limit=200)
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """Return the text as one line that is safe to print: white space becomes a space, other control characters `?`.
+
+    Lone surrogates, which stand for undecodable bytes in file names, are kept: streams and files that are opened with
+    `errors="backslashreplace"` escape them. A text longer than `limit` characters is cut and ends with "...".
+    """
+    line = "".join(_printable(character) for character in text)
+    return line if limit is None or len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def _printable(character: str) -> str:
+    if character.isprintable() or "\ud800" <= character <= "\udfff":
+        return character
+    return " " if character.isspace() else "?"
 
 
 def _rebuild(kind: type[MmxError], message: str, code: str, details: dict[str, object]) -> MmxError:

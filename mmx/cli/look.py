@@ -55,7 +55,9 @@ def look(
     ] = Path("where.png"),
     as_json: JsonOption = False,
 ) -> None:
-    """Show where the decoder attended for each word: an image, and one line a word.
+    """Show what the decoder attended to, word by word.
+
+    Writes an image, and prints one line a word.
 
     bits: the information gain of the input, in bits: how much more probable it makes the word. spread: the mean entropy
     of the attention as a fraction of its maximum; 1 is a uniform average over the input.

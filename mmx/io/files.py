@@ -45,7 +45,7 @@ def failure_messages(kind: str, max_bytes: int) -> dict[str, str]:
     """Return what is said about each reason: the problem; what was expected; what to do. kind: image or audio."""
     return {
         "missing": f"there is no such file; expected the path of an {kind} file; check the path",
-        "url": f"this is a URL; expected an {kind} file on this computer; download it, or in Python set allow_urls=True",
+        "url": f"a URL; expected an {kind} file on this computer; download it, or in Python use allow_urls=True",
         "download": f"the download failed; expected the URL of an {kind} file; check the address and the network",
         "folder": f"this is a folder; expected one {kind} file; give the files in it",
         "not_a_file": f"this is a device or a pipe; expected a regular file; save the {kind} data to a file first",

@@ -40,7 +40,7 @@ SUFFIXES = frozenset(f".{suffix}" for suffix in _KNOWN.split())
 _MESSAGES = {
     **failure_messages("image", MAX_BYTES),
     "type": "not a supported type; expected a path, bytes, a binary file, a PIL image or an array; convert it first",
-    "format": "unknown format, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2, PPM; convert it",
+    "format": "unknown format, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2, PPM; convert",
     "pixels": f"too many pixels, or none; expected 1 to {MAX_PIXELS:,} of them; resize the image",
     "effort": "decoding would take too long; expected an ordinary image; save it as a plain JPEG or PNG",
     "color_mode": "this color mode cannot be converted to RGB; expected RGB, gray or CMYK; convert it first",
@@ -71,7 +71,7 @@ def load_image(source: ImageInput, *, allow_urls: bool = False) -> Image.Image:
             - a binary file object, such as an open file or a BytesIO, read from its start,
             - a PIL image,
             - a NumPy array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], of uint8 or of floats in 0..1,
-            - a tensor [H, W], [C, H, W] or [H, W, C] with C = 1, 3 or 4 (channels first if both fit), of the same types.
+            - a tensor [H, W], [C, H, W] or [H, W, C] with C = 1, 3 or 4 (channels first if both fit).
         allow_urls: whether a path that starts with http:// or https:// is downloaded, of at most MAX_BYTES. Off by
             default: the caller decides which hosts may be contacted.
 

@@ -1,6 +1,6 @@
 """Tar archives of many samples, read member by member; nothing is unpacked to a disk.
 
-Intended for the layout of WebDataset (Aizman et al. 2019, arXiv:2001.01252): members a.jpg, a.json, b.jpg, ... in order.
+Intended for the layout of WebDataset (Aizman et al. 2019, arXiv:2001.01252): members a.jpg, a.json, b.jpg, ...
 """
 
 import gzip
@@ -129,8 +129,8 @@ def _parts(name: str) -> list[str]:
 
 def _too_much_skipped(path: str, member: str, max_skipped: int) -> DataError:
     return DataError(
-        f"archive {path!r} has {max_skipped // 2**20:,} MB or more of unread members up to {member!r}, which would have "
-        "to be decompressed to read on; write the archive again without them, or as an uncompressed .tar.",
+        f"archive {path!r} has {max_skipped // 2**20:,} MB or more of unread members up to {member!r}, which would "
+        "have to be decompressed to read on; write the archive again without them, or as an uncompressed .tar.",
         code="tar.too_much_skipped",
         path=path,
         member=member,
