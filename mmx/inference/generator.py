@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
-from mmx.data.batching import pad_texts, stack_boxes
+from mmx.models.batching import pad_texts, stack_boxes
 from mmx.encoders.contract import PreparedInput, accepts, prepare
 from mmx.errors import MmxError
 from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
@@ -260,7 +260,9 @@ class TextGenerator:
             return step
         without_sources = self.model.encode({}, memory.batch_size)
         unconditional = self.with_questions(without_sources, questions).to(dtype=conditional.keys.dtype)
-        return GuidedDecodeStep(step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale)
+        return GuidedDecodeStep(
+            step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale
+        )
 
     def _limit_new_tokens(self, options: GenerationConfig, has_questions: bool) -> GenerationConfig:
         """Limit max_new_tokens to the learned positions left after the longest possible prompt.

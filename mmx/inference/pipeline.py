@@ -137,14 +137,14 @@ class Pipeline(TextGenerator):
     def ask(
         self,
         image: ModelInput | Memory,
-        question: Sequence[str],
+        question: list[str] | tuple[str, ...],
         box: Box | None = None,
         **options: Unpack[DecodingOptions],
     ) -> list[str]: ...
     def ask(
         self,
         image: ModelInput | Memory,
-        question: str | Sequence[str],
+        question: str | list[str] | tuple[str, ...],
         box: Box | None = None,
         **options: Unpack[DecodingOptions],
     ) -> str | list[str]:
@@ -152,7 +152,7 @@ class Pipeline(TextGenerator):
 
         Args:
             image: the input, or its memory. It is encoded once.
-            question: one text or a sequence of texts.
+            question: one text, or a list of texts.
             box: (x0, y0, x1, y1), each in 0..1 from the top left: only this region is attended to.
             options: decoding options.
 
@@ -163,7 +163,7 @@ class Pipeline(TextGenerator):
             >>> model.ask("dog.jpg", "what color is the dog?")
             'brown'
         """
-        if not isinstance(question, str | Sequence):
+        if not isinstance(question, str | list | tuple):
             raise MmxError(
                 f"the question is a {type(question).__name__}; expected a text or a list of texts.",
                 code="question.type",

@@ -1,17 +1,19 @@
-"""Bulk work by a fake speaker: batches halve, twins are said once, questions keep to a budget, order is kept."""
+"""Batch inference with a fake generator: batches shrink, duplicates are encoded once, order and budgets are kept."""
 
 from unittest.mock import patch
 
 import pytest
 import torch
-from batch_cases import NO_MEMORY, FakeSpeaker, write_texts
+from batch_cases import NO_MEMORY, FakeGenerator, write_texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmx.errors import EncoderError, ImageError, MmxError
-from mmx.inference.batch_inference import GeneratedText, answering
+from mmx.inference.batch_inference import answers
 from mmx.inference.batch_inference.dedup import ResultCache, content_key
-from mmx.inference.batch_inference.out_of_memory import PATIENCE, AdaptiveBatchSize, is_out_of_memory
+from mmx.inference.batch_inference.out_of_memory import RETRY_LARGER_AFTER, AdaptiveBatchSize, is_out_of_memory
+from mmx.inference.batch_inference.prefetch import one_ahead
+from mmx.inference.outputs import GeneratedText
 
 OUT_OF_MEMORY = {
     "gpu": lambda: torch.OutOfMemoryError("CUDA out of memory"),
@@ -20,198 +22,233 @@ OUT_OF_MEMORY = {
 }
 
 
-def texts(found):
-    return [said.text if isinstance(said, GeneratedText) else type(said) for said in found]
+def texts(results):
+    return [result.text if isinstance(result, GeneratedText) else result.code for result in results]
 
 
-# ---- memory that runs out ----------------------------------------------------------------------------------------
+# ---- out of memory -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
-def test_a_batch_that_is_too_large_halves_and_nothing_is_lost(kind, tmp_path):
+def test_batch_is_halved_until_it_fits_and_nothing_is_lost(kind, tmp_path):
     paths = write_texts(tmp_path, {f"{n}.jpg": f"text {n}" for n in range(20)})
-    speaker = FakeSpeaker(room=3, out_of_memory=OUT_OF_MEMORY[kind])
-    found = list(speaker.captions(paths, batch_size=16))
-    assert [path for path, _ in found] == paths
-    assert texts(said for _, said in found) == [f"text {n}" for n in range(20)]
-    assert max(rows for rows, _ in speaker.said) == 2, "16, 8, 4, 2: the first that fits"
-    assert len(speaker.encoded) == 3 + 10, "three times too much, then what fits is kept for the next batch"
+    generator = FakeGenerator(room=3, out_of_memory=OUT_OF_MEMORY[kind])
+    results = list(generator.captions(paths, batch_size=16))
+    assert [path for path, _ in results] == paths
+    assert texts(result for _, result in results) == [f"text {n}" for n in range(20)]
+    assert max(rows for rows, _ in generator.decoded) == 2, "16, 8, 4, 2: the first that fits"
+    assert len(generator.encoded) == 3 + 10, "three attempts fail, then the size that fits is kept"
 
 
-def test_what_is_too_much_alone_is_an_error_of_its_own(tmp_path):
+def test_input_that_does_not_fit_alone_is_an_error(tmp_path):
     contents = {f"{n}.jpg": "huge" if n in (0, 5) else f"text {n}" for n in range(9)}
-    speaker = FakeSpeaker()
-    said = [said for _, said in speaker.captions(write_texts(tmp_path, contents), batch_size=4)]
-    expected = ["text 1", "text 2", "text 3", "text 4"]
-    assert texts(said) == [MmxError, *expected, MmxError, "text 6", "text 7", "text 8"]
-    assert "memory ran out on this input alone" in str(said[0])
+    generator = FakeGenerator()
+    results = [result for _, result in generator.captions(write_texts(tmp_path, contents), batch_size=4)]
+    error = "inference.out_of_memory"
+    expected = [error, "text 1", "text 2", "text 3", "text 4", error, "text 6", "text 7", "text 8"]
+    assert texts(results) == expected
 
 
 def failing(*bad):
-    """Work that cannot be done on some rows: it tells nothing of the others beside them."""
+    """A function that fails for a whole batch if it contains one of these rows."""
 
-    def work(rows):
-        if found := [row for row in rows if row in bad]:
-            raise EncoderError(f"row {found[0]} is not finite")
+    def function(rows):
+        found = [row for row in rows if row in bad]
+        if found:
+            raise EncoderError(f"row {found[0]}", code="encoder.not_finite", row=found[0])
         return [f"done {row}" for row in rows]
 
-    return work
+    return function
 
 
-def test_one_bad_row_is_an_error_of_its_own_and_the_others_are_done():
-    halving, work = AdaptiveBatchSize(), failing(2, 7)
-    found = [*halving.run([1, 2, 3], work), *halving.run([7], work), *halving.run([8, 9], work)]
-    assert [str(one) for one in found] == [
-        "done 1", "row 2 is not finite", "done 3", "row 7 is not finite", "done 8", "done 9",
-    ]  # fmt: skip
+def outcome(result):
+    return result.details["row"] if isinstance(result, EncoderError) else result
+
+
+def test_one_bad_row_is_an_error_and_the_others_are_done():
+    batches = AdaptiveBatchSize()
+    function = failing(2, 7)
+    results = [*batches.run([1, 2, 3], function), *batches.run([7], function), *batches.run([8, 9], function)]
+    assert [outcome(result) for result in results] == ["done 1", 2, "done 3", 7, "done 8", "done 9"]
 
 
 @pytest.mark.parametrize("rows", [[1], [1, 2]])
-def test_what_fails_for_every_row_is_the_end(rows):
-    with pytest.raises(EncoderError, match="row 1"):
+def test_error_of_every_row_is_raised(rows):
+    with pytest.raises(EncoderError) as error:
         AdaptiveBatchSize().run(rows, failing(1, 2))
+    assert error.value.details["row"] == 1
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     ["CUDA error: out of memory", "MPS backend out of memory (MPS allocated: 9 GB)", "CUDNN_STATUS_ALLOC_FAILED"],
 )
-def test_every_way_of_saying_it_is_known(told):
-    assert is_out_of_memory(RuntimeError(told))
+def test_out_of_memory_messages_are_recognized(message):
+    assert is_out_of_memory(RuntimeError(message))
 
 
-def test_other_errors_are_not_taken_for_it():
+def test_other_errors_are_raised():
+    def function(rows):
+        raise RuntimeError("shapes")
+
     with pytest.raises(RuntimeError, match="shapes"):
-        AdaptiveBatchSize().run([1, 2], lambda rows: (_ for _ in ()).throw(RuntimeError("shapes")))
+        AdaptiveBatchSize().run([1, 2], function)
     assert not is_out_of_memory(None)
 
 
-def test_an_allocator_that_fails_inside_an_encoder_is_known_by_its_cause():
+def test_cause_of_an_error_is_checked():
     error = EncoderError("encoder failed in forward")
     assert not is_out_of_memory(error)
     error.__cause__ = RuntimeError(NO_MEMORY)
     assert is_out_of_memory(error)
 
 
-def test_after_a_while_larger_batches_are_tried_again():
-    halving, sizes, room = AdaptiveBatchSize(), [], [2]
+def test_larger_batches_are_retried():
+    batches = AdaptiveBatchSize()
+    sizes = []
+    room = 2
 
-    def work(rows):
-        if len(rows) > room[0]:
+    def function(rows):
+        if len(rows) > room:
             raise MemoryError
         sizes.append(len(rows))
         return rows
 
-    assert halving.run(list(range(8)), work) == list(range(8))
-    room[0] = 8
-    assert halving.run(list(range(4 * PATIENCE)), work) == list(range(4 * PATIENCE))
-    assert sizes[:PATIENCE] == [2] * PATIENCE
-    assert sizes[PATIENCE] == 4
+    assert batches.run(list(range(8)), function) == list(range(8))
+    room = 8
+    count = 4 * RETRY_LARGER_AFTER
+    assert batches.run(list(range(count)), function) == list(range(count))
+    assert sizes[:RETRY_LARGER_AFTER] == [2] * RETRY_LARGER_AFTER
+    assert sizes[RETRY_LARGER_AFTER] == 4
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 12))
-def test_whatever_fits_is_done_once_in_order(weights, room):
-    def work(rows):
+def test_every_row_that_fits_is_done_once_in_order(weights, room):
+    def function(rows):
         if sum(weight for _, weight in rows) > room:
             raise MemoryError
         return [number for number, _ in rows]
 
     with patch("gc.collect"):  # 60 ms each in a process that holds torch
-        found = AdaptiveBatchSize().run(list(enumerate(weights)), work)
-    assert [n if isinstance(n, int) else None for n in found] == [
-        number if weight <= room else None for number, weight in enumerate(weights)
-    ]
+        results = AdaptiveBatchSize().run(list(enumerate(weights)), function)
+    numbers = [result if isinstance(result, int) else None for result in results]
+    assert numbers == [number if weight <= room else None for number, weight in enumerate(weights)]
 
 
-def test_questions_halve_as_well(tmp_path):
+def test_batch_of_questions_is_halved(tmp_path):
     (path,) = write_texts(tmp_path, {"a.jpg": "a"})
-    speaker = FakeSpeaker(room=3)
-    said = list(speaker.answers([(path, f"q{n}?") for n in range(10)]))
-    assert texts(said) == [f"a q{n}?" for n in range(10)]
-    assert speaker.encoded == [1], "the picture is not encoded again"
+    generator = FakeGenerator(room=3)
+    results = list(generator.answers([(path, f"q{n}?") for n in range(10)]))
+    assert texts(results) == [f"a q{n}?" for n in range(10)]
+    assert generator.encoded == [1], "the image is not encoded again"
 
 
-# ---- the same bytes ----------------------------------------------------------------------------------------------
+# ---- deduplication -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from("abcdef!"), max_size=40), st.integers(1, 5))
-def test_the_same_bytes_are_encoded_once_in_order(device, tmp_path, letters, size):
-    """Also where the next batch is read in threads before this one is spoken of; '!' cannot be read."""
-    paths = write_texts(tmp_path, {f"{n}.jpg": f"bad {n}" if x == "!" else x for n, x in enumerate(letters)})
-    speaker = FakeSpeaker(device=device)
-    found = list(speaker.captions(iter(paths), batch_size=size))
-    assert [path for path, _ in found] == paths
-    assert [said.text if isinstance(said, GeneratedText) else "!" for _, said in found] == letters
-    assert sum(speaker.encoded) == len(set(letters) - {"!"})
+def test_same_bytes_are_encoded_once_in_order(device, tmp_path, letters, size):
+    """With and without prefetching in threads; '!' cannot be read."""
+    contents = {f"{n}.jpg": f"bad {n}" if letter == "!" else letter for n, letter in enumerate(letters)}
+    paths = write_texts(tmp_path, contents)
+    generator = FakeGenerator(device=device)
+    results = list(generator.captions(iter(paths), batch_size=size))
+    assert [path for path, _ in results] == paths
+    assert [result.text if isinstance(result, GeneratedText) else "!" for _, result in results] == letters
+    assert sum(generator.encoded) == len(set(letters) - {"!"})
 
 
-def test_a_damaged_twin_is_told_under_its_own_name(tmp_path):
+def test_unreadable_duplicates_are_named_each(tmp_path):
     paths = write_texts(tmp_path, dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), "bad"))
-    speaker = FakeSpeaker()
-    assert [error.source for _, error in speaker.captions(paths)] == paths
-    said = list(speaker.answers([(path, "q?") for path in paths]))
-    assert [error.source for error in said] == paths
+    generator = FakeGenerator()
+    assert [error.details["source"] for _, error in generator.captions(paths)] == paths
+    assert [error.details["source"] for error in generator.answers([(path, "q?") for path in paths])] == paths
 
 
 def test_questions_about_the_same_bytes_share_an_encoding(tmp_path):
     paths = write_texts(tmp_path, {"a.jpg": "one", "b.jpg": "two", "c.jpg": "one", "d.jpg": "three"})
-    speaker = FakeSpeaker()
-    said = speaker.answers([(path, q) for q in ("x?", "y?") for path in paths], batch_size=1)
-    assert texts(said) == [f"{t} {q}" for q in ("x?", "y?") for t in ("one", "two", "one", "three")]
-    assert speaker.encoded == [1, 1, 1]
+    generator = FakeGenerator()
+    results = generator.answers([(path, question) for question in ("x?", "y?") for path in paths], batch_size=1)
+    expected = [f"{text} {question}" for question in ("x?", "y?") for text in ("one", "two", "one", "three")]
+    assert texts(results) == expected
+    assert generator.encoded == [1, 1, 1]
 
 
-def test_only_the_latest_texts_are_kept(tmp_path):
-    twins = ResultCache(most=2)
-    assert [twins.meet(key) for key in ("a", "b", "a", "c", "b", None, None)] == [
-        True, True, False, True, True, True, True,
-    ]  # fmt: skip
-    twins.remember("c", GeneratedText("c", 0.0, ()))
-    twins.remember("b", MmxError("no"))
-    assert (twins.output("c").text, twins.output("b"), len(twins.known)) == ("c", None, 2)
+def test_result_cache_keeps_the_latest():
+    cache = ResultCache(max_size=2)
+    keys = ["a", "b", "a", "c", "b", None, None]
+    assert [cache.add(key) for key in keys] == [True, True, False, True, True, True, True]
+    cache.store("c", GeneratedText("c", 0.0, ()))
+    cache.store("b", MmxError("no"))
+    assert cache.get("c").text == "c"
+    assert cache.get("b") is None
+    assert len(cache.results) == 2
 
 
-def test_a_text_is_itself_and_not_the_file_of_that_name(tmp_path):
-    speaker = FakeSpeaker()
+def test_text_inputs_are_keyed_by_the_text_and_not_by_a_file_of_that_name(tmp_path):
+    generator = FakeGenerator()
     a, b = write_texts(tmp_path, {"a.jpg": "same", "b.jpg": "same"})
-    assert content_key(speaker, a) == content_key(speaker, {"image": b}) != content_key(speaker, {"text": a})
-    assert content_key(speaker, {"text": a}) != content_key(speaker, {"text": b})
-    assert content_key(speaker, object()) is content_key(speaker, str(tmp_path)) is None
+    assert content_key(generator, a) == content_key(generator, {"image": b})
+    assert content_key(generator, a) != content_key(generator, {"text": a})
+    assert content_key(generator, {"text": a}) != content_key(generator, {"text": b})
+    assert content_key(generator, object()) is None
+    assert content_key(generator, str(tmp_path)) is None
 
 
-def test_errors_come_through_and_pictures_are_taken_as_they_are_due(tmp_path):
-    taken, error = [], MmxError("no input")
+def test_inputs_are_taken_as_needed_and_errors_pass_through(tmp_path):
+    taken = []
+    error = MmxError("no input")
 
     def images():
         for path in [error, *write_texts(tmp_path, {f"{n}.jpg": str(n) for n in range(100)})]:
             taken.append(path)
             yield path
 
-    found = FakeSpeaker().captions(images(), batch_size=4)
-    assert next(found) == (error, error)
+    results = FakeGenerator().captions(images(), batch_size=4)
+    assert next(results) == (error, error)
     assert len(taken) <= 8
-    found.close()
+    results.close()
 
 
-# ---- a budget for questions --------------------------------------------------------------------------------------
+def test_prefetching_starts_the_next_batch_and_no_other():
+    started = []
+
+    def batches():
+        for name in "abcd":
+            started.append(name)
+            yield [name], iter([name.upper()])
+
+    results = one_ahead(batches())
+    assert next(results) == (["a"], ["A"])
+    assert started == ["a", "b"]
+    assert next(results) == (["b"], ["B"])
+    assert started == ["a", "b", "c"]
+    assert list(results) == [(["c"], ["C"]), (["d"], ["D"])]
+    assert list(one_ahead([])) == []
 
 
-def test_a_thousand_questions_about_one_picture_are_asked_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(answering, "MOST_TOKENS", 400)
+# ---- budget of tokens ----------------------------------------------------------------------------------------------
+
+
+def test_many_questions_about_one_image_keep_to_the_token_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "MAX_TOKENS", 400)
     paths = write_texts(tmp_path, {"a.jpg": "a", "b.jpg": "b", "c.jpg": "c"})
-    asked = [(paths[0], f"q{n:03}?") for n in range(300)] + [(paths[1], "x?"), (paths[2], "y?")]
-    speaker = FakeSpeaker()
-    said = texts(speaker.answers(asked))
-    assert said == [f"a q{n:03}?" for n in range(300)] + ["b x?", "c y?"]
-    assert speaker.encoded == [3]
-    assert max(rows * streams * (5 + 4) for rows, streams in speaker.said) <= 400
-    assert len(speaker.said) == 8, "14 streams of the first picture beside the two others, then 44 at a time"
+    questions = [(paths[0], f"q{n:03}?") for n in range(300)] + [(paths[1], "x?"), (paths[2], "y?")]
+    generator = FakeGenerator()
+    results = texts(generator.answers(questions))
+    assert results == [f"a q{n:03}?" for n in range(300)] + ["b x?", "c y?"]
+    assert generator.encoded == [3]
+    assert max(rows * streams * (5 + 4) for rows, streams in generator.decoded) <= 400
+    assert len(generator.decoded) == 8, "14 streams of the first image together with the two others, then 44 at a time"
 
 
-def test_a_question_that_is_too_long_and_a_box_that_is_none_leave_the_others_alone(tmp_path):
+def test_questions_that_cannot_be_asked_do_not_affect_the_others(tmp_path):
     a, b = write_texts(tmp_path, {"a.jpg": "a", "b.jpg": "bad"})
-    asked = [(a, "x?"), (a, "x" * 99), (b, "x?"), (a, "x?", (0, 0, 2, 2)), (a, "y?", (0, 0, 0.5, 0.5))]
-    assert texts(FakeSpeaker().answers(asked)) == ["a x?", MmxError, ImageError, MmxError, "a y?"]
+    questions = [(a, "x?"), (a, "x" * 99), (b, "x?"), (a, "x?", (0, 0, 2, 2)), (a, "y?", (0, 0, 0.5, 0.5))]
+    results = list(FakeGenerator().answers(questions))
+    assert [type(result) for result in results] == [GeneratedText, MmxError, ImageError, MmxError, GeneratedText]
+    assert texts(results)[1:3] == ["question.too_long", "image.format"]
+    assert texts(results)[4] == "a y?"

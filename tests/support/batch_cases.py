@@ -1,4 +1,4 @@
-"""A fast speaker for tests of bulk work: what it says about a file is what the file holds; it counts what it does."""
+"""A fast text generator for tests of batch inference: its text about a file is the file's content; calls are counted."""
 
 import io
 import time
@@ -10,24 +10,30 @@ import torch
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
 from mmx.errors import ImageError, MmxError
-from mmx.inference.batch_inference import GeneratedText, Question, answers, captions
+from mmx.inference.batch_inference.answers import answer_questions
+from mmx.inference.batch_inference.captions import caption_images
+from mmx.inference.generator import TextGenerator
+from mmx.inference.outputs import GeneratedText, Question
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
 
-class Rows(list):
-    """A memory: the prepared rows themselves."""
+class FakeMemory(list):
+    """A memory: the prepared inputs themselves."""
 
     @property
-    def batch(self):
+    def batch_size(self):
         return len(self)
 
     def select(self, rows):
-        return Rows(self[row] for row in rows)
+        return FakeMemory(self[row] for row in rows)
 
 
-class FakeSpeaker:
-    """Stands in for Pipeline. room: how many texts fit into its memory; device: the kind that it pretends to be on."""
+class FakeGenerator:
+    """Stands in for Pipeline.
+
+    room: how many streams fit into its memory; device: the device type it reports; seconds: time for each stream.
+    """
 
     def __init__(self, room=10**9, device="cpu", seconds=0.0, out_of_memory=lambda: RuntimeError(NO_MEMORY)):
         image = SimpleNamespace(modality="image", accepts=lambda path: path.endswith((".jpg", ".png")))
@@ -36,14 +42,18 @@ class FakeSpeaker:
         self.model = SimpleNamespace(
             device=torch.device(device), encoders=self.encoders, encoder=self.encoders.__getitem__
         )
-        self.room, self.seconds, self.out_of_memory = room, seconds, out_of_memory
-        self.prepared, self.encoded, self.said = 0, [], []
+        self.room = room
+        self.seconds = seconds
+        self.out_of_memory = out_of_memory
+        self.prepared = 0
+        self.encoded = []  # rows of each call
+        self.decoded = []  # (rows, streams) of each call
 
     def accepts(self, path):
         return any(encoder.accepts(path) for encoder in self.encoders.values())
 
-    def options(self, changes):
-        changed = {name: value for name, value in changes.items() if value is not None}
+    def generation_config(self, overrides):
+        changed = {name: value for name, value in overrides.items() if value is not None}
         return parse_config({"max_new_tokens": 4, **changed}, GenerationConfig, where="generation options")
 
     def prepare(self, image):
@@ -54,32 +64,38 @@ class FakeSpeaker:
         except OSError:
             text = "bad"
         if text.startswith("bad"):
-            raise ImageError(f"{str(raw)[:80]!r}: no picture.", kind="format", source=str(raw)[:80])
+            name = str(raw)[:80]
+            raise ImageError(f"{name!r}: not an image.", code="image.format", source=name)
         return {"image": text}
+
+    prepare_or_error = TextGenerator.prepare_or_error
 
     def encode_prepared(self, rows):
         self.encoded.append(len(rows))
-        return Rows(row["image"] for row in rows)
+        return FakeMemory(row["image"] for row in rows)
 
     def prompt_tokens(self, question):
         if question is not None and len(question) > 60:
-            raise MmxError("the question is too long.")
+            raise MmxError("the question is too long.", code="question.too_long")
         return list(range(len(question or "")))
 
-    def say(self, memory, questions, options, boxes=()):
+    def generate_batch(self, memory, questions, options, boxes=()):
         streams = sum(map(len, questions))
         if streams > self.room or any("huge" in text for text in memory):
             raise self.out_of_memory()
-        self.said.append((len(memory), max(map(len, questions))))
+        self.decoded.append((len(memory), max(map(len, questions))))
         time.sleep(self.seconds * streams)
-        named = zip(memory, questions, strict=True)
-        return [[[GeneratedText(text if q is None else f"{text} {q}", -0.5, ())] for q in row] for text, row in named]
+        results = []
+        for text, row in zip(memory, questions, strict=True):
+            results.append([[GeneratedText(text if q is None else f"{text} {q}", -0.5, ())] for q in row])
+        return results
 
     def captions(self, images, batch_size=16, **options):
-        return captions(self, images, batch_size, self.options(options))
+        return caption_images(self, images, batch_size, self.generation_config(options))
 
-    def answers(self, asked, batch_size=16, **options):
-        return answers(self, [Question(*item) for item in asked], batch_size, self.options(options))
+    def answers(self, questions, batch_size=16, **options):
+        items = [Question(*item) for item in questions]
+        return answer_questions(self, items, batch_size, self.generation_config(options))
 
 
 def write_texts(folder, contents):

@@ -30,7 +30,7 @@ class StreamIndex(NamedTuple):
     """One stream of a batch: a row of the memory and the index of its question."""
 
     row: int
-    index: int
+    question: int
 
 
 def answer_questions(
@@ -123,7 +123,7 @@ class BatchAnswering:
         for streams in self._pieces(groups):
             outcomes = self.decode_batches.run(streams, decode)
             for stream, outcome in zip(streams, outcomes, strict=True):
-                answers[stream.row][stream.index] = outcome
+                answers[stream.row][stream.question] = outcome
         return answers
 
     def _pieces(self, groups: Sequence[Indices]) -> Iterator[list[StreamIndex]]:
@@ -147,7 +147,7 @@ class BatchAnswering:
         """Answer the questions of some streams at once, over the rows of the memory that they belong to."""
         by_row: dict[int, list[int]] = {}
         for stream in streams:
-            by_row.setdefault(stream.row, []).append(stream.index)
+            by_row.setdefault(stream.row, []).append(stream.question)
         selected = memory if len(by_row) == memory.batch_size else memory.select(list(by_row))
         questions = [[self.questions[index].question for index in indices] for indices in by_row.values()]
         boxes = [[self.questions[index].box for index in indices] for indices in by_row.values()]
@@ -156,4 +156,4 @@ class BatchAnswering:
         for indices, row in zip(by_row.values(), texts, strict=True):
             for index, sequences in zip(indices, row, strict=True):
                 answers[index] = sequences[0]
-        return [answers[stream.index] for stream in streams]
+        return [answers[stream.question] for stream in streams]

@@ -130,7 +130,7 @@ def _sizes(image: object) -> Hashable | None:
     for name, raw in image.items():
         if isinstance(raw, str | bytes | os.PathLike):
             size = _size(raw)
-            sizes.append((name, raw if size is None else size))
+            sizes.append((name, identity_key(raw) if size is None else size))
     return tuple(sizes)
 
 
