@@ -1,115 +1,133 @@
-"""The real step against its slow twin, which reads everything again: reordering, leaving, unequal prompts."""
+"""CachedDecodeStep against UncachedDecodeStep: reordering, selected memories, prompts of unequal length."""
 
 import pytest
 import torch
-from generation_cases import loud_model, numbers, prompts, remember
+from generation_cases import encode_inputs, pad_prompts, random_inputs, varied_model
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation import DecoderStep, generate
-from mmx.generation.decode_step import UncachedStep
+from mmx.errors import MmxError
+from mmx.generation import CachedDecodeStep, generate
+from mmx.generation.decode_step import UncachedDecodeStep
 
-KINDS = [
+CONFIGS = [
     {},
     {"positions": "rope", "norm": "rms", "glu": True},
     {"positions": "sinusoidal", "cross_attention_every_n_layers": 2},
 ]
 
 
-def asked(memories, streams, seed=0):
+def random_prompts(memories, streams, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 9, (memories, streams), generator=generator).tolist()
-    return prompts([[torch.randint(6, 262, (n,), generator=generator).tolist() for n in row] for row in lengths])
+    rows = []
+    for lengths in torch.randint(1, 9, (memories, streams), generator=generator).tolist():
+        rows.append([torch.randint(6, 262, (length,), generator=generator).tolist() for length in lengths])
+    return pad_prompts(rows)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_cached_scores_equal_uncached_ones_through_reordering_and_leaving(kind):
-    model, memories, streams = loud_model(**kind), 6, 4
-    memory = remember(model, numbers(memories))
-    batch = asked(memories, streams)
-    steps = DecoderStep(model.decoder, memory, 9), UncachedStep(model.decoder, memory)
+@pytest.mark.parametrize("config", CONFIGS)
+@torch.no_grad()
+def test_cached_logits_equal_uncached_ones_after_reordering_and_selecting(config):
+    model = varied_model(**config)
+    memories = 6
+    streams = 4
+    memory = encode_inputs(model, random_inputs(memories))
+    batch = random_prompts(memories, streams)
+    steps = [CachedDecodeStep(model.decoder, memory, 9), UncachedDecodeStep(model.decoder, memory)]
     generator = torch.Generator().manual_seed(2)
-
-    def same(logits):
-        assert torch.allclose(*logits, atol=1e-5, rtol=1e-5)
-        return logits[0]
-
-    with torch.no_grad():
-        logits = same([step.prefill(*batch) for step in steps])
-        for turn in range(8):
-            if turn in (2, 5):  # two memories leave, and the others change places
-                rows = torch.randperm(memories, generator=generator)[: memories - 2]
-                memories -= 2
-                [step.select(rows) for step in steps]
-            if turn % 2:  # streams continue from others of their memory; in turn 3 each becomes two
-                index = torch.randint(0, streams, (memories, streams * (2 if turn == 3 else 1)), generator=generator)
-                index = (torch.arange(memories)[:, None] * streams + index).flatten()
-                streams = len(index) // memories
-                [step.reorder(index) for step in steps]
-            tokens = torch.randint(6, 262, (memories * streams,), generator=generator)
-            logits = same([step(tokens) for step in steps])
-            assert logits.shape == (memories * streams, 262)
+    cached, uncached = (step.prefill(*batch) for step in steps)
+    torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=1e-5)
+    for position in range(8):
+        if position in (2, 5):  # drop two memories and permute the others
+            rows = torch.randperm(memories, generator=generator)[: memories - 2]
+            memories -= 2
+            for step in steps:
+                step.select(rows)
+        if position % 2:  # streams continue from others of their memory; at position 3 their number doubles
+            new_streams = 2 * streams if position == 3 else streams
+            index = torch.randint(0, streams, (memories, new_streams), generator=generator)
+            index = (torch.arange(memories)[:, None] * streams + index).flatten()
+            streams = new_streams
+            for step in steps:
+                step.reorder(index)
+        tokens = torch.randint(6, 262, (memories * streams,), generator=generator)
+        cached, uncached = (step(tokens) for step in steps)
+        torch.testing.assert_close(cached, uncached, atol=1e-5, rtol=1e-5)
+        assert cached.shape == (memories * streams, 262)
 
 
 def test_cached_texts_equal_uncached_ones_for_200_prompts():
-    model, memories, streams = loud_model(), 20, 10
-    memory, batch = remember(model, numbers(memories)), asked(memories, streams, seed=1)
-    options = GenerationConfig(max_new_tokens=8)
+    model = varied_model()
+    memory = encode_inputs(model, random_inputs(20))
+    batch = random_prompts(20, 10, seed=1)
+    found = []
     with torch.no_grad():
-        cached, uncached = (
-            [text for row in generate(step, *batch, options, 80) for texts in row for text in texts]
-            for step in (DecoderStep(model.decoder, memory, 8), UncachedStep(model.decoder, memory))
-        )
-    assert sum(a.tokens == b.tokens for a, b in zip(cached, uncached, strict=True)) == 200
-    assert len({text.tokens for text in cached}) > 50, "the texts must differ, or equality says nothing"
-    assert 0 < sum(text.finished for text in cached) < 200, "some must end before others"
-    for a, b in zip(cached, uncached, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        for step in (CachedDecodeStep(model.decoder, memory, 8), UncachedDecodeStep(model.decoder, memory)):
+            rows = generate(step, batch, GenerationConfig(max_new_tokens=8), 80)
+            found.append([text for row in rows for texts in row for text in texts])
+    cached, uncached = found
+    assert [text.tokens for text in cached] == [text.tokens for text in uncached]
+    assert len(cached) == 200
+    assert len({text.tokens for text in cached}) > 50, "texts do not differ enough for a comparison"
+    assert 0 < sum(text.finished for text in cached) < 200, "texts must end at different lengths"
+    for one, other in zip(cached, uncached, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
-def test_padding_of_prompts_changes_no_number():
-    model = loud_model()
-    memory = remember(model, numbers(3))
-    tokens, mask = asked(3, 2)
-    longer = torch.nn.functional.pad(tokens, (0, 7), value=99), torch.nn.functional.pad(mask, (0, 7))
-    with torch.no_grad():
-        short, long = DecoderStep(model.decoder, memory, 3), DecoderStep(model.decoder, memory, 3)
-        assert torch.allclose(short.prefill(tokens, mask), long.prefill(*longer), atol=1e-5)
-        for _ in range(3):
-            token = torch.randint(6, 262, (6,))
-            assert torch.allclose(short(token), long(token), atol=1e-5)
+@torch.no_grad()
+def test_padding_of_prompts_changes_no_logits():
+    model = varied_model()
+    memory = encode_inputs(model, random_inputs(3))
+    tokens, mask = random_prompts(3, 2)
+    padded_tokens = torch.nn.functional.pad(tokens, (0, 7), value=99)
+    padded_mask = torch.nn.functional.pad(mask, (0, 7))
+    short = CachedDecodeStep(model.decoder, memory, 3)
+    padded = CachedDecodeStep(model.decoder, memory, 3)
+    assert torch.allclose(short.prefill(tokens, mask), padded.prefill(padded_tokens, padded_mask), atol=1e-5)
+    for _ in range(3):
+        token = torch.randint(6, 262, (6,))
+        assert torch.allclose(short(token), padded(token), atol=1e-5)
 
 
-def test_the_memory_given_is_left_as_it_was():
-    model = loud_model()
-    memory = remember(model, numbers(4))
-    before = memory.keys.clone(), memory.values.clone(), memory.mask.clone()
-    step = DecoderStep(model.decoder, memory, 4)
-    with torch.no_grad():
-        step.prefill(*asked(4, 2))
-        step.reorder(torch.tensor([1, 0, 2, 2, 4, 5, 7, 6]))
-        step(torch.full((8,), 9))
-        assert step.memory is memory
-        step.select(torch.tensor([3, 1]))
-        step(torch.full((4,), 9))
+@torch.no_grad()
+def test_decoding_does_not_change_the_memory():
+    model = varied_model()
+    memory = encode_inputs(model, random_inputs(4))
+    before = [tensor.clone() for tensor in (memory.keys, memory.values, memory.mask)]
+    step = CachedDecodeStep(model.decoder, memory, 4)
+    step.prefill(*random_prompts(4, 2))
+    step.reorder(torch.tensor([1, 0, 2, 2, 4, 5, 7, 6]))
+    step(torch.full((8,), 9))
+    assert step.memory is memory
+    step.select(torch.tensor([3, 1]))
+    step(torch.full((4,), 9))
     assert step.memory.batch_size == 2
     assert memory.batch_size == 4
-    assert all(torch.equal(a, b) for a, b in zip(before, (memory.keys, memory.values, memory.mask)))
+    for tensor, expected in zip((memory.keys, memory.values, memory.mask), before, strict=True):
+        assert torch.equal(tensor, expected)
 
 
-class Listener:
+class ShapeRecorder:
     def __init__(self):
-        self.heard = []
+        self.calls = []
 
-    def note(self, layer, queries, sight):
-        self.heard.append((layer, tuple(queries.shape)))
+    def record(self, layer, queries, inputs):
+        self.calls.append((layer, tuple(queries.shape)))
 
 
-def test_a_recorder_hears_every_looking_layer_of_every_step():
-    model, listener = loud_model(), Listener()
-    memory = remember(model, numbers(2))
-    batch = prompts([[[7, 8, 9], [7]], [[9], [9, 9]]])
-    step = DecoderStep(model.decoder, memory, 4, listener)
-    with torch.no_grad():
-        step.prefill(*batch)
-        step(torch.full((4,), 9))
-    assert listener.heard == [(0, (2, 4, 6, 8)), (1, (2, 4, 6, 8)), (0, (2, 4, 2, 8)), (1, (2, 4, 2, 8))]
+@torch.no_grad()
+def test_a_recorder_receives_every_cross_attention_layer_of_every_step():
+    model = varied_model()
+    recorder = ShapeRecorder()
+    memory = encode_inputs(model, random_inputs(2))
+    step = CachedDecodeStep(model.decoder, memory, 4, recorder)
+    step.prefill(*pad_prompts([[[7, 8, 9], [7]], [[9], [9, 9]]]))
+    step(torch.full((4,), 9))
+    assert recorder.calls == [(0, (2, 4, 6, 8)), (1, (2, 4, 6, 8)), (0, (2, 4, 2, 8)), (1, (2, 4, 2, 8))]
+
+
+def test_a_step_without_prompts_is_refused():
+    model = varied_model()
+    step = CachedDecodeStep(model.decoder, encode_inputs(model, random_inputs(1)), 4)
+    with pytest.raises(MmxError) as error:
+        step(torch.tensor([7]))
+    assert error.value.code == "generation.no_prefill"

@@ -1,125 +1,139 @@
-"""Guided decoding against its slow twin: two full passes at every step, combined by hand."""
+"""Classifier-free guidance against a slow reference: two full passes at every step, combined as probabilities."""
 
 import math
 
 import pytest
 import torch
-from generation_cases import chain, loud_model, numbers, prompts, remember
+from generation_cases import encode_inputs, pad_prompts, random_inputs, random_table_step, varied_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation import DecoderStep, generate, stream
-from mmx.generation.decode_step import UncachedStep
-from mmx.generation.guidance import GuidedStep, apply_guidance
+from mmx.generation import CachedDecodeStep, generate, stream
+from mmx.generation.decode_step import UncachedDecodeStep
+from mmx.generation.guidance import GuidedDecodeStep, apply_guidance
 
 EOS = 80
-WAYS = [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2, "seed": 5}]
+METHODS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "sampling": {"do_sample": True, "num_return_sequences": 2, "seed": 5},
+}
+every_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 
 
-class Twin(UncachedStep):
-    """Reads both texts again at every step; the formula stands here a second time, as probabilities."""
+class ReferenceGuidedStep(UncachedDecodeStep):
+    """Processes the texts twice at every step, and combines the probabilities."""
 
     def __init__(self, decoder, memory, scale):
         super().__init__(decoder, memory)
         self.scale = scale
 
     def _logits(self):
-        seeing, nothing = (
-            super()._logits(),
-            UncachedStep(self.decoder, self.decoder.empty_memory(self.memory.batch_size)),
-        )
-        nothing.tokens, nothing.mask = self.tokens, self.mask
-        p, q = seeing.double().softmax(-1), nothing._logits().double().softmax(-1)
+        blind = UncachedDecodeStep(self.decoder, self.decoder.empty_memory(self.memory.batch_size))
+        blind.tokens = self.tokens
+        blind.mask = self.mask
+        p = super()._logits().double().softmax(-1)
+        q = blind._logits().double().softmax(-1)
         return (q * (p / q) ** self.scale).log().float()
 
 
 @pytest.fixture(scope="module")
 def model():
-    return loud_model()
+    return varied_model()
 
 
-def asked():
+def random_prompts():
     generator = torch.Generator().manual_seed(4)
-    lengths = [[2, 5], [1, 3], [6, 2], [4, 4], [3, 1]]
-    return prompts([[torch.randint(6, 262, (n,), generator=generator).tolist() for n in row] for row in lengths])
+    rows = []
+    for lengths in [[2, 5], [1, 3], [6, 2], [4, 4], [3, 1]]:
+        rows.append([torch.randint(6, 262, (length,), generator=generator).tolist() for length in lengths])
+    return pad_prompts(rows)
 
 
 def memory_of(model, empty=False):
-    return model.decoder.empty_memory(5) if empty else remember(model, numbers(5))
+    return model.decoder.empty_memory(5) if empty else encode_inputs(model, random_inputs(5))
 
 
 def guided_step(model, scale):
-    seeing, blind = (DecoderStep(model.decoder, memory_of(model, empty), 8) for empty in (False, True))
-    return GuidedStep(seeing, blind, scale)
+    conditional = CachedDecodeStep(model.decoder, memory_of(model), 8)
+    unconditional = CachedDecodeStep(model.decoder, memory_of(model, empty=True), 8)
+    return GuidedDecodeStep(conditional, unconditional, scale)
 
 
-def texts(step, **options):
+def generate_texts(step, **options):
     with torch.no_grad():
-        made = generate(step, *asked(), GenerationConfig(max_new_tokens=8, **options), EOS)
-    return [text for row in made for found in row for text in found]
+        rows = generate(step, random_prompts(), GenerationConfig(max_new_tokens=8, **options), EOS)
+    return [text for row in rows for texts in row for text in texts]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["greedy", "beams", "sampling"])
+def assert_same_texts(found, expected):
+    assert [text.tokens for text in found] == [text.tokens for text in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@every_method
 @pytest.mark.parametrize("scale", [0.5, 2.0])
-def test_tokens_and_scores_are_those_of_two_full_passes_combined(model, scale, way):
-    fast, slow = texts(guided_step(model, scale), **way), texts(Twin(model.decoder, memory_of(model), scale), **way)
-    assert [t.tokens for t in fast] == [t.tokens for t in slow]
-    for a, b in zip(fast, slow, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-    plain = texts(DecoderStep(model.decoder, memory_of(model), 8), **way)
-    assert [t.tokens for t in fast] != [t.tokens for t in plain], "guidance must matter, or equality says nothing"
+def test_guidance_equals_two_full_passes(model, scale, options):
+    fast = generate_texts(guided_step(model, scale), **options)
+    slow = generate_texts(ReferenceGuidedStep(model.decoder, memory_of(model), scale), **options)
+    assert_same_texts(fast, slow)
+    plain = generate_texts(CachedDecodeStep(model.decoder, memory_of(model), 8), **options)
+    assert [text.tokens for text in fast] != [text.tokens for text in plain], "guidance changed nothing"
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["greedy", "beams", "sampling"])
+@every_method
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_scale_0_says_what_is_said_blindly_and_1_what_is_said_seeing(model, scale, way):
-    step = DecoderStep(model.decoder, memory_of(model, empty=scale == 0.0), 8)
-    found, expected = texts(guided_step(model, scale), **way), texts(step, **way)
-    assert [t.tokens for t in found] == [t.tokens for t in expected]
-    for a, b in zip(found, expected, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+def test_scale_0_ignores_the_memory_and_scale_1_is_unguided(model, scale, options):
+    step = CachedDecodeStep(model.decoder, memory_of(model, empty=scale == 0.0), 8)
+    assert_same_texts(generate_texts(guided_step(model, scale), **options), generate_texts(step, **options))
 
 
-def test_it_streams_what_it_generates(model):
-    options = GenerationConfig(max_new_tokens=8)
+def test_streaming_yields_the_generated_tokens(model):
     with torch.no_grad():
-        rows = list(stream(guided_step(model, 1.5), *asked(), options, EOS))
-    for text, said in zip(texts(guided_step(model, 1.5)), zip(*rows, strict=True), strict=True):
-        assert list(said[: len(text.tokens)]) == list(text.tokens)
+        rows = list(stream(guided_step(model, 1.5), random_prompts(), GenerationConfig(max_new_tokens=8), EOS))
+    for text, tokens in zip(generate_texts(guided_step(model, 1.5)), zip(*rows, strict=True), strict=True):
+        assert tokens[: len(text.tokens)] == text.tokens
 
 
-def test_both_steps_are_regrouped_alike():
-    seeing, blind, twin = chain(5, memories=3, seed=0), chain(5, memories=3, seed=1), chain(5, memories=3, seed=0)
-    step = GuidedStep(seeing, blind, 1.0)
-    batch = prompts([[[1, 2], [3, 4]], [[0, 1], [2, 2]], [[4, 4], [1, 1]]])
-    for one in (step, twin):
-        one.prefill(*batch)
-        one.reorder(torch.tensor([1, 1, 2, 3, 5, 4]))
-        one.select(torch.tensor([2, 0]))
-    token = torch.tensor([0, 1, 2, 3])
-    assert torch.allclose(step(token), twin(token).log_softmax(-1), atol=1e-5)
-    for fact in ("memory", "before", "last"):
-        assert torch.equal(getattr(seeing, fact), getattr(blind, fact))
+def test_both_steps_are_reordered():
+    conditional = random_table_step(5, memories=3, seed=0)
+    unconditional = random_table_step(5, memories=3, seed=1)
+    reference = random_table_step(5, memories=3, seed=0)
+    guided = GuidedDecodeStep(conditional, unconditional, 1.0)
+    batch = pad_prompts([[[1, 2], [3, 4]], [[0, 1], [2, 2]], [[4, 4], [1, 1]]])
+    for step in (guided, reference):
+        step.prefill(*batch)
+        step.reorder(torch.tensor([1, 1, 2, 3, 5, 4]))
+        step.select(torch.tensor([2, 0]))
+    tokens = torch.tensor([0, 1, 2, 3])
+    assert torch.allclose(guided(tokens), reference(tokens).log_softmax(-1), atol=1e-5)
+    for name in ("memory", "previous", "last"):
+        assert torch.equal(getattr(conditional, name), getattr(unconditional, name))
 
 
-SCORES = st.lists(st.floats(-8, 8), min_size=4, max_size=4)
+logit_rows = st.lists(st.floats(-8, 8), min_size=4, max_size=4)
 
 
 @settings(max_examples=50, deadline=None)
-@given(SCORES, SCORES, st.floats(0, 5), st.floats(-9, 9))
-def test_the_formula_is_a_product_of_powers_and_forgets_what_logits_share(sees, guesses, scale, shift):
-    logits = torch.tensor(sees), torch.tensor(guesses)
-    found = apply_guidance(*logits, scale).softmax(-1)
-    p, q = ([math.exp(x) / sum(map(math.exp, row)) for x in row] for row in (sees, guesses))
-    weights = [b * (a / b) ** scale for a, b in zip(p, q, strict=True)]
-    assert found.tolist() == pytest.approx([w / sum(weights) for w in weights], abs=1e-4)
-    assert torch.allclose(apply_guidance(logits[0] + shift, logits[1] - shift, scale).softmax(-1), found, atol=1e-4)
-    assert torch.equal(apply_guidance(*logits, 0.0), logits[1].log_softmax(-1))
+@given(logit_rows, logit_rows, st.floats(0, 5), st.floats(-9, 9))
+def test_guidance_formula(conditional, unconditional, scale, shift):
+    """A product of powers, invariant to a constant added to the logits."""
+    p = torch.tensor(conditional).double().softmax(-1)
+    q = torch.tensor(unconditional).double().softmax(-1)
+    weights = q * (p / q) ** scale
+    guided = apply_guidance(torch.tensor(conditional), torch.tensor(unconditional), scale).softmax(-1)
+    assert guided.tolist() == pytest.approx((weights / weights.sum()).tolist(), abs=1e-4)
+    shifted = apply_guidance(torch.tensor(conditional) + shift, torch.tensor(unconditional) - shift, scale)
+    assert torch.allclose(shifted.softmax(-1), guided, atol=1e-4)
+    unguided = apply_guidance(torch.tensor(conditional), torch.tensor(unconditional), 0.0)
+    assert torch.equal(unguided, torch.tensor(unconditional).log_softmax(-1))
 
 
 @pytest.mark.parametrize("scale", [-0.1, math.inf, math.nan])
-def test_a_scale_that_means_nothing_is_refused(scale):
-    with pytest.raises(ValidationError, match="guidance_scale"):
+def test_invalid_scales_are_refused(scale):
+    with pytest.raises(ValidationError) as error:
         GenerationConfig(guidance_scale=scale)
+    assert error.value.errors()[0]["loc"] == ("guidance_scale",)
