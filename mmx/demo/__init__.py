@@ -1,2 +1,5 @@
-"""The demo in a browser: what it does (`actions`), what an event gives back (`events`), how it looks (`page`), and how
-it is served (`serve`). Only the command `mmx demo` and a hosted copy import it; gradio stays in this room."""
+"""The demo: a web page over a Pipeline.
+
+`actions` are functions without a page, `events` connects them to components, `page` lays the components out, `server`
+serves the page. Only `mmx demo` and a hosted copy import this package; gradio is imported nowhere else.
+"""

@@ -1,7 +1,8 @@
-"""What the demo does, without a page: pure functions over a Pipeline and a session, a frozen value.
+"""The actions of the demo, without a page: functions of a Pipeline and a session, which is a frozen value.
 
-A session is one visitor's picture with its memory, encoded once, and what was said of it. Each function returns the
-next session or what is to be shown; none keeps anything. Words and layers are counted from 0.
+A session is the image of one user with its memory, which is encoded once, and what was generated for it. Functions
+return a new session or values to display, and keep no state. Their inputs are values that the page sends, of any type;
+everything that is wrong with them raises an MmxError. Words and layers are counted from 0.
 """
 
 from __future__ import annotations
@@ -10,31 +11,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 from time import perf_counter
-from typing import Any, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from PIL import Image
 
-from mmx.demo.region import to_draw_on
+from mmx.demo.region import display_copy
 from mmx.encoders.registry import EncoderDescription
-from mmx.errors import MmxError
-from mmx.inference.pipeline import Pipeline, RankedAnswer
+from mmx.errors import MmxError, one_line
+from mmx.inference.outputs import RankedAnswer
+from mmx.inference.pipeline import Pipeline
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.render import format_gain, overlay_heatmap
-from mmx.io.console import one_line
 from mmx.io.files import ReadFailure, read_file
 from mmx.io.images import MAX_BYTES, load_image
 from mmx.memory import Box, Memory
 from mmx.models.source import find_source
 
-MOST_TURNS = 50  # of a conversation; older ones are forgotten
-MOST_OFFERED, MOST_SAMPLES, MOST_BEAMS, MOST_TOKENS = 32, 8, 10, 256  # what one visitor may ask for at a time
-LONGEST_TEXT = 1000  # characters of what is typed
+if TYPE_CHECKING:
+    from mmx.inference.options import DecodingOptions
+
+MAX_TURNS = 50  # of a conversation; older ones are dropped
+MAX_CANDIDATES = 32
+MAX_CAPTIONS = 8
+MAX_BEAMS = 10
+MAX_NEW_TOKENS = 256
+MAX_TEXT_LENGTH = 1000  # characters of a question, or of all candidate answers
+_MAX_INDEX = 10**6
+
+Cell = str | float
 
 
 @dataclass(frozen=True)
 class DemoText:
-    """A text that was said, and to what: a question (None: a caption), about a part (None: everywhere). others: further
-    captions, the best first."""
+    """A generated text: the answer to a question about a box, or a caption, then with further captions, best first."""
 
     text: str
     question: str | None = None
@@ -44,7 +53,7 @@ class DemoText:
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """A question, its answer, and the seconds that it took."""
+    """An answer with its question, and how many seconds it took."""
 
     answer: DemoText
     seconds: float
@@ -52,12 +61,21 @@ class ChatTurn:
 
 @dataclass(frozen=True)
 class Session:
-    """One visitor's picture. path: of the upload, whose folder is named by its content; picture: a small copy to draw
-    on; memory: of one row; seconds: what encoding took; spoken, look: the last text, and what it looked at; caption:
-    the last text that answers nothing, whose words stand beside it on the page."""
+    """The image of one user.
+
+    Attributes:
+        path: of the upload, in a folder that is named by its content.
+        image: a small copy to draw on.
+        memory: of one row.
+        seconds: how long encoding took.
+        current: the text that was generated last.
+        turns: the conversation.
+        look: the attention maps of `current`, once they are computed.
+        caption: the last caption, whose words the page shows.
+    """
 
     path: str
-    picture: Image.Image
+    image: Image.Image
     memory: Memory
     seconds: float
     current: DemoText | None = None
@@ -66,203 +84,275 @@ class Session:
     caption: DemoText | None = None
 
 
-def open_image(pipeline: Pipeline, session: Session | None, path: Any) -> Session:
-    """The session of an uploaded picture: the one there is, or a new one. Raises MmxError for what is no picture."""
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Decoding options as a page sends them. max_new_tokens: None for the default of the model."""
+
+    num_beams: object = 1
+    num_captions: object = 1
+    temperature: object = 1.0
+    guidance_scale: object = 1.0
+    max_new_tokens: object = None
+
+
+class CaptionUpdate(NamedTuple):
+    """The captions so far, best first, and the session with the best of them."""
+
+    session: Session
+    captions: list[str]
+
+
+class WordHeatmap(NamedTuple):
+    """The image with the attention map of a word over it, and a sentence about the word."""
+
+    image: Image.Image
+    sentence: str
+
+
+class WordTable(NamedTuple):
+    """Column names, and a row for each word of a text."""
+
+    headers: list[str]
+    rows: list[list[Cell]]
+
+
+# ---- captions and questions ------------------------------------------------------------------------------------
+
+
+def open_image(pipeline: Pipeline, session: Session | None, path: object) -> Session:
+    """Return the session of an uploaded image: the given one if it is the same image, else a new one.
+
+    Raises:
+        MmxError: there is no image, or it cannot be read.
+    """
     if not isinstance(path, str) or not path:
-        raise MmxError("no picture was given; drop one on the page, or pick an example.")
+        raise MmxError("no image was given; upload one, or select an example.", code="demo.no_image")
     if session is not None and session.path == path:
         return session
-    picture = _read(path)
+    image = _read_upload(path)
     started = perf_counter()
-    memory = pipeline.encode_prepared([pipeline.prepare({image_source(pipeline): picture})])
+    memory = pipeline.encode_prepared([pipeline.prepare({image_source(pipeline): image})])
     seconds = perf_counter() - started
-    return Session(path, to_draw_on(picture), memory, seconds)
+    return Session(path, display_copy(image), memory, seconds)
 
 
 def image_source(pipeline: Pipeline) -> str:
-    """The source that reads pictures. Raises MmxError where there is none, or several."""
-    return find_source(pipeline.model.encoders, "picture.png")
+    """Return the source that reads images. Raises MmxError if there is none, or several."""
+    return find_source(pipeline.model.encoders, "image.png")
 
 
-def caption(
-    pipeline: Pipeline,
-    session: Session,
-    beams: Any = 1,
-    samples: Any = 1,
-    temperature: Any = 1.0,
-    guidance: Any = 1.0,
-    tokens: Any = None,
-) -> Iterator[tuple[Session, list[str]]]:
-    """The captions as they grow, best first, each time with the session that remembers the best of them.
+def caption(pipeline: Pipeline, session: Session, options: CaptionOptions) -> Iterator[CaptionUpdate]:
+    """Yield captions as they are generated.
 
-    One caption of one beam grows token by token; several come whole: samples of a temperature, or the best beams.
-    Raises MmxError for options that are out of range or contradict each other.
+    A single caption without beams is yielded after each token; several are yielded once: samples if the temperature is
+    above 0, else the best beams.
+
+    Raises:
+        MmxError: an option is out of range, or contradicts another.
     """
-    count = _whole(samples, "samples", MOST_SAMPLES)
-    width = _whole(beams, "beams", MOST_BEAMS)
-    most = None if tokens is None else _whole(tokens, "longest caption", MOST_TOKENS)
-    heat = _number(temperature, "temperature")
-    drawn = width == 1 and count > 1 and heat > 0
-    if count > max(width, 1 + MOST_SAMPLES * drawn):
-        raise MmxError(f"{count} captions were asked for; set a temperature above 0 with 1 beam, or {count} beams.")
-    chosen: dict[str, Any] = {
-        "num_beams": width,
-        "do_sample": drawn,
-        "temperature": heat if drawn else None,
-        "guidance_scale": _number(guidance, "guidance"),
-        "max_new_tokens": most,
-    }
-    if width == 1 and count == 1:
-        text = ""
-        for text in pipeline.stream(session.memory, **chosen):
-            yield _captioned(session, text), [text]
-        if not text:
-            yield _captioned(session, text), [text]
+    count = _whole_number(options.num_captions, "captions", MAX_CAPTIONS)
+    decoding = _decoding_options(options, count)
+    if decoding["num_beams"] == 1 and count == 1:
+        text = None
+        for text in pipeline.stream(session.memory, **decoding):
+            yield CaptionUpdate(_with_caption(session, [text]), [text])
+        if text is None:  # an empty caption
+            yield CaptionUpdate(_with_caption(session, [""]), [""])
         return
-    texts = pipeline.caption(session.memory, num_return_sequences=count, **chosen)
-    yield _captioned(session, *texts), list(texts)
+    generated = pipeline.generate(session.memory, num_return_sequences=count, **decoding)
+    texts = [result.text for result in generated]
+    yield CaptionUpdate(_with_caption(session, texts), texts)
 
 
-def ask(pipeline: Pipeline, session: Session, question: Any, box: Box | None = None) -> Session:
-    """The session with one more turn: the question, its answer, the time it took."""
+def ask(pipeline: Pipeline, session: Session, question: object, box: Box | None = None) -> Session:
+    """Return the session with one more turn. Raises MmxError."""
     text = _text(question, "a question, such as: what is this?")
     started = perf_counter()
     answer = pipeline.ask(session.memory, text, box)
     turn = ChatTurn(DemoText(answer, text, box), perf_counter() - started)
-    return replace(_saying(session, turn.answer), turns=(*session.turns, turn)[-MOST_TURNS:])
+    return replace(_with_current(session, turn.answer), turns=(*session.turns, turn)[-MAX_TURNS:])
 
 
 def rank(
-    pipeline: Pipeline, session: Session, question: Any, offered: Any, box: Box | None = None
+    pipeline: Pipeline, session: Session, question: object, candidates: object, box: Box | None = None
 ) -> list[RankedAnswer]:
-    """Offered answers, typed with commas between them, by their probability among each other."""
+    """Return candidate answers, typed with commas between them, by their probability. Raises MmxError."""
     text = _text(question, "a question, such as: what is this?")
-    parts = [part.strip() for part in _text(offered, "answers with commas between them").split(",")]
+    parts = [part.strip() for part in _text(candidates, "answers, separated by commas").split(",")]
     answers = list(dict.fromkeys(part for part in parts if part))
-    if not 1 <= len(answers) <= MOST_OFFERED:
-        raise MmxError(f"{len(answers)} answers were offered; type 1 to {MOST_OFFERED} with commas between them.")
+    if not 1 <= len(answers) <= MAX_CANDIDATES:
+        message = f"{len(answers)} answers were given; type 1 to {MAX_CANDIDATES}, separated by commas."
+        raise MmxError(message, code="demo.num_candidates", given=len(answers))
     return pipeline.rank(session.memory, text, answers, box)
 
 
 def select_caption(session: Session) -> Session:
-    """The session as it was when it last captioned: what was asked since then is not what its words belong to."""
+    """Return the session with its caption as current text, even if a question was asked since then."""
     return session if session.current is session.caption else replace(session, current=session.caption, look=None)
 
 
-def look(pipeline: Pipeline, session: Session, kind: Any = "both") -> Session:
-    """The session with what the words of its last text looked at; computed once for each kind of map."""
-    if kind not in get_args(MapMethod):
-        raise MmxError(f"the kind of map is {str(kind)[:40]!r}; expected one of {', '.join(get_args(MapMethod))}.")
-    spoken = session.current
-    if spoken is None:
-        raise MmxError("nothing was said of this picture yet; caption it or ask a question first.")
-    if session.look is not None and session.look.method == kind:
-        return session
-    seen = {image_source(pipeline): session.picture}
-    look = pipeline.look(session.memory, spoken.question, spoken.box, text=spoken.text, method=kind, picture=seen)
-    return replace(session, look=look)
-
-
-def word_heatmap(session: Session, word: Any, layer: Any = None, head: Any = None) -> tuple[Image.Image, str]:
-    """The picture under the heat of one word of a session that looked, and a sentence about the word."""
-    look = _look(session)
-    number = look.index(word if isinstance(word, str) else _whole(word, "the word's place", 10**6, 0))
-    heat = look.heatmap(
-        number, session.picture.height, session.picture.width, _part(layer, "layer"), _part(head, "head")
-    )
-    said = look.words[number]
-    return overlay_heatmap(session.picture, heat), f"{one_line(said.text)}: {format_gain(said)} of its surprise"
-
-
-def word_table(session: Session, layer: Any = None, head: Any = None) -> tuple[list[str], list[list[Any]]]:
-    """Headers and a row a word: its probability, the bits saved by looking, how wide it looked in each layer (the mean
-    of its heads' relative entropy: 0 one slot, 1 the plain average), and, of several sources, the share of each."""
-    look = _look(session)
-    shares = look.shares(_part(layer, "layer"), _part(head, "head"))
-    sources = list(shares) if len(shares) > 1 else []
-    layers = range(look.attention.shape[1])
-    rows: list[list[Any]] = []
-    spread = look.entropies()
-    for index, word in enumerate(look.words):
-        facts = [
-            exp(word.logprob),
-            word.gain,
-            *spread[index].mean(-1).tolist(),
-            *(float(shares[name][index]) for name in sources),
-        ]
-        rows.append([one_line(word.text), *(round(fact, 3) + 0.0 for fact in facts)])
-    named = [f"spread {layer}" for layer in layers]
-    return ["word", "probability", "bits saved", *named, *(f"share of {name}" for name in sources)], rows
-
-
 def clear_chat(session: Session) -> Session:
-    """The session without its conversation."""
+    """Return the session without its conversation."""
     return replace(session, turns=())
 
 
-def encoder_rows(found: Sequence[EncoderDescription]) -> list[dict[str, str]]:
-    """For each encoder its name, modality, package, address, options and problem, as one line each."""
+# ---- attention maps --------------------------------------------------------------------------------------------
+
+
+def look(pipeline: Pipeline, session: Session, method: object = "both") -> Session:
+    """Return the session with the attention maps of its current text, computed once for each method. MmxError."""
+    checked = _map_method(method)
+    current = session.current
+    if current is None:
+        message = "there is no text for this image yet; caption it or ask a question first."
+        raise MmxError(message, code="demo.no_text_yet")
+    if session.look is not None and session.look.method == checked:
+        return session
+    maps = pipeline.look(
+        session.memory,
+        current.question,
+        current.box,
+        text=current.text,
+        method=checked,
+        original={image_source(pipeline): session.image},
+    )
+    return replace(session, look=maps)
+
+
+def word_heatmap(session: Session, word: object, layer: object = None, head: object = None) -> WordHeatmap:
+    """Return the attention map of one word over the image. word: the word, or its index. Raises MmxError."""
+    maps = _computed_maps(session)
+    index = maps.index(word if isinstance(word, str) else _whole_number(word, "the index of the word", _MAX_INDEX, 0))
+    heatmap = maps.heatmap(
+        index, session.image.height, session.image.width, _selected(layer, "layer"), _selected(head, "head")
+    )
+    selected = maps.words[index]
+    sentence = f"{one_line(selected.text)}: {format_gain(selected)}"
+    return WordHeatmap(overlay_heatmap(session.image, heatmap), sentence)
+
+
+def word_table(session: Session, layer: object = None, head: object = None) -> WordTable:
+    """Return a row for each word: probability, information gain in bits, attention entropy in each layer, shares.
+
+    The entropy is the mean over heads as a fraction of its maximum: 0 one slot, 1 a uniform average. Shares of the
+    attention on each source are given if there are several sources. Raises MmxError.
+    """
+    maps = _computed_maps(session)
+    shares = maps.shares(_selected(layer, "layer"), _selected(head, "head"))
+    if len(shares) < 2:
+        shares = {}
+    entropies = maps.entropies().mean(-1)  # [W, L]
+    headers = ["word", "probability", "gain (bits)"]
+    headers += [f"entropy {number}" for number in range(entropies.shape[1])]
+    headers += [f"share of {name}" for name in shares]
+    rows: list[list[Cell]] = []
+    for index, word in enumerate(maps.words):
+        numbers = [exp(word.logprob), word.gain, *entropies[index].tolist()]
+        numbers += [float(share[index]) for share in shares.values()]
+        rows.append([one_line(word.text), *(round(number, 3) + 0.0 for number in numbers)])  # + 0.0: no minus zero
+    return WordTable(headers, rows)
+
+
+def encoder_rows(encoders: Sequence[EncoderDescription]) -> list[dict[str, str]]:
+    """Return name, modality, package, address, options and problem of each encoder, each on one line."""
     rows = []
-    for one in found:
-        entry = one.entry
-        options = ", ".join(f"{key}={value}" for key, value in (one.options or {}).items())
-        facts = {
-            "name": entry.name, "modality": one.modality, "package": f"{entry.package} {entry.version}".strip(),
-            "address": entry.address, "options": options, "problem": one.problem,
-        }  # fmt: skip
-        rows.append({name: one_line(str(fact or "")) for name, fact in facts.items()})
+    for encoder in encoders:
+        entry = encoder.entry
+        fields = {
+            "name": entry.name,
+            "modality": encoder.modality or "",
+            "package": f"{entry.package} {entry.version}".strip(),
+            "address": entry.address,
+            "options": ", ".join(f"{key}={value}" for key, value in (encoder.options or {}).items()),
+            "problem": encoder.problem or "",
+        }
+        rows.append({name: one_line(value) for name, value in fields.items()})
     return rows
 
 
-def _read(path: str) -> Image.Image:
-    """By its bytes: what is told of a picture that cannot be read must not name a place on the server. Raises MmxError;
-    also for what is no regular file, which might be read for ever."""
+# ---- helpers ---------------------------------------------------------------------------------------------------
+
+
+def _read_upload(path: str) -> Image.Image:
+    """Read an upload as bytes, so that no message names its path on the server. Raises MmxError."""
     try:
         return load_image(read_file(path, MAX_BYTES))
     except ReadFailure:
-        raise MmxError("the picture is no longer on the server; upload it again.") from None
+        message = "the image is no longer on the server; upload it again."
+        raise MmxError(message, code="demo.upload_gone") from None
 
 
-def _captioned(session: Session, text: str, *others: str) -> Session:
-    spoken = DemoText(text, alternatives=others)
-    return replace(_saying(session, spoken), caption=spoken)
+def _decoding_options(options: CaptionOptions, count: int) -> DecodingOptions:
+    num_beams = _whole_number(options.num_beams, "beams", MAX_BEAMS)
+    temperature = _number(options.temperature, "temperature")
+    do_sample = num_beams == 1 and count > 1 and temperature > 0
+    if count > num_beams and not do_sample:
+        message = f"{count} captions were requested; use a temperature above 0 with 1 beam, or {count} beams."
+        raise MmxError(message, code="demo.num_captions", given=count)
+    max_new_tokens = options.max_new_tokens
+    return {
+        "num_beams": num_beams,
+        "do_sample": do_sample,
+        "temperature": temperature if do_sample else None,
+        "guidance_scale": _number(options.guidance_scale, "guidance scale"),
+        "max_new_tokens": None if max_new_tokens is None else _whole_number(max_new_tokens, "length", MAX_NEW_TOKENS),
+    }
 
 
-def _saying(session: Session, spoken: DemoText) -> Session:
-    return replace(session, current=spoken, look=None)
+def _with_caption(session: Session, texts: Sequence[str]) -> Session:
+    generated = DemoText(texts[0], alternatives=tuple(texts[1:]))
+    return replace(_with_current(session, generated), caption=generated)
 
 
-def _look(session: Session) -> Look:
+def _with_current(session: Session, generated: DemoText) -> Session:
+    return replace(session, current=generated, look=None)
+
+
+def _computed_maps(session: Session) -> Look:
     if session.look is None:
-        raise MmxError("nothing was looked at yet; caption the picture or ask a question first.")
+        message = "there are no attention maps yet; caption the image or ask a question first."
+        raise MmxError(message, code="demo.no_maps_yet")
     return session.look
 
 
-def _text(given: Any, expected: str) -> str:
-    if not isinstance(given, str) or not given.strip():
-        raise MmxError(f"nothing was typed; expected {expected}.")
-    if len(given) > LONGEST_TEXT:
-        raise MmxError(f"{len(given):,} characters were typed; expected at most {LONGEST_TEXT:,}; say it more shortly.")
-    return given.strip()
+def _map_method(method: object) -> MapMethod:
+    known: tuple[MapMethod, ...] = get_args(MapMethod)
+    for name in known:
+        if name == method:
+            return name
+    message = f"the method is {_short(method)}; expected one of {', '.join(known)}."
+    raise MmxError(message, code="demo.method")
 
 
-def _number(given: Any, name: str) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 100:
-        raise MmxError(f"{name} is {str(given)[:40]!r}; expected a number in 0..100.")
-    return float(given)
+def _text(value: object, expected: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise MmxError(f"no text was given; expected {expected}.", code="demo.no_text")
+    if len(value) > MAX_TEXT_LENGTH:
+        message = f"a text of {len(value):,} characters was given; expected at most {MAX_TEXT_LENGTH:,}; shorten it."
+        raise MmxError(message, code="demo.text_too_long", length=len(value))
+    return value.strip()
 
 
-def _whole(given: Any, name: str, most: int, least: int = 1) -> int:
-    if not _is_whole(given) or not least <= given <= most:
-        raise MmxError(f"{name} is {str(given)[:40]!r}; expected a whole number in {least}..{most}.")
-    return int(given)
+def _number(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        message = f"{name} is {_short(value)}; expected a number in 0..100."
+        raise MmxError(message, code="demo.number", option=name)
+    return float(value)
 
 
-def _is_whole(given: Any) -> bool:
-    """A page sends 2 as 2.0 now and then."""
-    return isinstance(given, int | float) and not isinstance(given, bool) and abs(given) < 1e9 and given == int(given)
+def _whole_number(value: object, name: str, maximum: int, minimum: int = 1) -> int:
+    """Return an integer, which pages sometimes send as a float such as 2.0. Raises MmxError."""
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    if not minimum <= number <= maximum or number != int(number):
+        message = f"{name} is {_short(value)}; expected a whole number in {minimum}..{maximum}."
+        raise MmxError(message, code="demo.number", option=name)
+    return int(number)
 
 
-def _part(given: Any, name: str) -> int | None:
-    """A layer or a head; None (and -1, which a page can hold) is all of them."""
-    return None if given is None or given == -1 else _whole(given, name, 10**6, 0)
+def _selected(value: object, name: str) -> int | None:
+    """Return a layer or a head; None, and the value -1 of the page, are all of them."""
+    return None if value is None or value == -1 else _whole_number(value, name, _MAX_INDEX, 0)
+
+
+def _short(value: object) -> str:
+    return repr(str(value)[:40])

@@ -1,7 +1,7 @@
-"""What the events of the page and the endpoints of its API give back: raw inputs in, values of components out.
+"""The events of the page and the endpoints of its API: raw values of components in, values of components out.
 
-Inputs come as they were sent (see `page`): a picture is a dict with its `path`, numbers and texts are as typed, so that
-whatever is wrong with them is told by one sentence of ours. Every error leaves as one line, without a trace.
+An image is sent as a dict with its `path`, numbers and texts as they were typed; every problem with them is one message
+on the page, without a traceback.
 """
 
 from __future__ import annotations
@@ -12,255 +12,339 @@ from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import gradio as gr
 from gradio.utils import get_upload_folder
 
 from mmx.demo import actions
-from mmx.demo.actions import Session
-from mmx.demo.region import WHOLE, box_between, box_of, framed
-from mmx.errors import MmxError
+from mmx.demo.actions import CaptionOptions, Session
+from mmx.demo.region import WHOLE_IMAGE, Point, box_from_corners, box_from_numbers, draw_region
+from mmx.errors import MmxError, one_line
 from mmx.inference.pipeline import Pipeline
-from mmx.io.console import one_line
 
-Outputs = tuple[Any, ...]
-Box4 = tuple[Any, Any, Any, Any]
-UNFORESEEN = "Something went wrong that nobody foresaw; the server's log has it. Try another picture or question."
+P = ParamSpec("P")
+R = TypeVar("R")
+Outputs = tuple[object, ...]
+RegionNumbers = tuple[object, object, object, object]
 
-
-def report_errors(event: Callable[..., Any]) -> Callable[..., Any]:
-    """The event, whose errors are told on the page in one line."""
-
-    @wraps(event)
-    def calm(*given: Any) -> Any:
-        try:
-            return event(*given)
-        except Exception as error:
-            raise _as_told(error) from None
-
-    return calm
+ERROR_TITLE = "Error"
+UNEXPECTED_ERROR = "An unexpected error occurred; see the server's log. Try another image or question."
 
 
-def report_stream_errors(event: Callable[..., Iterator[Outputs]]) -> Callable[..., Iterator[Outputs]]:
-    """`told` for an event that gives back several times."""
+def report_errors(event: Callable[P, R]) -> Callable[P, R]:
+    """Wrap an event: exceptions become a message on the page."""
 
     @wraps(event)
-    def calm(*given: Any) -> Iterator[Outputs]:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            yield from event(*given)
+            return event(*args, **kwargs)
         except Exception as error:
-            raise _as_told(error) from None
+            raise _as_gradio_error(error) from None
 
-    return calm
+    return wrapper
 
 
-def _as_told(error: Exception) -> gr.Error:
+def report_stream_errors(event: Callable[P, Iterator[R]]) -> Callable[P, Iterator[R]]:
+    """Like `report_errors`, for an event that yields several times."""
+
+    @wraps(event)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
+        try:
+            yield from event(*args, **kwargs)
+        except Exception as error:
+            raise _as_gradio_error(error) from None
+
+    return wrapper
+
+
+def _as_gradio_error(error: Exception) -> gr.Error:
     if isinstance(error, MmxError):
-        sentence = one_line(str(error)).replace("<", "‹").replace(">", "›")  # the page reads it as HTML
-        return gr.Error(sentence, title="That did not work", print_exception=False)
+        message = one_line(str(error)).replace("<", "‹").replace(">", "›")  # the page reads it as HTML
+        return gr.Error(message, title=ERROR_TITLE, print_exception=False)
     traceback.print_exception(error, file=sys.stderr)
-    return gr.Error(UNFORESEEN, title="That did not work", print_exception=False)
+    return gr.Error(UNEXPECTED_ERROR, title=ERROR_TITLE, print_exception=False)
 
 
 class Events:
-    """The events over one model. The visitor's session goes in and comes out; nothing is kept here."""
+    """The events that need the model. A user's session is an input and an output; nothing is kept here."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
 
-    def open(self, picture: Any, session: Session | None) -> Outputs:
-        """(picture, session) -> session, what is known of the picture, the part, the conversation."""
-        if picture is None:
+    def open(self, image: object, session: Session | None) -> Outputs:
+        """Encode an uploaded image. Returns session, a note about the image, the region image, the conversation."""
+        if image is None:
             return None, "", None, []
-        session = self._opened(picture, session)
-        return session, _encoded(session), session.picture, messages(session)
+        session = self._open(image, session)
+        return session, _encoding_note(session), session.image, messages(session)
 
     def caption(
-        self, picture: Any, beams: Any, samples: Any, temperature: Any, guidance: Any, tokens: Any, session: Any
+        self,
+        image: object,
+        num_beams: object,
+        num_captions: object,
+        temperature: object,
+        guidance_scale: object,
+        max_new_tokens: object,
+        session: Session | None,
     ) -> Iterator[Outputs]:
-        """-> caption, all captions one a line, session; again and again while the caption grows."""
-        session = self._opened(picture, session)
-        for after, texts in actions.caption(self.pipeline, session, beams, samples, temperature, guidance, tokens):
-            yield texts[0], "\n".join(map(one_line, texts)), after
+        """Yield caption, all captions one a line, session, as they are generated."""
+        session = self._open(image, session)
+        options = CaptionOptions(num_beams, num_captions, temperature, guidance_scale, max_new_tokens)
+        for update in actions.caption(self.pipeline, session, options):
+            yield update.captions[0], "\n".join(map(one_line, update.captions)), update.session
 
-    def caption_at_once(self, picture: Any, *given: Any) -> Iterator[Outputs]:
-        """`caption` of a picture that has just come; nothing where it has gone."""
-        yield from [("", "", None)] if picture is None else self.caption(picture, *given)
+    def caption_upload(
+        self,
+        image: object,
+        num_beams: object,
+        num_captions: object,
+        temperature: object,
+        guidance_scale: object,
+        max_new_tokens: object,
+        session: Session | None,
+    ) -> Iterator[Outputs]:
+        """`caption` of an image that was just uploaded; empty values if it was removed."""
+        if image is None:
+            yield "", "", None
+        else:
+            yield from self.caption(
+                image, num_beams, num_captions, temperature, guidance_scale, max_new_tokens, session
+            )
 
-    def ask(self, picture: Any, question: Any, x0: Any, y0: Any, x1: Any, y1: Any, session: Any) -> Outputs:
-        """-> answer, seconds, session."""
-        session = actions.ask(self.pipeline, self._opened(picture, session), question, box_of(x0, y0, x1, y1))
-        return session.turns[-1].answer.text, round(session.turns[-1].seconds, 4), session
+    def ask(
+        self,
+        image: object,
+        question: object,
+        x0: object,
+        y0: object,
+        x1: object,
+        y1: object,
+        session: Session | None,
+    ) -> Outputs:
+        """Return answer, seconds, session."""
+        box = box_from_numbers(x0, y0, x1, y1)
+        session = actions.ask(self.pipeline, self._open(image, session), question, box)
+        turn = session.turns[-1]
+        return turn.answer.text, round(turn.seconds, 4), session
 
     def rank(
-        self, picture: Any, question: Any, offered: Any, x0: Any, y0: Any, x1: Any, y1: Any, session: Any
+        self,
+        image: object,
+        question: object,
+        candidates: object,
+        x0: object,
+        y0: object,
+        x1: object,
+        y1: object,
+        session: Session | None,
     ) -> Outputs:
-        """-> rows of answer and probability, session."""
-        session = self._opened(picture, session)
-        found = actions.rank(self.pipeline, session, question, offered, box_of(x0, y0, x1, y1))
-        return [[one.answer, round(one.probability, 4)] for one in found], session
+        """Return rows of answer and probability, session."""
+        session = self._open(image, session)
+        ranked = actions.rank(self.pipeline, session, question, candidates, box_from_numbers(x0, y0, x1, y1))
+        return [[answer.answer, round(answer.probability, 4)] for answer in ranked], session
 
-    def look(self, picture: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
-        """-> the text that was looked into, a table of its words, session."""
-        session = actions.look(self.pipeline, self._opened(picture, session), kind)
-        headers, rows = actions.word_table(session, layer, head)
-        return _headline(session), {"headers": headers, "data": rows}, session
+    def look(self, image: object, method: object, layer: object, head: object, session: Session | None) -> Outputs:
+        """Return the text whose maps are shown, a table of its words, session."""
+        session = actions.look(self.pipeline, self._open(image, session), method)
+        table = actions.word_table(session, layer, head)
+        return _title(session), {"headers": table.headers, "data": table.rows}, session
 
-    def look_if_said(self, picture: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
-        """`look`, where there is something to look into."""
-        if picture is None or session is None or session.current is None:
-            return "Caption a picture or ask about it first.", None, session
-        return self.look(picture, kind, layer, head, session)
+    def look_if_text(
+        self, image: object, method: object, layer: object, head: object, session: Session | None
+    ) -> Outputs:
+        """`look`, if there is a text."""
+        if image is None or session is None or session.current is None:
+            return "Caption an image or ask a question first.", None, session
+        return self.look(image, method, layer, head, session)
 
-    def plain_word(self, picture: Any, word: Any, session: Any) -> Outputs:
-        """`word` of the map that a caption is shown with, whatever was asked since then."""
-        session = self._opened(picture, session)
-        heat, sentence, looked = self.word(picture, word, "both", None, None, actions.select_caption(session))
-        return heat, sentence, looked if looked.current is session.current else session
+    def caption_word(self, image: object, word: object, session: Session | None) -> Outputs:
+        """Return the map of a word of the caption, even if a question was asked since then; see `word`."""
+        session = self._open(image, session)
+        looked = actions.look(self.pipeline, actions.select_caption(session))
+        heatmap = actions.word_heatmap(looked, word)
+        return heatmap.image, heatmap.sentence, _keep_current(session, looked)
 
-    def word(self, picture: Any, word: Any, kind: Any, layer: Any, head: Any, session: Any) -> Outputs:
-        """-> the heat of a word over the picture, a sentence about the word, session."""
-        session = actions.look(self.pipeline, self._opened(picture, session), kind)
-        return *actions.word_heatmap(session, word, layer, head), session
+    def word(
+        self, image: object, word: object, method: object, layer: object, head: object, session: Session | None
+    ) -> Outputs:
+        """Return the map of a word over the image, a sentence about the word, session."""
+        session = actions.look(self.pipeline, self._open(image, session), method)
+        heatmap = actions.word_heatmap(session, word, layer, head)
+        return heatmap.image, heatmap.sentence, session
 
-    def settle(self, session: Session | None) -> Outputs:
-        """Once a caption is whole -> session that looked, the box of all captions (shown where there are several), the
-        words with the one chosen that looking saved most of, that word's heat and sentence."""
+    def show_caption_words(self, session: Session | None) -> Outputs:
+        """Compute the maps of a complete caption.
+
+        Returns session, the box of all captions (visible if there are several), the words with the one of the largest
+        information gain selected, the map of that word, a sentence about it.
+        """
         if session is None or session.caption is None:
             return session, gr.Textbox(visible=False), no_words(), None, ""
-        every = gr.Textbox(visible=bool(session.caption.alternatives))
+        all_captions = gr.Textbox(visible=bool(session.caption.alternatives))
         looked = actions.look(self.pipeline, actions.select_caption(session))
-        after = looked if looked.current is session.current else session
+        after = _keep_current(session, looked)
         gains = [word.gain for word in looked.look.words] if looked.look else []
         if not gains:
-            return after, every, no_words(), None, "Nothing was said."
+            return after, all_captions, no_words(), None, "The caption is empty."
         best = gains.index(max(gains))
-        heat, sentence = actions.word_heatmap(looked, best)
-        return after, every, gr.Radio(choices=choices(looked), value=best), heat, sentence
+        heatmap = actions.word_heatmap(looked, best)
+        words = gr.Radio(choices=word_choices(looked), value=best)
+        return after, all_captions, words, heatmap.image, heatmap.sentence
 
-    def corner(self, numbers: Box4, first: Any, point: tuple[float, float], session: Any) -> Outputs:
-        """A click on the picture -> the four numbers, the first corner of a box that is not whole yet, the part."""
-        if session is None:
-            raise MmxError("there is no picture to point at; drop one on the page first.")
-        x, y = (min(1.0, max(0.0, place / side)) for place, side in zip(point, session.picture.size))
-        if first is None:
-            return *numbers, (x, y), framed(session.picture, None, (x, y))
-        box = box_between(first, (x, y))
-        return *(round(part, 3) for part in box), None, framed(session.picture, box)
-
-    def _opened(self, picture: Any, session: Session | None) -> Session:
-        path = picture.get("path") if isinstance(picture, dict) else picture
-        return actions.open_image(self.pipeline, session, _uploaded(path) if isinstance(path, str) else path)
+    def _open(self, image: object, session: Session | None) -> Session:
+        path = image.get("path") if isinstance(image, dict) else image
+        return actions.open_image(self.pipeline, session, _check_uploaded(path) if isinstance(path, str) else path)
 
 
-def _uploaded(path: str) -> str:
-    """The path, if it lies among what was uploaded. Whoever speaks to the API by hand could name any file of the
-    server, and gradio looks at what it opens by itself alone."""
+def _keep_current(session: Session, looked: Session) -> Session:
+    """The session with computed maps, unless they are of another text than the current one."""
+    return looked if looked.current is session.current else session
+
+
+def _check_uploaded(path: str) -> str:
+    """Return the path of an upload. Raises MmxError for other files of the server, which an API client could name.
+
+    Gradio checks only the files that it opens itself.
+    """
     try:
         if Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
             return path
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # not a valid file name
         pass
-    raise MmxError("this picture was not uploaded here; drop one on the page, or send it by the client's handle_file.")
+    message = "this image was not uploaded here; upload one, or send it with handle_file of gradio_client."
+    raise MmxError(message, code="demo.not_uploaded")
 
 
-def part(x0: Any, y0: Any, x1: Any, y1: Any, session: Session | None) -> Outputs:
-    """The picture with the box of the four numbers, and no corner waiting for its partner."""
+# ---- the region of a question ----------------------------------------------------------------------------------
+
+
+class RegionUpdate(NamedTuple):
+    """The four numbers, the first corner of an unfinished box, the image with the region."""
+
+    x0: object
+    y0: object
+    x1: object
+    y1: object
+    corner: Point | None
+    image: object
+
+
+def click_region(
+    numbers: RegionNumbers, corner: Point | None, pixel: tuple[float, float], session: Session | None
+) -> RegionUpdate:
+    """Handle a click on the region image: the first corner of a box, or the second, which completes it."""
+    if session is None:
+        raise MmxError("there is no image; upload one first.", code="demo.no_image")
+    x, y = (min(1.0, max(0.0, position / side)) for position, side in zip(pixel, session.image.size))
+    if corner is None:
+        return RegionUpdate(*numbers, (x, y), draw_region(session.image, corner=(x, y)))
+    box = box_from_corners(corner, (x, y))
+    return RegionUpdate(*(round(edge, 3) for edge in box), None, draw_region(session.image, box))
+
+
+def show_region(x0: object, y0: object, x1: object, y1: object, session: Session | None) -> Outputs:
+    """Return the image with the box of the four numbers, and no unfinished corner."""
     if session is None:
         return None, None
-    return framed(session.picture, box_of(x0, y0, x1, y1)), None
+    return draw_region(session.image, box_from_numbers(x0, y0, x1, y1)), None
 
 
-def forget(session: Session | None) -> Session | None:
-    """The session without its conversation."""
+def select_whole_image(session: Session | None) -> RegionUpdate:
+    """Return the numbers of the whole image, and the image without a box."""
+    return RegionUpdate(*WHOLE_IMAGE, None, None if session is None else session.image)
+
+
+# ---- what components show --------------------------------------------------------------------------------------
+
+
+def clear_chat(session: Session | None) -> Session | None:
+    """Return the session without its conversation."""
     return None if session is None else actions.clear_chat(session)
 
 
-def whole(session: Session | None) -> Outputs:
-    """The four numbers of the whole picture, no first corner, the picture without a box."""
-    return *WHOLE, None, None if session is None else session.picture
+def clear_page() -> Outputs:
+    """Clear everything about the previous image, if a new one cannot be read.
 
-
-def cleared() -> Outputs:
-    """Where a picture could not be read, nothing of the one before: session, what is known of it, the part, the
-    conversation; caption, all captions, words, heat, sentence."""
+    Returns session, note, region image, conversation; caption, all captions, words, map, sentence.
+    """
     return None, "", None, [], "", gr.Textbox(visible=False), no_words(), None, ""
 
 
 def no_words() -> gr.Radio:
-    """Nothing to choose from."""
+    """Return no choices of words."""
     return gr.Radio(choices=[], value=None)
 
 
-def choices(session: Session | None) -> list[tuple[str, int]]:
-    """The words of the last text, to choose one from: (word, its place)."""
+def word_choices(session: Session | None) -> list[tuple[str, int]]:
+    """Return the words of the current text with their indices."""
     if session is None or session.look is None:
         return []
-    return [(one_line(word.text), place) for place, word in enumerate(session.look.words)]
+    return [(one_line(word.text), index) for index, word in enumerate(session.look.words)]
 
 
 def messages(session: Session | None) -> list[dict[str, str]]:
-    """The conversation, with the part that each question was about and the time of each answer; the page reads it as
-    HTML, and would leave out what looks like a tag."""
-    told: list[dict[str, str]] = []
+    """Return the conversation, with the box of each question and the time of each answer.
+
+    The page reads messages as HTML, therefore they are escaped.
+    """
+    chat: list[dict[str, str]] = []
     for turn in session.turns if session else ():
-        box = turn.answer.box
-        about = "" if box is None else " [" + ", ".join(f"{side:.2f}" for side in box) + "]"
-        told.append({"role": "user", "content": escape(f"{turn.answer.question}{about}")})
-        told.append({"role": "assistant", "content": escape(f"{turn.answer.text}  ({1000 * turn.seconds:.0f} ms)")})
-    return told
+        question = turn.answer.question or ""
+        if turn.answer.box is not None:
+            question += " [" + ", ".join(f"{edge:.2f}" for edge in turn.answer.box) + "]"
+        answer = f"{turn.answer.text}  ({1000 * turn.seconds:.0f} ms)"
+        chat.append({"role": "user", "content": escape(question)})
+        chat.append({"role": "assistant", "content": escape(answer)})
+    return chat
 
 
-def look_shown(session: Session | None) -> Outputs:
-    """The words to choose from, no heat yet, and the bars."""
-    return gr.Radio(choices=choices(session), value=None), None, "", *bars(session)
+def show_words(session: Session | None) -> Outputs:
+    """Return the words to select from, no map, no sentence, and the two bar plots."""
+    return gr.Radio(choices=word_choices(session), value=None), None, "", *bar_plots(session)
 
 
-def bars(session: Session | None) -> Outputs:
-    """What a table says, as bars: the bits saved by each word, and how wide it looked, the mean over the layers."""
+def bar_plots(session: Session | None) -> Outputs:
+    """Return a bar plot of the information gain of each word, and one of its attention entropy over all layers."""
     from pandas import DataFrame  # type: ignore[import-untyped]
 
     if session is None or session.look is None or not session.look.words:
         return None, None
-    headers, rows = actions.word_table(session)
-    layers = [place for place, header in enumerate(headers) if header.startswith("spread")]
-    names = [f"{place} {row[0]}" for place, row in enumerate(rows, 1)]  # a text may say a word twice
-    bits = [row[2] for row in rows]
-    spread = [sum(row[at] for at in layers) / len(layers) for row in rows]
-    ends = [min(0.0, *bits), max(0.1, *bits)]  # the bar of a single word would have no scale
-    saved = DataFrame({"word": names, "bits": bits})
-    return gr.BarPlot(saved, y_lim=ends, sort=names), gr.BarPlot(
-        DataFrame({"word": names, "spread": spread}), sort=names
-    )
+    words = session.look.words
+    names = [f"{number} {one_line(word.text)}" for number, word in enumerate(words, 1)]  # unique for repeated words
+    bits = [word.gain for word in words]
+    entropies = session.look.entropies().mean((1, 2)).tolist()
+    limits = [min(0.0, *bits), max(0.1, *bits)]  # a single bar would have no scale
+    gains = gr.BarPlot(DataFrame({"word": names, "bits": bits}), y_lim=limits, sort=names)
+    return gains, gr.BarPlot(DataFrame({"word": names, "entropy": entropies}), sort=names)
 
 
 @cache
 def encoders() -> list[dict[str, str]]:
-    """The survey of all encoders; once, for it starts a process that imports every plugin."""
+    """Return all encoders. Cached, because it starts a process that imports every plugin."""
     from mmx.encoders.discovery import discover_encoders
 
     return actions.encoder_rows(discover_encoders())
 
 
 def encoder_table(rows: list[dict[str, str]] | None) -> str:
-    """The survey as HTML; every cell says what it is, for a narrow page shows them below each other."""
-    rows = rows or []
+    """Return the encoders as HTML; each cell has its name, because a narrow page shows cells below each other."""
     names = list(rows[0]) if rows else []
     head = "".join(f"<th scope='col'>{name}</th>" for name in names)
-    lines = ["".join(f"<td data-name='{name}'>{escape(row[name])}</td>" for name in names) for row in rows]
-    return (
-        f"<table class='survey'><thead><tr>{head}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"
-    )
+    body = ""
+    for row in rows or []:
+        cells = "".join(f"<td data-name='{name}'>{escape(row[name])}</td>" for name in names)
+        body += f"<tr>{cells}</tr>"
+    return f"<table class='encoders'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _encoded(session: Session) -> str:
-    slots = session.memory.num_slots
-    return f"Encoded once, in {1000 * session.seconds:.0f} ms: {slots} slots that every question looks at."
+def _encoding_note(session: Session) -> str:
+    return f"Encoded once in {1000 * session.seconds:.0f} ms; every question uses the same {session.memory.num_slots} slots."
 
 
-def _headline(session: Session) -> str:
-    spoken = session.current
-    if spoken is None:
+def _title(session: Session) -> str:
+    current = session.current
+    if current is None:
         return ""
-    return one_line(spoken.text if spoken.question is None else f"{spoken.question} {spoken.text}")
+    return one_line(current.text if current.question is None else f"{current.question} {current.text}")

@@ -1,203 +1,333 @@
-"""The page: a picture at the left, what can be done with it at the right, and which event does it.
+"""The page: an image on the left, tabs with actions on the right.
 
-Every action is an endpoint with a name (/caption, /ask, /rank, /look, /word, /encoders); events that only move things
-about on the page are private. One thing at a time is asked of the model, in the order of the queue. Inputs are not
-looked at by gradio (`preprocess=False`): its own door for pictures opens them before ours could. So it is `events` that
-takes nothing but what was uploaded.
+Every action is an endpoint of the API (/caption, /ask, /rank, /look, /word, /encoders); events that only update
+components are private. The model handles one event at a time, in the order of the queue. Gradio does not preprocess
+inputs (`preprocess=False`), because it would open images before `load_image` checks them; `events` accepts uploads only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import gradio as gr
+from gradio.components import Component
 
 from mmx.demo import events
-from mmx.demo.actions import MOST_TOKENS
-from mmx.demo.events import Events, report_errors, report_stream_errors
-from mmx.demo.region import WHOLE
+from mmx.demo.actions import MAX_BEAMS, MAX_CAPTIONS, MAX_NEW_TOKENS, Session
+from mmx.demo.events import Events, RegionUpdate, report_errors, report_stream_errors
+from mmx.demo.region import WHOLE_IMAGE, Point
 from mmx.inference.pipeline import Pipeline
 from mmx.interpret.look import MapMethod
 
-MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "preprocess": False}
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
-HELPER: dict[str, Any] = {**MODEL, **PRIVATE}
-TOP = """# mmx
-Any encoder, one decoder: it speaks of your picture, answers, and shows where each word looked."""
+# Keyword arguments of events: with the model; private without the model; private with the model.
+_MODEL: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "preprocess": False}
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
+_PRIVATE_MODEL: dict[str, Any] = {**_MODEL, **_PRIVATE}
+
+_HEADER = """# mmx
+Caption an image, ask questions about it, and see what each word attends to."""
+_WORDS_LABEL = "Words (select one to see its attention map)"
 
 
-def build(pipeline: Pipeline, examples: Sequence[Path] = ()) -> gr.Blocks:
-    """The page over a model, not yet served. examples: pictures to pick from, which gradio copies into its cache."""
-    does = Events(pipeline)
+class CaptionTab(NamedTuple):
+    """Inputs and outputs of captioning, and the components that show the words of a complete caption."""
+
+    inputs: list[Component]
+    outputs: list[Component]
+    words: list[Component]
+
+
+class AskTab(NamedTuple):
+    """The image with the region, and the conversation."""
+
+    region: gr.Image
+    chat: gr.Chatbot
+
+
+def build_page(pipeline: Pipeline, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """Return the page of a model, not yet served. examples: images to select, which gradio copies into its cache."""
+    model_events = Events(pipeline)
     with gr.Blocks(title="mmx", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         session = gr.State(None)
-        gr.Markdown(TOP, elem_id="top")
+        gr.Markdown(_HEADER, elem_id="header")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                picture, note = _picture(examples)
+                image = _image(examples)
+                note = gr.Markdown("", elem_id="note", elem_classes="note")
             with gr.Column(scale=3, min_width=320):
                 with gr.Tab("Caption"):
-                    settle, caption = _caption_tab(does, pipeline, picture, session)
+                    caption = _caption_tab(model_events, image, session)
                 with gr.Tab("Ask"):
-                    part, chat = _ask_tab(does, picture, session)
-                with gr.Tab("Look inside") as inside:
-                    _look_tab(does, pipeline, inside, picture, session)
-                with gr.Tab("Encoders") as tab:
-                    _encoders_tab(tab)
-        arrival = picture.change(report_errors(does.open), [picture, session], [session, note, part, chat], **HELPER)
-        spoken = arrival.success(report_stream_errors(does.caption_at_once), caption[0], caption[1], **HELPER)
-        spoken.success(report_errors(does.settle), [session], [session, *settle], **HELPER)
-        arrival.failure(events.cleared, None, [session, note, part, chat, caption[1][0], *settle], **PRIVATE)
+                    ask = _ask_tab(model_events, image, session)
+                with gr.Tab("Attention maps") as maps_tab:
+                    _maps_tab(model_events, maps_tab, image, session)
+                with gr.Tab("Encoders") as encoders_tab:
+                    _encoders_tab(encoders_tab)
+        opened = [session, note, ask.region, ask.chat]
+        upload = image.change(report_errors(model_events.open), [image, session], opened, **_PRIVATE_MODEL)
+        captioned = upload.success(
+            report_stream_errors(model_events.caption_upload), caption.inputs, caption.outputs, **_PRIVATE_MODEL
+        )
+        captioned.success(
+            report_errors(model_events.show_caption_words), [session], [session, *caption.words], **_PRIVATE_MODEL
+        )
+        upload.failure(events.clear_page, None, [*opened, caption.outputs[0], *caption.words], **_PRIVATE)
     page.queue(max_size=32, default_concurrency_limit=1)
     return page
 
 
-def _picture(examples: Sequence[Path]) -> tuple[gr.Image, gr.Markdown]:
-    picture = gr.Image(
-        label="Picture", type="filepath", image_mode=None, sources=["upload", "clipboard"], height=360,
-        buttons=[], elem_id="picture", alt_text="the picture that is spoken of",
-    )  # fmt: skip
-    note = gr.Markdown("", elem_id="note", elem_classes="note")
+def _image(examples: Sequence[Path]) -> gr.Image:
+    image = gr.Image(
+        label="Image",
+        type="filepath",
+        image_mode=None,
+        sources=["upload", "clipboard"],
+        height=360,
+        buttons=[],
+        elem_id="image",
+        alt_text="the uploaded image",
+    )
     if examples:
         gr.Examples(
-            [[str(path)] for path in examples], [picture], label="Or one of these", api_visibility="private",
-            cache_examples=False, elem_id="examples",
-        )  # fmt: skip
-    return picture, note
+            [[str(path)] for path in examples],
+            [image],
+            label="Examples",
+            api_visibility="private",
+            cache_examples=False,
+            elem_id="examples",
+        )
+    return image
 
 
-def _caption_tab(does: Events, pipeline: Pipeline, picture: gr.Image, session: gr.State) -> tuple[list[Any], Any]:
-    """-> the components that settle once a caption is whole; inputs and outputs of the caption."""
+# ---- caption ---------------------------------------------------------------------------------------------------
+
+
+def _caption_tab(model_events: Events, image: gr.Image, session: gr.State) -> CaptionTab:
     text = gr.Textbox(label="Caption", lines=2, interactive=False, elem_id="caption")
-    every = gr.Textbox(label="All captions, best first", interactive=False, visible=False, elem_id="captions")
-    button = gr.Button("Caption", variant="primary", elem_id="do-caption")
-    with gr.Accordion("How words are chosen", open=False):
-        beams = gr.Slider(1, 10, 1, step=1, label="Beams", info="1 comes word by word; more are searched, then told")
-        samples = gr.Slider(1, 8, 1, step=1, label="Captions", info="more than 1: samples, or the best beams")
-        warmth = gr.Slider(0, 2, 1, step=0.1, label="Temperature", info="of samples: higher is bolder")
-        guidance = gr.Slider(0, 5, 1, step=0.1, label="Guidance", info="how much what is seen counts; 0 not at all")
-        most = pipeline.generation.max_new_tokens
-        tokens = gr.Slider(1, MOST_TOKENS, min(most, MOST_TOKENS), step=1, label="Longest caption", info="in tokens")
-    words = gr.Radio([], label="Words: choose one to see where it looked", elem_id="words")
-    heat = gr.Image(
-        label="Where the word looked", interactive=False, buttons=["fullscreen"], elem_id="heat", height=340,
-        alt_text="the picture under the heat of where the word looked",
-    )  # fmt: skip
-    bits = gr.Markdown("", elem_id="bits", elem_classes="note")
-    given, out = [picture, beams, samples, warmth, guidance, tokens, session], [text, every, session]
-    made = button.click(report_stream_errors(does.caption), given, out, api_name="caption", **MODEL)
-    made.success(report_errors(does.settle), [session], [session, every, words, heat, bits], **HELPER)
-    words.input(report_errors(does.plain_word), [picture, words, session], [heat, bits, session], **HELPER)
-    return [every, words, heat, bits], (given, out)
+    all_captions = gr.Textbox(label="All captions, best first", interactive=False, visible=False, elem_id="captions")
+    button = gr.Button("Caption", variant="primary", elem_id="caption-button")
+    with gr.Accordion("Decoding options", open=False):
+        options = _decoding_options(model_events.pipeline.generation.max_new_tokens)
+    words = gr.Radio([], label=_WORDS_LABEL, elem_id="caption-words")
+    heatmap = _heatmap("caption-heatmap")
+    sentence = gr.Markdown("", elem_id="caption-gain", elem_classes="note")
+    tab = CaptionTab(
+        inputs=[image, *options, session],
+        outputs=[text, all_captions, session],
+        words=[all_captions, words, heatmap, sentence],
+    )
+    captioned = button.click(
+        report_stream_errors(model_events.caption), tab.inputs, tab.outputs, api_name="caption", **_MODEL
+    )
+    captioned.success(
+        report_errors(model_events.show_caption_words), [session], [session, *tab.words], **_PRIVATE_MODEL
+    )
+    words.input(
+        report_errors(model_events.caption_word),
+        [image, words, session],
+        [heatmap, sentence, session],
+        **_PRIVATE_MODEL,
+    )
+    return tab
 
 
-def _ask_tab(does: Events, picture: gr.Image, session: gr.State) -> tuple[gr.Image, gr.Chatbot]:
+def _decoding_options(max_new_tokens: int) -> list[Component]:
+    """In the order of the arguments of `Events.caption`."""
+    return [
+        gr.Slider(1, MAX_BEAMS, 1, step=1, label="Beams", info="1: shown token by token; more: beam search"),
+        gr.Slider(1, MAX_CAPTIONS, 1, step=1, label="Captions", info="more than 1: samples, or the best beams"),
+        gr.Slider(0, 2, 1, step=0.1, label="Temperature", info="of samples; higher is more varied"),
+        gr.Slider(0, 5, 1, step=0.1, label="Guidance scale", info="1: off; higher follows the image more closely"),
+        gr.Slider(
+            1, MAX_NEW_TOKENS, min(max_new_tokens, MAX_NEW_TOKENS), step=1, label="Maximum length", info="in tokens"
+        ),
+    ]
+
+
+def _heatmap(elem_id: str) -> gr.Image:
+    return gr.Image(
+        label="Attention map",
+        interactive=False,
+        buttons=["fullscreen"],
+        elem_id=elem_id,
+        height=340,
+        alt_text="the image with the attention map of the selected word",
+    )
+
+
+# ---- ask -------------------------------------------------------------------------------------------------------
+
+
+def _ask_tab(model_events: Events, image: gr.Image, session: gr.State) -> AskTab:
     chat = gr.Chatbot(
-        label="Conversation", height=260, render_markdown=False, buttons=[], feedback_options=None, elem_id="chat",
-        placeholder="Ask something about the picture.",
-    )  # fmt: skip
+        label="Conversation",
+        height=260,
+        render_markdown=False,
+        buttons=[],
+        feedback_options=None,
+        elem_id="chat",
+        placeholder="Ask a question about the image.",
+    )
     question = gr.Textbox(label="Question", placeholder="what is this?", max_lines=1, elem_id="question")
-    ask = gr.Button("Ask", variant="primary", elem_id="do-ask")
-    with gr.Accordion("Offered answers", open=False, elem_id="offer"):
-        offered = gr.Textbox(label="Answers, with commas between them", placeholder="yes, no", elem_id="offered")
-        rank = gr.Button("Rank them", elem_id="do-rank")
+    ask = gr.Button("Ask", variant="primary", elem_id="ask-button")
+    with gr.Accordion("Rank candidate answers", open=False, elem_id="rank"):
+        candidates = gr.Textbox(
+            label="Candidate answers, separated by commas", placeholder="yes, no", elem_id="candidates"
+        )
+        rank = gr.Button("Rank", elem_id="rank-button")
         table = gr.Dataframe(
-            headers=["answer", "probability"], label="Their probabilities", interactive=False, elem_id="ranked",
-            wrap=True, buttons=[],
-        )  # fmt: skip
-    with gr.Accordion("Ask about a part", open=False, elem_id="about"):
-        part = gr.Image(
-            label="The part: click two corners", interactive=False, height=300, buttons=[],
-            elem_id="part", alt_text="the picture with the part that is asked about",
-        )  # fmt: skip
+            headers=["answer", "probability"],
+            label="Probabilities",
+            interactive=False,
+            elem_id="ranked",
+            wrap=True,
+            buttons=[],
+        )
+    with gr.Accordion("Ask about a region", open=False, elem_id="region-options"):
+        region = gr.Image(
+            label="Region (click two corners)",
+            interactive=False,
+            height=300,
+            buttons=[],
+            elem_id="region",
+            alt_text="the image with the region of the question",
+        )
         with gr.Row():
-            sides = [
-                gr.Number(side, label=name, minimum=0, maximum=1, step=0.01, min_width=110)
-                for name, side in zip(("Left", "Top", "Right", "Bottom"), (0, 0, 1, 1))
-            ]
-        everywhere = gr.Button("The whole picture", size="sm")
+            edges = [_edge(name, value) for name, value in zip(("Left", "Top", "Right", "Bottom"), WHOLE_IMAGE)]
+        whole_image = gr.Button("Use the whole image", size="sm")
     answer = gr.Textbox(label="Answer", visible=False)
     seconds = gr.Number(label="Seconds", visible=False)
-    first = gr.State(None)
-    made = gr.on(
-        [ask.click, question.submit], report_errors(does.ask), [picture, question, *sides, session], [answer, seconds, session],
-        api_name="ask", **MODEL,
-    )  # fmt: skip
-    made.success(lambda held: (events.messages(held), ""), [session], [chat, question], **PRIVATE)
-    chat.clear(events.forget, [session], [session], **PRIVATE)
+    answered = gr.on(
+        [ask.click, question.submit],
+        report_errors(model_events.ask),
+        [image, question, *edges, session],
+        [answer, seconds, session],
+        api_name="ask",
+        **_MODEL,
+    )
+    answered.success(lambda current: (events.messages(current), ""), [session], [chat, question], **_PRIVATE)
+    chat.clear(events.clear_chat, [session], [session], **_PRIVATE)
     rank.click(
-        report_errors(does.rank),
-        [picture, question, offered, *sides, session],
+        report_errors(model_events.rank),
+        [image, question, candidates, *edges, session],
         [table, session],
         api_name="rank",
-        **MODEL,
+        **_MODEL,
     )
-
-    def clicked(x0: Any, y0: Any, x1: Any, y1: Any, corner: Any, held: Any, event: gr.SelectData) -> Any:
-        return report_errors(does.corner)((x0, y0, x1, y1), corner, tuple(event.index), held)
-
-    part.select(clicked, [*sides, first, session], [*sides, first, part], **PRIVATE)
-    everywhere.click(events.whole, [session], [*sides, first, part], **PRIVATE)
-    for side in sides:
-        side.submit(report_errors(events.part), [*sides, session], [part, first], **PRIVATE)
-        side.blur(report_errors(events.part), [*sides, session], [part, first], **PRIVATE)
-    picture.change(lambda: (*WHOLE, None), None, [*sides, first], **PRIVATE)
-    return part, chat
+    _region_events(image, region, edges, whole_image, session)
+    return AskTab(region, chat)
 
 
-def _look_tab(does: Events, pipeline: Pipeline, tab: gr.Tab, picture: gr.Image, session: gr.State) -> None:
-    decoder = pipeline.model.config.decoder
-    text = gr.Textbox(label="Looked into", interactive=False, elem_id="looked")
+def _edge(name: str, value: float) -> gr.Number:
+    return gr.Number(value, label=name, minimum=0, maximum=1, step=0.01, min_width=110)
+
+
+def _region_events(
+    image: gr.Image, region: gr.Image, edges: Sequence[gr.Number], whole_image: gr.Button, session: gr.State
+) -> None:
+    corner = gr.State(None)
+
+    def clicked(
+        x0: object,
+        y0: object,
+        x1: object,
+        y1: object,
+        first: Point | None,
+        current: Session | None,
+        event: gr.SelectData,
+    ) -> RegionUpdate:
+        pixel = (event.index[0], event.index[1])
+        return report_errors(events.click_region)((x0, y0, x1, y1), first, pixel, current)
+
+    region.select(clicked, [*edges, corner, session], [*edges, corner, region], **_PRIVATE)
+    whole_image.click(events.select_whole_image, [session], [*edges, corner, region], **_PRIVATE)
+    for edge in edges:
+        edge.submit(report_errors(events.show_region), [*edges, session], [region, corner], **_PRIVATE)
+        edge.blur(report_errors(events.show_region), [*edges, session], [region, corner], **_PRIVATE)
+    image.change(lambda: (*WHOLE_IMAGE, None), None, [*edges, corner], **_PRIVATE)
+
+
+# ---- attention maps --------------------------------------------------------------------------------------------
+
+
+def _maps_tab(model_events: Events, tab: gr.Tab, image: gr.Image, session: gr.State) -> None:
+    decoder = model_events.pipeline.model.config.decoder
+    text = gr.Textbox(label="Text", interactive=False, elem_id="map-text")
     with gr.Row():
-        kind = gr.Dropdown(list(get_args(MapMethod)), value="both", label="Kind of map", min_width=120, elem_id="kind")
-        layer = _numbered("layer", len(decoder.cross_attention_layers))
-        head = _numbered("head", decoder.num_heads)
-    button = gr.Button("Look", variant="primary", elem_id="do-look")
-    word = gr.Radio([], label="Words: choose one to see where it looked", elem_id="word")
-    heat = gr.Image(
-        label="Where the word looked", interactive=False, buttons=["fullscreen"], elem_id="inner-heat", height=340,
-        alt_text="the picture under the heat of where the word looked",
-    )  # fmt: skip
-    bits = gr.Markdown("", elem_classes="note")
-    saved = gr.BarPlot(
-        x="word", y="bits", x_title=" ", x_label_angle=-45, height=280, buttons=[], **_titled("Bits that looking saved")
+        methods = list(get_args(MapMethod))
+        method = gr.Dropdown(methods, value="both", label="Method", min_width=120, elem_id="method")
+        layer = _selection("layer", len(decoder.cross_attention_layers))
+        head = _selection("head", decoder.num_heads)
+    button = gr.Button("Compute maps", variant="primary", elem_id="maps-button")
+    word = gr.Radio([], label=_WORDS_LABEL, elem_id="map-words")
+    heatmap = _heatmap("map-heatmap")
+    sentence = gr.Markdown("", elem_classes="note")
+    gains = _bar_plot("bits", "Information gain of the image (bits)")
+    entropies = _bar_plot("entropy", "Attention entropy (0: one slot, 1: uniform)", y_lim=[0, 1])
+    table = gr.Dataframe(label="Words", interactive=False, elem_id="word-table", buttons=[])
+
+    inputs = [image, method, layer, head, session]
+    outputs = [text, table, session]
+    computed = gr.on(
+        [button.click, method.input], report_errors(model_events.look), inputs, outputs, api_name="look", **_MODEL
     )
-    spread = gr.BarPlot(
-        x="word", y="spread", x_title=" ", x_label_angle=-45, y_lim=[0, 1], height=280, buttons=[],
-        **_titled("How wide each word looked"),
-    )  # fmt: skip
-    table = gr.Dataframe(label="The words in numbers", interactive=False, elem_id="facts", buttons=[])
-    given, shown = [picture, kind, layer, head, session], [text, table, session]
-    looked = gr.on([button.click, kind.input], report_errors(does.look), given, shown, api_name="look", **MODEL)
-    came = tab.select(report_errors(does.look_if_said), given, shown, **HELPER)
-    for event in (looked, came):
-        event.success(events.look_shown, [session], [word, heat, bits, saved, spread], **PRIVATE)
-    picture.change(lambda: ("", None, events.no_words(), None, "", None, None), None,
-                   [text, table, word, heat, bits, saved, spread], **PRIVATE)  # fmt: skip
+    opened = tab.select(report_errors(model_events.look_if_text), inputs, outputs, **_PRIVATE_MODEL)
+    for event in (computed, opened):
+        event.success(events.show_words, [session], [word, heatmap, sentence, gains, entropies], **_PRIVATE)
+    image.change(
+        lambda: ("", None, events.no_words(), None, "", None, None),
+        None,
+        [text, table, word, heatmap, sentence, gains, entropies],
+        **_PRIVATE,
+    )
     gr.on(
-        [word.input, layer.input, head.input], report_errors(does.word), [picture, word, kind, layer, head, session],
-        [heat, bits, session], api_name="word", **MODEL,
-    )  # fmt: skip
+        [word.input, layer.input, head.input],
+        report_errors(model_events.word),
+        [image, word, method, layer, head, session],
+        [heatmap, sentence, session],
+        api_name="word",
+        **_MODEL,
+    )
+
+
+def _selection(name: str, count: int) -> gr.Dropdown:
+    choices = [("all", -1), *((str(number), number) for number in range(count))]
+    return gr.Dropdown(choices, value=-1, label=name.capitalize(), min_width=100, elem_id=name)
+
+
+def _bar_plot(column: str, title: str, y_lim: list[float] | None = None) -> gr.BarPlot:
+    """The title is inside of the plot: a label above it would cut off the names below its axis."""
+    return gr.BarPlot(
+        x="word",
+        y=column,
+        x_title=" ",
+        y_title=column,
+        x_label_angle=-45,
+        y_lim=y_lim,
+        height=280,
+        buttons=[],
+        title=title,
+        label=title,
+        show_label=False,
+    )
+
+
+# ---- encoders --------------------------------------------------------------------------------------------------
 
 
 def _encoders_tab(tab: gr.Tab) -> None:
-    gr.Markdown("What can be mounted on the decoder here, and what is broken and why.")
+    gr.Markdown("Installed encoders with their options, and why an encoder cannot be used.")
     rows = gr.JSON(label="Encoders", visible=False)
-    table = gr.HTML("Asking each of them ...", elem_id="encoders")
-    asked = gr.on(
-        [tab.select], report_errors(events.encoders), None, [rows], api_name="encoders", concurrency_id="survey",
+    table = gr.HTML("Loading ...", elem_id="encoders")
+    listed = gr.on(
+        [tab.select],
+        report_errors(events.encoders),
+        None,
+        [rows],
+        api_name="encoders",
+        concurrency_id="encoders",
         show_progress_on=table,
-    )  # fmt: skip
-    asked.success(events.encoder_table, [rows], [table], **PRIVATE)
-
-
-def _titled(text: str) -> dict[str, Any]:
-    """The title of a plot within it: a label above would cut off what stands below its axis."""
-    return {"title": text, "label": text, "show_label": False}
-
-
-def _numbered(name: str, count: int) -> gr.Dropdown:
-    numbers = [("all", -1), *((str(number), number) for number in range(count))]
-    return gr.Dropdown(numbers, value=-1, label=name.capitalize(), min_width=100, elem_id=name)
+    )
+    listed.success(events.encoder_table, [rows], [table], **_PRIVATE)

@@ -1,8 +1,6 @@
-"""A part of a picture: pointed at by two clicks or four numbers, and drawn. Boxes (x0, y0, x1, y1) are in 0..1."""
+"""A region of an image: from two clicks or four numbers, and drawn. Boxes (x0, y0, x1, y1) are in 0..1."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -10,48 +8,60 @@ from mmx.errors import MmxError
 from mmx.memory import Box
 
 Point = tuple[float, float]
-WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-SHORTEST, LONGEST = 480, 768  # pixels of the longer side of the copy to draw on; the model sees the picture itself
-FRAME, SHADE = (226, 27, 90), (255, 255, 255)
+WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)
+MIN_SIDE = 480  # pixels of the longer side of the displayed copy; the model is given the image itself
+MAX_SIDE = 768
+MIN_BOX_SIDE = 0.01
+
+_LINE_COLOR = (226, 27, 90)
+_OUTLINE_COLOR = (255, 255, 255)
 
 
-def box_of(x0: Any, y0: Any, x1: Any, y1: Any) -> Box | None:
-    """The part that four numbers point at; None for the whole picture, and where none is typed. Raises MmxError."""
-    corners = (x0, y0, x1, y1)
-    if all(corner is None for corner in corners):
+def box_from_numbers(x0: object, y0: object, x1: object, y1: object) -> Box | None:
+    """Return the box of four numbers; None for the whole image, or if all are None. Raises MmxError."""
+    numbers = [edge for edge in (x0, y0, x1, y1) if isinstance(edge, int | float) and not isinstance(edge, bool)]
+    if x0 is None and y0 is None and x1 is None and y1 is None:
         return None
-    if not all(isinstance(corner, int | float) for corner in corners):
-        raise MmxError("the part needs four numbers in 0..1: left, top, right, bottom; fill in all, or none.")
-    box = (float(x0), float(y0), float(x1), float(y1))
-    if not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise MmxError(f"the part is {box}; expected left before right and top before bottom, all in 0..1.")
-    return None if box == WHOLE else box
+    if len(numbers) != 4:
+        message = "the region needs four numbers in 0..1: left, top, right, bottom; fill in all, or none."
+        raise MmxError(message, code="demo.region_numbers")
+    left, top, right, bottom = map(float, numbers)
+    box = (left, top, right, bottom)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        message = f"the region is {box}; expected left before right and top before bottom, all in 0..1."
+        raise MmxError(message, code="demo.region", box=box)
+    return None if box == WHOLE_IMAGE else box
 
 
-def box_between(first: Point, second: Point) -> Box:
-    """The box of two opposite corners, in any order, at least a hundredth wide and high."""
-    (left, right), (top, bottom) = (sorted(pair) for pair in zip(first, second))
-    left, top = min(left, 0.99), min(top, 0.99)
-    return left, top, max(right, left + 0.01), max(bottom, top + 0.01)
+def box_from_corners(first: Point, second: Point) -> Box:
+    """Return the box of two opposite corners, in any order, of at least MIN_BOX_SIDE in width and height."""
+    left, right = sorted((first[0], second[0]))
+    top, bottom = sorted((first[1], second[1]))
+    left = min(left, 1 - MIN_BOX_SIDE)
+    top = min(top, 1 - MIN_BOX_SIDE)
+    return left, top, max(right, left + MIN_BOX_SIDE), max(bottom, top + MIN_BOX_SIDE)
 
 
-def framed(picture: Image.Image, box: Box | None = None, corner: Point | None = None) -> Image.Image:
-    """The picture with a box drawn on it, or the one corner there is of it."""
-    shown, wide = picture.copy(), max(2, max(picture.size) // 200)
-    pen = ImageDraw.Draw(shown)
+def draw_region(image: Image.Image, box: Box | None = None, corner: Point | None = None) -> Image.Image:
+    """Return a copy of the image with a box drawn on it, or with the first corner of a box."""
+    drawn = image.copy()
+    line = max(2, max(image.size) // 200)
+    draw = ImageDraw.Draw(drawn)
     if box is not None:
-        x0, y0, x1, y1 = (part * side for part, side in zip(box, shown.size * 2))
-        pen.rectangle((x0, y0, x1, y1), outline=SHADE, width=2 * wide)  # light beneath: seen on any colour
-        pen.rectangle((x0, y0, x1, y1), outline=FRAME, width=wide)
+        edges = [fraction * side for fraction, side in zip(box, image.size * 2)]
+        draw.rectangle(edges, outline=_OUTLINE_COLOR, width=2 * line)  # a light outline is visible on any color
+        draw.rectangle(edges, outline=_LINE_COLOR, width=line)
     if corner is not None:
-        x, y = (part * side for part, side in zip(corner, shown.size))
-        pen.ellipse((x - 3 * wide, y - 3 * wide, x + 3 * wide, y + 3 * wide), fill=FRAME, outline=SHADE, width=wide)
-    return shown
+        x, y = (fraction * side for fraction, side in zip(corner, image.size))
+        radius = 3 * line
+        circle = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(circle, fill=_LINE_COLOR, outline=_OUTLINE_COLOR, width=line)
+    return drawn
 
 
-def to_draw_on(picture: Image.Image) -> Image.Image:
-    """A copy of a size to be drawn on and looked at, in the same proportions."""
-    longest = max(picture.size)
-    scale = min(max(longest, SHORTEST), LONGEST) / longest
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+def display_copy(image: Image.Image) -> Image.Image:
+    """Return a copy whose longer side has MIN_SIDE to MAX_SIDE pixels, in the same proportions."""
+    longest = max(image.size)
+    scale = min(max(longest, MIN_SIDE), MAX_SIDE) / longest
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,30 +1,30 @@
-"""How the demo looks: a theme of system fonts, for a page that fetches nothing from elsewhere, and a little CSS."""
+"""The theme of the demo: system fonts, so that the page loads nothing from other hosts, and some CSS."""
 
 from __future__ import annotations
 
 from gradio.themes import Base, Soft
 
-SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
-FIXED = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif")
+MONOSPACE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 CSS = """
 .gradio-container { max-width: min(1240px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container :is(main, .main, .wrap, .row, .column, .tabs, .tabitem, .block) { max-width: 100%; min-width: 0; }
-#top h1 { margin: 0; font-size: 1.6rem; }
-#top p { margin: 0.2rem 0 0; }
-#words .wrap, #word .wrap { gap: 0.35rem; }
-#words label, #word label { padding: 0.25rem 0.7rem; border-radius: 1rem; }
+#header h1 { margin: 0; font-size: 1.6rem; }
+#header p { margin: 0.2rem 0 0; }
+#caption-words .wrap, #map-words .wrap { gap: 0.35rem; }
+#caption-words label, #map-words label { padding: 0.25rem 0.7rem; border-radius: 1rem; }
 #caption textarea { font-size: 1.15rem; }
-#part img { cursor: crosshair; }
+#region img { cursor: crosshair; }
 .note { min-height: 1.5rem; }
 .gradio-container :focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-.survey { width: 100%; border: 0 !important; }
-.survey thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.survey tr { display: block; padding: 0.7rem 0; border: 0 !important;
+table.encoders { width: 100%; border: 0 !important; }
+table.encoders thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+table.encoders tr { display: block; padding: 0.7rem 0; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; }
-.survey td { display: block; border: 0 !important; padding: 0.1rem 0 !important; overflow-wrap: anywhere; }
-.survey td:first-child { font-weight: 700; }
-.survey td:not(:first-child):not(:empty)::before { content: attr(data-name) ": "; opacity: 0.75; }
+table.encoders td { display: block; border: 0 !important; padding: 0.1rem 0 !important; overflow-wrap: anywhere; }
+table.encoders td:first-child { font-weight: 700; }
+table.encoders td:not(:first-child):not(:empty)::before { content: attr(data-name) ": "; opacity: 0.75; }
 @media (max-width: 600px) {
   .gradio-container { padding: 0.5rem !important; }
   .tab-container button { padding: 0 0.45rem !important; font-size: 0.9rem; }
@@ -33,9 +33,11 @@ CSS = """
 
 
 def theme() -> Base:
-    """Soft in violet and grey, with the fonts of the visitor's own system."""
-    soft = Soft(primary_hue="violet", secondary_hue="violet", neutral_hue="slate", font=SYSTEM, font_mono=FIXED)
-    return soft.set(  # of the text of labels and buttons a contrast of 4.5 at least, in light and dark
+    """Return gradio's Soft theme in violet and gray, with system fonts."""
+    soft = Soft(
+        primary_hue="violet", secondary_hue="violet", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=MONOSPACE_FONTS
+    )
+    return soft.set(  # labels and buttons have a contrast of at least 4.5, in light and dark mode
         block_title_text_color="*primary_700",
         block_label_text_color="*primary_700",
         block_title_text_color_dark="*primary_200",
