@@ -57,13 +57,13 @@ class Texts:
 
     def _tokens(self, question: str | None, target: str) -> tuple[list[int], int]:
         tokenizer = self.tokenizer
-        prompt = tokenizer.prompt(caption_prompt() if question is None else question_prompt(question))
+        prompt = tokenizer.encode_prompt(caption_prompt() if question is None else question_prompt(question))
         target_tokens = tokenizer.encode(normalize_caption(target))[: WIDTH - 1 - len(prompt)]
-        return [*prompt, *target_tokens, tokenizer.eos], len(prompt)
+        return [*prompt, *target_tokens, tokenizer.eos_token_id], len(prompt)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `train.py` reads."""
-        rows, other = (np.full((len(self.rows), WIDTH), self.tokenizer.pad, np.int16) for _ in range(2))
+        rows, other = (np.full((len(self.rows), WIDTH), self.tokenizer.pad_token_id, np.int16) for _ in range(2))
         for place, (row, mirror) in enumerate(zip(self.rows, self.mirrored, strict=True)):
             rows[place, : len(row)], other[place, : len(row)] = row, mirror
         return {

@@ -147,7 +147,7 @@ def _runs(model: Model, source: str, features: Features, length: int, repeats: i
         "uncached": lambda: UncachedDecodeStep(decoder, memory),
         "anew": lambda: RecomputingDecodeStep(decoder, project, 1, length - 1),
     }
-    begin, device = model.tokenizer.marks[BOS][0], model.device
+    begin, device = model.tokenizer.special_tokens[BOS][0], model.device
     contenders = {way: partial(_said, step, begin, length, device) for way, step in steps.items()}
     return alternate(contenders, repeats, str(device))
 

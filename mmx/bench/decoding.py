@@ -207,7 +207,7 @@ def timed_generation(
     tokens = torch.full((memory.batch_size, streams, 1), pair.begin, device=memory.mask.device)
     with torch.inference_mode():
         step = CachedDecodeStep(pair.model.decoder, memory, options.max_new_tokens)
-        made = generate(step, PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)), options, pair.model.tokenizer.eos)
+        made = generate(step, PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)), options, pair.model.tokenizer.eos_token_id)
     return [list(texts[0].tokens) for row in made for texts in row], step.memory.nbytes
 
 

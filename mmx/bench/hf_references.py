@@ -98,7 +98,7 @@ class ModelPair:
     @property
     def begin(self) -> int:
         """The token that every text begins with."""
-        return self.model.tokenizer.marks[BOS][0]
+        return self.model.tokenizer.special_tokens[BOS][0]
 
     def for_inference(self) -> ModelPair:
         """Both ready to be asked, in the setting's type."""

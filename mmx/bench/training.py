@@ -15,9 +15,10 @@ from torch.optim import AdamW
 from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import TrainingConfig
-from mmx.data.batching import pad_texts
+from mmx.models.batching import pad_texts
 from mmx.models.source import SourceBatch
-from mmx.training.optim import build_optimizer, token_loss
+from mmx.training.losses import token_loss
+from mmx.training.param_groups import build_optimizer
 
 CAPTIONS, LENGTH = 5, 12
 BATCH = {"base": 2}  # pictures; else 4
@@ -56,7 +57,7 @@ def _ours(pair: ModelPair, pixels: Tensor, captions: Tensor) -> Callable[[], flo
     """A row for every picture, the captions its streams."""
     model, device = pair.model, pixels.device
     texts = [[([pair.begin], caption) for caption in row] for row in captions.tolist()]
-    tokens, mask, targets = (t.to(device) for t in pad_texts(texts, CAPTIONS, model.tokenizer.pad))
+    tokens, mask, targets = (t.to(device) for t in pad_texts(texts, CAPTIONS, model.tokenizer.pad_token_id))
     labels, wanted = targets.flatten(), torch.arange(targets.numel(), device=device)
     sources = {"image": SourceBatch({"pixels": pixels}, torch.arange(len(pixels), device=device))}
     optimizer = build_optimizer(model, OPTIONS)

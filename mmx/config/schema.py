@@ -135,6 +135,12 @@ class DecoderConfig(TransformerConfig):
     lm_head_bias: bool = False
     pretrained: str | None = None
 
+    def max_new_tokens_after(self, prompt_length: int) -> int | None:
+        """Return how many tokens can be generated after a prompt of this length; None if positions are not learned."""
+        if self.positions != "learned":
+            return None
+        return self.max_position_embeddings + 1 - prompt_length  # the last token generated is not an input
+
 
 class ProjectionConfig(FrozenModel):
     """How the features of one source become keys and values. Positions are added to the keys only.
@@ -249,7 +255,8 @@ class DataConfig(FrozenModel):
     relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
     number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
     object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains captions by self-critical
-    sequence training (see `mmx.training.scst`).
+    sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a square
+    of this many pixels a side, and kept in memory as uint8.
     """
 
     path: str
@@ -267,6 +274,7 @@ class DataConfig(FrozenModel):
     tasks: tuple[Literal["caption", "ask"], ...] = ("caption", "ask")
     question_types: tuple[str, ...] = ()
     max_objects: PositiveInt | None = None
+    image_cache_size: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _check_fraction(self) -> "DataConfig":
@@ -352,6 +360,18 @@ class LoraConfig(FrozenModel):
     target_modules: tuple[str, ...] = Field(("qkv", "out", "up"), min_length=1)
 
 
+class DistillationConfig(FrozenModel):
+    """Knowledge distillation (Hinton et al. 2015) from checkpoints with the same tokenizer and input preparation.
+
+    `teachers`: checkpoint folders, whose probabilities are averaged. `weight`: weight of the teachers in the loss; the
+    reference texts have 1 - weight. `temperature`: divides the logits of teachers and student.
+    """
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    weight: float = Field(0.7, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0)
+
+
 class TrainingConfig(FrozenModel):
     """Options of a training run, named as in transformers' TrainingArguments where it has them.
 
@@ -359,7 +379,8 @@ class TrainingConfig(FrozenModel):
     `min_lr_ratio`: final learning rate as a fraction of `learning_rate`. `texts_per_image`: texts drawn for each image.
     `modality_dropout`: probability that a text is trained without the sources. `ema_decay`: decay of the exponential
     moving average of the weights (0 disables it). `max_skip_fraction`: fraction of unreadable examples above which
-    training stops. `reward_temperature`: sampling temperature of self-critical sequence training.
+    training stops. `reward_temperature`: sampling temperature of self-critical sequence training. `target_noise`:
+    probability of replacing a token of the target texts in the decoder inputs by a random one.
     """
 
     max_steps: PositiveInt = 1000
@@ -375,10 +396,12 @@ class TrainingConfig(FrozenModel):
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
     reward_temperature: float = Field(1.0, gt=0)
     modality_dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_noise: float = Field(0.0, ge=0.0, lt=1.0)
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     param_groups: dict[str, ParamGroupConfig] = {}
     lora: LoraConfig | None = None
+    distillation: DistillationConfig | None = None
     seed: int = 0
     num_workers: int = Field(0, ge=0)
     logging_steps: PositiveInt = 50
@@ -412,4 +435,10 @@ class RunConfig(FrozenModel):
             raise ValueError(f"{given} are given; expected one: a model to build, or init, a checkpoint to start from")
         if self.mount and self.init is None:
             raise ValueError("mount needs init, the checkpoint to extend; without init, use model.sources")
+        return self
+
+    @model_validator(mode="after")
+    def _check_distillation(self) -> "RunConfig":
+        if self.training.distillation and any(data.reward for data in self.train):
+            raise ValueError("training.distillation and reward exclude each other; leave out one of them")
         return self

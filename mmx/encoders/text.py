@@ -51,14 +51,14 @@ class TextEncoder(Encoder):
     def prepare(self, raw: object) -> dict[str, Tensor]:
         """Text to {"tokens": int [S], "mask": bool [S]}. The last token is eos, so that no text is empty."""
         text_tokens = self.tokenizer.encode(str(raw))[: self.options.max_position_embeddings - 1]
-        tokens = torch.tensor([*text_tokens, self.tokenizer.eos])
+        tokens = torch.tensor([*text_tokens, self.tokenizer.eos_token_id])
         return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
 
     def labels(self, raw: object) -> list[str]:
         """Return the text of each token."""
         labels = []
         for token in self.prepare(raw)["tokens"].tolist():
-            labels.append("end" if token == self.tokenizer.eos else self.tokenizer.decode([token]))
+            labels.append("end" if token == self.tokenizer.eos_token_id else self.tokenizer.decode([token]))
         return labels
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:

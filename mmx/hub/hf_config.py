@@ -1,18 +1,18 @@
-"""What published families tell alike: activations, special tokens, tokenizers, generation, the encoder's own facts."""
+"""Conversion of configuration that all families share: activation, special tokens, tokenizer, generation, encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
 from mmx.encoders.pretrained.hf_models import describe_encoder
 from mmx.errors import CheckpointError
-from mmx.hub.hf_checkpoint import HFCheckpoint, read_errors
-from mmx.hub.weight_mapping import WeightMapping
+from mmx.hub.hf_checkpoint import GENERATION_CONFIG, HFCheckpoint, HFConfig, read_errors
 from mmx.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig as HFGenerationConfig
 
 ACTIVATIONS = {
     "gelu": "gelu",
@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-LIKE_OURS = (  # facts of transformers' GenerationConfig that have the same name and meaning here
+SHARED_FIELDS = (  # of transformers' GenerationConfig, with the same name and meaning in ours
     "num_beams",
     "length_penalty",
     "no_repeat_ngram_size",
@@ -35,7 +35,8 @@ LIKE_OURS = (  # facts of transformers' GenerationConfig that have the same name
     "renormalize_logits",
     "guidance_scale",
 )
-NOT_HEEDED = (
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p")
+UNSUPPORTED_FIELDS = (
     "forced_bos_token_id",
     "sequence_bias",
     "exponential_decay_length_penalty",
@@ -43,102 +44,149 @@ NOT_HEEDED = (
     "diversity_penalty",
     "penalty_alpha",
 )
-WHEN_SAMPLING = ("temperature", "top_k", "top_p")
+DEFAULT_MAX_NEW_TOKENS = 20  # of transformers
 
 
-def activation(name: Any, published: HFCheckpoint) -> Any:
-    """Our name of an activation. Raises CheckpointError for one that the feed-forward does not have."""
+def activation(name: str, checkpoint: HFCheckpoint) -> str:
+    """Return our name of an activation function. Raises CheckpointError for one that is not supported."""
     if name not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise CheckpointError(f"{published.name!r} has the activation {name!r}; expected one of {known}.")
+        raise CheckpointError(
+            f"{checkpoint.name!r} has the activation {name!r}; expected one of {', '.join(ACTIVATIONS)}.",
+            code="hub.activation",
+            name=checkpoint.name,
+            given=name,
+            expected=list(ACTIVATIONS),
+        )
     return ACTIVATIONS[name]
 
 
-def require_config(published: HFCheckpoint, config: Mapping[str, Any], **expected: Any) -> None:
-    """Raise CheckpointError where a fact that changes the arithmetic is not as expected; one not given is."""
-    for fact, value in expected.items():
-        if config.get(fact, value) != value:
+def require_config(checkpoint: HFCheckpoint, config: Mapping[str, object], **expected: object) -> None:
+    """Raise CheckpointError if a field that changes the computation has another value. A missing field is accepted."""
+    for key, value in expected.items():
+        if config.get(key, value) != value:
             raise CheckpointError(
-                f"{published.name!r} has {fact} {config[fact]!r}; mmx reads its family with {value!r} alone."
+                f"{checkpoint.name!r} has {key} {config[key]!r}; mmx supports only {value!r} in its family.",
+                code="hub.unsupported_config",
+                name=checkpoint.name,
+                key=key,
+                given=config[key],
+                expected=value,
             )
 
 
-def image_source(published: HFCheckpoint, encoder: Mapping[str, Any], bridge: int | None = None) -> SourceConfig:
-    """A pretrained encoder whose every state is looked at as it is; `bridge`: the width of a linear map between."""
-    options = describe_encoder(published.name, published.folder, dict(encoder))
-    projection = ProjectionConfig(positions="none", norm="none", hidden_size=bridge)
+def image_source(checkpoint: HFCheckpoint, encoder: HFConfig, bridge_size: int | None = None) -> SourceConfig:
+    """Return the source of a pretrained encoder whose states are projected without norm and positions.
+
+    Args:
+        encoder: its part of config.json.
+        bridge_size: output size of a linear layer before the projection, if there is one.
+    """
+    options = describe_encoder(checkpoint.name, checkpoint.folder, encoder)
+    projection = ProjectionConfig(positions="none", norm="none", hidden_size=bridge_size)
     return SourceConfig(encoder="pretrained", options=options, projection=projection)
 
 
-def read_tokenizer(published: HFCheckpoint, marks: Mapping[str, Sequence[int]]) -> Tokenizer:
-    """The fast tokenizer of the folder, with the tokens that open, close and fill up its texts."""
+def read_tokenizer(checkpoint: HFCheckpoint, special_tokens: Mapping[str, Sequence[int]]) -> Tokenizer:
+    """Read the fast tokenizer of the folder.
+
+    Args:
+        special_tokens: name, such as pad, bos or eos, to token ids.
+    """
     from transformers import AutoTokenizer
 
-    with read_errors(published, "tokenizer"):
-        found = AutoTokenizer.from_pretrained(str(published.folder), config=None, trust_remote_code=False)
-        return Tokenizer.from_json(found.backend_tokenizer.to_str(), published.name, marks)
+    with read_errors(checkpoint, "tokenizer"):
+        hf_tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), config=None, trust_remote_code=False)
+        return Tokenizer.from_json(hf_tokenizer.backend_tokenizer.to_str(), checkpoint.name, special_tokens)
 
 
-def read_generation(published: HFCheckpoint, prompt: int) -> GenerationConfig:
-    """How the published model chooses words: its generation_config.json, or what its config.json says of it.
+def read_generation(checkpoint: HFCheckpoint, prompt_length: int) -> GenerationConfig:
+    """Return the generation settings of generation_config.json, or of config.json where there is none.
 
-    prompt: tokens that open every text, which transformers counts as part of max_length.
+    Args:
+        prompt_length: number of prompt tokens, which transformers counts in max_length.
+
+    Raises CheckpointError for a setting that mmx does not support.
     """
-    from transformers import GenerationConfig as Theirs
+    from transformers import GenerationConfig as HFGenerationConfig
 
-    with read_errors(published, "generation config"):
-        if (published.folder / "generation_config.json").exists():
-            facts = published.read_json("generation_config.json")
-        else:
-            nested = published.config.get("decoder") or published.config.get("text_config") or {}
-            facts = {**nested, **published.config}
-        known = Theirs().to_dict()  # type: ignore[no-untyped-call]
-        _refuse_unheeded(published, facts)
-        theirs = Theirs(**{fact: value for fact, value in facts.items() if fact in known})  # type: ignore[no-untyped-call]
-        kept = [*LIKE_OURS, *(WHEN_SAMPLING if theirs.do_sample else ())]
-        ours = {fact: value for fact in kept if (value := getattr(theirs, fact)) is not None}
-        if ours.get("num_beams", 1) > 1:
-            ours["do_sample"] = False  # beams that are drawn by lot are not to be had here; the likeliest are
-        if "early_stopping" in ours:
-            ours["early_stopping"] = ours["early_stopping"] is True
-        if banned := [word[0] for word in theirs.bad_words_ids or [] if len(word) == 1]:  # longer ones are not kept
-            ours["suppress_tokens"] = sorted({*ours.get("suppress_tokens", ()), *banned})
-        if isinstance(ours.get("forced_eos_token_id"), list):
-            ours["forced_eos_token_id"] = ours["forced_eos_token_id"][0]
-        most = theirs.max_new_tokens or (theirs.max_length - prompt if theirs.max_length else 20)
-        least = theirs.min_new_tokens or max(0, (theirs.min_length or 0) - prompt)
-        return GenerationConfig(max_new_tokens=max(1, most), min_new_tokens=min(least, max(1, most)), **ours)
+    with read_errors(checkpoint, "generation config"):
+        fields = _generation_fields(checkpoint)
+        _check_supported(checkpoint, fields)
+        known = HFGenerationConfig().to_dict()  # type: ignore[no-untyped-call]
+        known_fields = {key: value for key, value in fields.items() if key in known}
+        theirs = HFGenerationConfig(**known_fields)  # type: ignore[no-untyped-call]
+        return _convert_generation(theirs, prompt_length)
 
 
-def _refuse_unheeded(published: HFCheckpoint, facts: Mapping[str, Any]) -> None:
-    """Raise CheckpointError for a way of choosing words that would be passed over without a word."""
-    end = facts.get("eos_token_id")
-    words = [word for word in facts.get("bad_words_ids") or [] if len(word) > 1]
-    told = [name for name in NOT_HEEDED if facts.get(name)]
-    told += ["several eos_token_id"] if isinstance(end, list) and len(end) > 1 else []
-    told += ["bad_words_ids of several tokens"] if words else []
-    if told:
+def first_token_id(token: int | Sequence[int]) -> int:
+    """Return a token id, or the first of several."""
+    return int(token[0] if isinstance(token, list | tuple) else token)  # type: ignore[arg-type]
+
+
+def special_token_id(checkpoint: HFCheckpoint, key: str, *configs: HFConfig) -> int:
+    """Return a special token id from generation_config.json, config.json or further `configs`, in this order.
+
+    Raises CheckpointError if none has it.
+    """
+    for config in (checkpoint.generation_config, checkpoint.config, *configs):
+        if config.get(key) is not None:
+            return first_token_id(config[key])
+    raise CheckpointError(
+        f"{checkpoint.name!r} has no {key}; expected it in config.json, download it again.",
+        code="hub.special_token",
+        name=checkpoint.name,
+        key=key,
+    )
+
+
+def _generation_fields(checkpoint: HFCheckpoint) -> HFConfig:
+    if (checkpoint.folder / GENERATION_CONFIG).exists():
+        return checkpoint.generation_config
+    nested = checkpoint.config.get("decoder") or checkpoint.config.get("text_config") or {}
+    return {**nested, **checkpoint.config}
+
+
+def _convert_generation(theirs: HFGenerationConfig, prompt_length: int) -> GenerationConfig:
+    keys = [*SHARED_FIELDS, *(SAMPLING_FIELDS if theirs.do_sample else ())]
+    fields: dict[str, Any] = {}
+    for key in keys:
+        value = getattr(theirs, key)
+        if value is not None:
+            fields[key] = value
+    if fields.get("num_beams", 1) > 1:
+        fields["do_sample"] = False  # beam sampling is not supported: plain beam search instead
+    if "early_stopping" in fields:
+        fields["early_stopping"] = fields["early_stopping"] is True
+    # Longer sequences are refused in _check_supported.
+    suppressed = [word[0] for word in theirs.bad_words_ids or [] if len(word) == 1]
+    if suppressed:
+        fields["suppress_tokens"] = sorted({*fields.get("suppress_tokens", ()), *suppressed})
+    if isinstance(fields.get("forced_eos_token_id"), list):
+        fields["forced_eos_token_id"] = fields["forced_eos_token_id"][0]
+    max_new_tokens = max(1, _max_new_tokens(theirs, prompt_length))
+    min_new_tokens = theirs.min_new_tokens or max(0, (theirs.min_length or 0) - prompt_length)
+    return GenerationConfig(max_new_tokens=max_new_tokens, min_new_tokens=min(min_new_tokens, max_new_tokens), **fields)
+
+
+def _max_new_tokens(theirs: HFGenerationConfig, prompt_length: int) -> int:
+    if theirs.max_new_tokens:
+        return int(theirs.max_new_tokens)
+    return int(theirs.max_length) - prompt_length if theirs.max_length else DEFAULT_MAX_NEW_TOKENS
+
+
+def _check_supported(checkpoint: HFCheckpoint, fields: HFConfig) -> None:
+    """Raise CheckpointError for a generation setting that would otherwise be ignored."""
+    unsupported = [key for key in UNSUPPORTED_FIELDS if fields.get(key)]
+    eos_token_id = fields.get("eos_token_id")
+    if isinstance(eos_token_id, list) and len(eos_token_id) > 1:
+        unsupported.append("several eos_token_id")
+    if any(len(word) > 1 for word in fields.get("bad_words_ids") or []):
+        unsupported.append("bad_words_ids of several tokens")
+    if unsupported:
         raise CheckpointError(
-            f"{published.name!r} chooses its words with {told[0]}, which mmx does not have; take it out of "
-            "generation_config.json to read the model without."
+            f"{checkpoint.name!r} generates with {unsupported[0]}, which mmx does not support; remove it from "
+            "generation_config.json to load the model without it.",
+            code="hub.unsupported_generation",
+            name=checkpoint.name,
+            keys=unsupported,
         )
-
-
-def first_token_id(token: Any) -> int:
-    """A special token, or the first of several."""
-    return int(token[0] if isinstance(token, list) else token)
-
-
-def special_token_id(published: HFCheckpoint, fact: str, *configs: Mapping[str, Any]) -> int:
-    """A special token by its name, from where transformers looks first: generation_config.json, then config.json, then
-    other `configs` of parts. Raises CheckpointError where none has it."""
-    saved = (published.folder / "generation_config.json").exists()
-    for told in (published.read_json("generation_config.json") if saved else {}, published.config, *configs):
-        if told.get(fact) is not None:
-            return first_token_id(told[fact])
-    raise CheckpointError(f"{published.name!r} tells no {fact}; expected it in config.json, download it again.")
-
-
-def computed_mapping(ours: str, beside: str, table: Tensor) -> WeightMapping:
-    """A rule for what is computed and not published, such as waves; `beside`: a tensor that is there anyway."""
-    return WeightMapping(ours, (beside,), lambda _: table)

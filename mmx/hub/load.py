@@ -1,10 +1,10 @@
-"""From a published checkpoint to a model of ours: its family is found, its tables followed, nothing left over."""
+"""Loading of published models of transformers as models of mmx, by the converter of their family."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from mmx.hub.weight_mapping import convert
 from mmx.models.checkpoint import load_strict
 from mmx.models.model import Model
 
-FAMILIES = {  # as config.json tells them: model_type, and the decoder's or the first architecture where it decides
+# Fields of config.json (model_type, and that of the decoder or the architecture where it matters) to the converter.
+FAMILIES = {
     "vision-encoder-decoder gpt2": "vit_gpt2",
     "vision-encoder-decoder trocr": "trocr",
     "blip BlipForConditionalGeneration": "blip",
@@ -26,67 +27,107 @@ FAMILIES = {  # as config.json tells them: model_type, and the decoder's or the 
     "marian": "marian",
     "whisper": "whisper",
 }
+Converter = Callable[[HFCheckpoint], ConversionSpec]
+
+
+class HFModel(NamedTuple):
+    """A converted model, its generation settings, and its provenance."""
+
+    model: Model
+    generation: GenerationConfig
+    provenance: dict[str, str | None]
 
 
 def load_hf_model(
-    name: str, revision: str | None = None, pickles: bool = False, device: str | torch.device = "cpu"
-) -> tuple[Model, GenerationConfig, dict[str, Any]]:
-    """The model of a published checkpoint (a folder or a public name), how it chooses words, and where it is from.
+    name: str,
+    revision: str | None = None,
+    allow_pickled_weights: bool = False,
+    device: str | torch.device = "cpu",
+) -> HFModel:
+    """Load a published model in evaluation mode.
 
-    Raises CheckpointError for an unknown family, a missing or extra tensor, a damaged file or a pickle.
+    Args:
+        name: a folder or public name.
+        revision: branch or commit of a public name.
+        allow_pickled_weights: read *.bin files too, tensors only.
+
+    Raises CheckpointError for an unsupported family, a missing or unexpected tensor, a damaged file or a pickle.
     """
-    published = open_hf_checkpoint(name, revision, pickles)
-    family, plan_for = family_of(published)
-    with conversion_errors(published, family):
-        plan = plan_for(published)
-    _check_tokens(published, plan)
-    model = Model(plan.config, plan.tokenizer)
-    load_strict(model, _tensors(published, plan, model), repr(name))
-    origin = {"imported_from": name, "family": family, "revision": revision}
-    return model.to(device).eval(), plan.generation, origin
+    checkpoint = open_hf_checkpoint(name, revision, allow_pickled_weights)
+    family, convert_family = find_converter(checkpoint)
+    with conversion_errors(checkpoint, family):
+        spec = convert_family(checkpoint)
+    _check_special_tokens(checkpoint, spec)
+    model = Model(spec.config, spec.tokenizer)
+    load_strict(model, _convert_tensors(checkpoint, spec, model), repr(name))
+    provenance = {"imported_from": name, "family": family, "revision": revision}
+    return HFModel(model.to(device).eval(), spec.generation, provenance)
 
 
-def family_of(published: HFCheckpoint) -> tuple[str, Callable[[HFCheckpoint], ConversionSpec]]:
-    """The family's name and its plan. Raises CheckpointError for one that is not known, with those that are."""
-    config = published.config
+def find_converter(checkpoint: HFCheckpoint) -> tuple[str, Converter]:
+    """Return the name of the family and its converter. Raises CheckpointError for an unsupported family."""
+    config = checkpoint.config
     decoder = config.get("decoder")
-    told = [config.get("model_type"), decoder.get("model_type") if isinstance(decoder, dict) else None]
-    architectures = [str(a) for a in config.get("architectures") or []]
-    for named in (f"{told[0]} {told[1]}", *(f"{told[0]} {a}" for a in architectures), str(told[0])):
-        if named in FAMILIES:
-            return named, import_module(f"mmx.hub.{FAMILIES[named]}").plan
-    given = " ".join(str(part) for part in (*told, *architectures) if part) or "no model_type"
+    model_type = config.get("model_type")
+    decoder_type = decoder.get("model_type") if isinstance(decoder, dict) else None
+    architectures = [str(architecture) for architecture in config.get("architectures") or []]
+    candidates = [f"{model_type} {decoder_type}"]
+    candidates += [f"{model_type} {architecture}" for architecture in architectures]
+    candidates.append(str(model_type))
+    for family in candidates:
+        if family in FAMILIES:
+            return family, import_module(f"mmx.hub.{FAMILIES[family]}").conversion
+    given = " ".join(str(field) for field in (model_type, decoder_type, *architectures) if field) or "no model_type"
     raise CheckpointError(
-        f"{published.name!r} is {given}, a family that mmx does not read; expected one of {', '.join(FAMILIES)}."
+        f"{checkpoint.name!r} is {given}, a family that mmx does not support; expected one of {', '.join(FAMILIES)}.",
+        code="hub.family",
+        name=checkpoint.name,
+        given=given,
+        expected=list(FAMILIES),
     )
 
 
-def _check_tokens(published: HFCheckpoint, plan: ConversionSpec) -> None:
-    """Raise CheckpointError for a special token without a row in the decoder: speaking would find it out too late."""
-    decoder, chosen = plan.config.decoder, plan.generation
-    size = decoder.padded_vocab_size or len(plan.tokenizer)
-    told = {f"the mark {name}": ids for name, ids in plan.config.special_tokens.items()}
-    told |= {name: getattr(chosen, name) for name in ("suppress_tokens", "begin_suppress_tokens")}
-    told["forced_eos_token_id"] = () if chosen.forced_eos_token_id is None else (chosen.forced_eos_token_id,)
-    for name, ids in told.items():
-        if wrong := [token for token in ids if not 0 <= token < size]:
-            raise CheckpointError(
-                f"{published.name!r} has token {wrong[0]} for {name}; expected 0 to {size - 1}, as its vocabulary goes."
-            )
+def _check_special_tokens(checkpoint: HFCheckpoint, spec: ConversionSpec) -> None:
+    """Raise CheckpointError for a token id outside the vocabulary, which would otherwise fail in generation."""
+    vocab_size = spec.config.decoder.padded_vocab_size or len(spec.tokenizer)
+    generation = spec.generation
+    ids_by_use = {f"the special token {name}": ids for name, ids in spec.config.special_tokens.items()}
+    ids_by_use["suppress_tokens"] = generation.suppress_tokens
+    ids_by_use["begin_suppress_tokens"] = generation.begin_suppress_tokens
+    if generation.forced_eos_token_id is not None:
+        ids_by_use["forced_eos_token_id"] = (generation.forced_eos_token_id,)
+    for use, ids in ids_by_use.items():
+        for token in ids:
+            if not 0 <= token < vocab_size:
+                raise CheckpointError(
+                    f"{checkpoint.name!r} has token {token} for {use}; expected 0 to {vocab_size - 1}, the size of its "
+                    "vocabulary.",
+                    code="hub.token_id",
+                    name=checkpoint.name,
+                    given=token,
+                    use=use,
+                    vocab_size=vocab_size,
+                )
 
 
-def _tensors(published: HFCheckpoint, plan: ConversionSpec, model: Model) -> dict[str, Tensor]:
-    """All of our tensors: those that the tables make, and those that pretrained encoders load by their own names."""
-    theirs = dict(published.tensors)
-    ours: dict[str, Tensor] = {}
-    for source, prefix in plan.encoders.items():
-        own = {name.removeprefix(prefix): theirs.pop(name) for name in list(theirs) if name.startswith(prefix)}
-        architecture = plan.config.sources[source].options["architecture"]
-        loaded = load_tensors(published.name, architecture, own)
-        ours |= {f"sources.{source}.encoder.model.{name}": tensor for name, tensor in loaded.items()}
+def _convert_tensors(checkpoint: HFCheckpoint, spec: ConversionSpec, model: Model) -> dict[str, Tensor]:
+    """Return all tensors of the model: those of the mappings, and those that pretrained encoders convert themselves."""
+    remaining = dict(checkpoint.tensors)
+    converted: dict[str, Tensor] = {}
+    for source, prefix in spec.encoders.items():
+        names = [name for name in remaining if name.startswith(prefix)]
+        encoder_tensors = {name.removeprefix(prefix): remaining.pop(name) for name in names}
+        architecture = spec.config.sources[source].options["architecture"]
+        for name, tensor in load_tensors(checkpoint.name, architecture, encoder_tensors).items():
+            converted[f"sources.{source}.encoder.model.{name}"] = tensor
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    made = ours | convert(plan.weights, plan.dropped, theirs, shapes, repr(published.name))
-    for name, tensor in made.items():
+    converted |= convert(spec.weights, spec.dropped, remaining, shapes, checkpoint.name)
+    for name, tensor in converted.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{published.name!r} holds values that are not finite, in {name}; download it again.")
-    return made
+            raise CheckpointError(
+                f"{checkpoint.name!r} holds values that are not finite, in {name}; download it again.",
+                code="hub.not_finite",
+                name=checkpoint.name,
+                tensor=name,
+            )
+    return converted

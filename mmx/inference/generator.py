@@ -121,9 +121,9 @@ class TextGenerator:
                 f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
                 code="question.type",
             )
-        if question is not None and self.model.question_reader is not None:
-            prepare(self.model.question_reader, self.model.config.question_input, normalize_question(question))
-        prompt = self.model.tokenizer.prompt(self.model.prompt(question))
+        if question is not None and self.model.question_preparer is not None:
+            prepare(self.model.question_preparer, self.model.config.question_input, normalize_question(question))
+        prompt = self.model.tokenizer.encode_prompt(self.model.prompt(question))
         if len(prompt) > self.max_prompt_length:
             raise MmxError(
                 f"the question has {len(prompt)} tokens; this model reads up to {self.max_prompt_length}, "
@@ -217,7 +217,7 @@ class TextGenerator:
     ) -> list[list[list[GenerationOutput]]]:
         """Like `generate_batch`, but return token ids [B][K][num_return_sequences], padded rows included."""
         start = self.decoding_inputs(memory, questions, options)
-        eos = self.model.tokenizer.eos
+        eos = self.model.tokenizer.eos_token_id
         criteria = self._stopping_criteria(start.options)
         return generate(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria)
 
@@ -225,7 +225,7 @@ class TextGenerator:
     def stream_texts(self, memory: Memory, question: str | None, options: GenerationConfig) -> Iterator[str]:
         """Yield the text so far after each token, for a memory of one row."""
         start = self.decoding_inputs(memory, [[question]], options)
-        eos = self.model.tokenizer.eos
+        eos = self.model.tokenizer.eos_token_id
         generated: list[int] = []
         criteria = self._stopping_criteria(start.options)
         for row in stream(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria):
@@ -239,14 +239,14 @@ class TextGenerator:
         streams = max(len(row) for row in questions)
         prompts = [[self.prompt_tokens(question) for question in row] for row in questions]
         padding = next(prompt for row in prompts for prompt in row)  # any valid prompt; its texts are dropped later
-        eos = self.model.tokenizer.eos
+        eos = self.model.tokenizer.eos_token_id
         texts: list[list[tuple[list[int], list[int]]]] = []
         padded: list[list[str | None]] = []
         for row, asked in zip(prompts, questions, strict=True):
             missing = streams - len(row)
             texts.append([(prompt, [eos]) for prompt in [*row, *[padding] * missing]])
             padded.append([*asked, *[None] * missing])
-        tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, streams, self.model.tokenizer.pad))
+        tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, streams, self.model.tokenizer.pad_token_id))
         has_questions = any(question is not None for row in questions for question in row)
         options = self._limit_new_tokens(options, has_questions)
         return DecodingInputs(self._step(memory, padded, options), tokens, mask, options)

@@ -212,9 +212,9 @@ class Pipeline(TextGenerator):
             )
         prompt = self.prompt_tokens(question)
         tokenizer = self.model.tokenizer
-        texts = [(prompt, [*tokenizer.encode(candidate), tokenizer.eos]) for candidate in candidates]
+        texts = [(prompt, [*tokenizer.encode(candidate), tokenizer.eos_token_id]) for candidate in candidates]
         self.check_length(max(len(prompt) + len(target) - 1 for _, target in texts))
-        padded = pad_texts([texts], len(candidates), tokenizer.pad)
+        padded = pad_texts([texts], len(candidates), tokenizer.pad_token_id)
         tokens, mask, targets = (tensor.to(self.model.device) for tensor in padded)
         with torch.inference_mode():
             memory = self.with_questions(memory, [[question]])  # one stream of the memory: all candidates attend to it

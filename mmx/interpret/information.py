@@ -66,7 +66,7 @@ def word_ids(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[int]:
     ids: list[int] = []
     for position, token in enumerate(tokens):
         previous = ids[-1] if ids else 0
-        if token == tokenizer.eos:
+        if token == tokenizer.eos_token_id:
             ids.append(previous + bool(ids))
         else:
             ids.append(known.get(position, previous))

@@ -1,10 +1,9 @@
-"""KeyValueProjection: the features of one source become its share of a Memory.
+"""The key-value projection: features of one source to its memory.
 
-Alphabet: B rows, S slots, F feature width, L looking layers, H heads, D head width.
+B rows, S slots, F feature size, L layers with cross-attention, H heads, D head dimension.
 
-Positions go on the keys (where to look); values stay content (what is handed over). The bias of the keys is the
-source's tag: among the keys of one source it moves every score alike and changes nothing, but beside the keys of
-another source, after a join, it tells them apart.
+Positions are added to the keys only; values depend on content only. The bias of the keys distinguishes sources: within
+one source it shifts all scores of a query equally and changes nothing, but after `mmx.cat` it differs by source.
 """
 
 from collections.abc import Callable
@@ -21,75 +20,101 @@ from mmx.nn.position_embedding import LearnedPositionEmbedding, NoPositionEmbedd
 
 
 class KeyPositionEmbedding(nn.Module):
-    """Where a slot stands: along the sequence, or along the rows and columns of its grid."""
+    """Position embedding of slots: along a sequence, or the sum of one along rows and one along columns of a grid.
 
-    def __init__(self, kind: str, dimensions: int, count: int, width: int) -> None:
+    Args:
+        kind: none, learned or sinusoidal.
+        dimensions: 1 for a sequence, 2 for a grid.
+        num_positions: number of learned positions, for each dimension.
+        hidden_size: size of the embedding.
+    """
+
+    def __init__(self, kind: str, dimensions: int, num_positions: int, hidden_size: int) -> None:
         super().__init__()
-        schemes: dict[str, Callable[[], nn.Module]] = {
+        builders: dict[str, Callable[[], nn.Module]] = {
             "none": NoPositionEmbedding,
-            "learned": lambda: LearnedPositionEmbedding(count, width),
-            "sinusoidal": lambda: SinusoidalPositionEmbedding(width),
+            "learned": lambda: LearnedPositionEmbedding(num_positions, hidden_size),
+            "sinusoidal": lambda: SinusoidalPositionEmbedding(hidden_size),
         }
-        self.count = count if kind == "learned" else None
-        self.along = nn.ModuleList(schemes[kind]() for _ in range(dimensions))
+        self.max_positions = num_positions if kind == "learned" else None
+        self.along = nn.ModuleList(builders[kind]() for _ in range(dimensions))
 
     def forward(self, features: Features, source: str) -> Tensor | float:
-        """What is added to the features [B, S, F] before they become keys; slots of the whole input get none."""
-        slots, device = features.states.shape[1], features.states.device
+        """Return what is added to features [B, S, F]. Slots before the grid, such as class tokens, get zero."""
+        num_slots = features.states.shape[1]
+        device = features.states.device
         if len(self.along) == 1:
-            self._fits(slots, source)
-            return self.along[0](torch.arange(slots, device=device))
+            self._check_length(num_slots, source)
+            return self.along[0](torch.arange(num_slots, device=device))
         rows, columns = features.grid or (0, 0)
-        self._fits(max(rows, columns), source)
-        by_row, by_column = (scheme(torch.arange(n, device=device)) for scheme, n in zip(self.along, (rows, columns)))
+        self._check_length(max(rows, columns), source)
+        by_row = self.along[0](torch.arange(rows, device=device))
+        by_column = self.along[1](torch.arange(columns, device=device))
         if isinstance(by_row, float):
             return 0.0
         cells = (by_row[:, None] + by_column[None]).flatten(0, 1)
-        return nn.functional.pad(cells, (0, 0, slots - len(cells), 0))
+        return nn.functional.pad(cells, (0, 0, num_slots - len(cells), 0))
 
-    def _fits(self, needed: int, source: str) -> None:
-        if self.count is not None and needed > self.count:
+    def _check_length(self, length: int, source: str) -> None:
+        if self.max_positions is not None and length > self.max_positions:
             raise EncoderError(
-                f"source {source!r} gave {needed} positions, its projection has {self.count} learned ones; "
-                f"set model.sources.{source}.projection.max_position_embeddings={needed} or positions=sinusoidal."
+                f"source {source!r} has {length} positions, and its projection has {self.max_positions} learned ones; "
+                f"set model.sources.{source}.projection.max_position_embeddings={length} or positions=sinusoidal.",
+                code="projection.too_long",
+                source=source,
+                length=length,
+                maximum=self.max_positions,
             )
 
 
 class KeyValueProjection(nn.Module):
-    """Features [B, S, F] to keys and values [L, B, H, S, D] (L = 1 with `tie_layers`)."""
+    """Features [B, S, F] to keys and values [L, B, H, S, D].
+
+    Args:
+        config: options of the projection.
+        target: configuration of the transformer that attends to the memory.
+        feature_size: F.
+        dimensions: 2 if the features lie on a grid, otherwise 1.
+        source: name of the source in the layout of the memory.
+        tie_layers: whether all layers share one layer of keys and values (L = 1).
+    """
 
     def __init__(
         self,
         config: ProjectionConfig,
-        looker: TransformerConfig,
-        width: int,
+        target: TransformerConfig,
+        feature_size: int,
         dimensions: int,
         source: str,
         tie_layers: bool = False,
     ) -> None:
         super().__init__()
-        self.source, self.heads = source, looker.num_heads
-        self.layers = 1 if tie_layers else len(looker.cross_attention_layers)
-        inner = self.layers * looker.num_heads * looker.head_dim
-        self.norm, self.dropout = build_norm(config.norm, width), Dropout(config.dropout)
-        self.bridge = nn.Linear(width, config.hidden_size) if config.hidden_size else nn.Identity()
-        width = config.hidden_size or width
-        self.positions = KeyPositionEmbedding(config.positions, dimensions, config.max_position_embeddings, width)
-        self.key, self.value = (nn.Linear(width, inner, bias=config.bias) for _ in range(2))
+        self.source = source
+        self.num_heads = target.num_heads
+        self.num_layers = 1 if tie_layers else len(target.cross_attention_layers)
+        hidden_size = config.hidden_size or feature_size
+        output_size = self.num_layers * target.num_heads * target.head_dim
+        self.norm = build_norm(config.norm, feature_size)
+        self.dropout = Dropout(config.dropout)
+        self.bridge = nn.Linear(feature_size, hidden_size) if config.hidden_size else nn.Identity()
+        self.positions = KeyPositionEmbedding(config.positions, dimensions, config.max_position_embeddings, hidden_size)
+        self.key = nn.Linear(hidden_size, output_size, bias=config.bias)
+        self.value = nn.Linear(hidden_size, output_size, bias=config.bias)
         if config.bias:
             nn.init.normal_(self.key.bias, std=0.02)
 
     def forward(self, features: Features) -> Memory:
-        """Return this source's memory."""
+        """Return the memory of this source."""
         content = self.bridge(self.dropout(self.norm(features.states)))
-        placed = content + self.positions(features, self.source)
-        keys = self._by_layer(self.key(placed.to(content.dtype)))  # the waves of sinusoidal positions are float32
-        values = self._by_layer(self.value(content))
+        with_positions = content + self.positions(features, self.source)
+        keys = self._split_layers(self.key(with_positions.to(content.dtype)))  # sinusoidal positions are float32
+        values = self._split_layers(self.value(content))
         segment = Segment(self.source, 0, features.states.shape[1], features.grid)
         return Memory(keys, values, features.mask, (segment,))
 
-    def _by_layer(self, x: Tensor) -> Tensor:
+    def _split_layers(self, x: Tensor) -> Tensor:
         """[B, S, L*H*D] -> [L, B, H, S, D]."""
-        by_layer = x.unflatten(-1, (self.layers, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        # What is asked many times is laid out as it will be read: a tenth of a token's time at 197 slots of 12 layers.
+        by_layer = x.unflatten(-1, (self.num_layers, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        # Contiguous keys save a tenth of the time of decoding a token (197 slots, 12 layers), which pays if the memory
+        # is read more than once; training reads it once.
         return by_layer if torch.is_grad_enabled() else by_layer.contiguous()

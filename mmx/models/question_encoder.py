@@ -1,12 +1,11 @@
-"""Reader: a question is read while looking, and what it has become is the memory that the decoder looks at.
+"""The question encoder: a question and the memory of the sources to the memory of the decoder.
 
-Alphabet: B memories, K streams (questions over each), T positions of a question, S slots.
+B memories, K streams (questions about each), T positions of a question.
 
-Source: Li et al. 2022, "BLIP", section 3.1 (the image-grounded text encoder), as it answers questions in section 5.4.
+Source: Li et al. 2022, "BLIP", section 3.1 (image-grounded text encoder) and section 5.4 (visual question answering).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,61 +19,78 @@ from mmx.nn.layers import TokenEmbedding, init_weights
 from mmx.nn.transformer import Transformer
 from mmx.text.tokenizer import Tokenizer
 
-QUESTION_ENCODER = "question_encoder"  # its name among the sources of a batch, and that of its slots in a memory
+QUESTION_ENCODER = "question_encoder"  # name of the questions in a batch, and of their slots in a memory
 
 
 class AbsolutePositionTokenEmbedding(TokenEmbedding):
-    """Padding after a text has positions of its own, which those who show it expect; elsewhere it counts nothing."""
+    """A token embedding whose positions count padding, as `attend_padding` requires: visible padding has positions."""
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens, positions: int [N, T] -> [N, T, E], each token at its place in the row."""
-        return super().forward(tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(positions))
+        """tokens: int [N, T] -> [N, T, E]; `positions` is replaced by the index in the row."""
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        return super().forward(tokens, index.expand_as(positions))
 
 
 class QuestionEncoder(Transformer):
-    """Reads questions as text encoders do, with `prepare` and `collate`; and over a memory."""
+    """Encodes questions that attend to a memory, and projects the result to keys and values for the decoder.
+
+    Like an encoder of a source, it has `prepare`, `labels` and `collate`.
+    """
 
     def __init__(self, config: QuestionEncoderConfig, decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, len(tokenizer), causal=False)
-        self.tokenizer, self.prefix_token_ids, self.suffix_token_ids = (
-            tokenizer,
-            list(config.prefix_token_ids),
-            list(config.suffix_token_ids),
-        )
+        self.tokenizer = tokenizer
+        self.prefix_token_ids = list(config.prefix_token_ids)
+        self.suffix_token_ids = list(config.suffix_token_ids)
         self.attend_padding = config.attend_padding
         if config.attend_padding:
             self.embedding = AbsolutePositionTokenEmbedding(config, self.vocab_size)
         init_weights(self, config.num_layers)
         self.projection = KeyValueProjection(config.projection, decoder, config.hidden_size, 1, QUESTION_ENCODER)
 
-    def prepare(self, raw: Any) -> dict[str, Tensor]:
-        """A question -> {"tokens": int [T], "mask": bool [T]}. Raises MmxError for one that is too long."""
-        ids = [*self.prefix_token_ids, *self.tokenizer.encode(str(raw)), *self.suffix_token_ids]
-        if len(ids) > self.config.max_position_embeddings:
-            most = self.config.max_position_embeddings
-            raise MmxError(f"the question has {len(ids)} tokens; this model reads up to {most}, ask more shortly.")
-        tokens = torch.tensor(ids)
-        return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
+    def prepare(self, raw: object) -> dict[str, Tensor]:
+        """Convert a question to {"tokens": int [T], "mask": bool [T]}. Raises MmxError if it is too long."""
+        tokens = [*self.prefix_token_ids, *self.tokenizer.encode(str(raw)), *self.suffix_token_ids]
+        maximum = self.config.max_position_embeddings
+        if len(tokens) > maximum:
+            raise MmxError(
+                f"the question has {len(tokens)} tokens, and this model reads up to {maximum}; shorten the question.",
+                code="question.too_long",
+                length=len(tokens),
+                maximum=maximum,
+            )
+        return {"tokens": torch.tensor(tokens), "mask": torch.ones(len(tokens), dtype=torch.bool)}
 
-    def labels(self, raw: Any) -> list[str]:
-        """The text of each token of a question: what its slots are called."""
+    def labels(self, raw: object) -> list[str]:
+        """Return the text of each token of a question."""
         return [self.tokenizer.decode([token]) for token in self.prepare(raw)["tokens"].tolist()]
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Questions to one batch, padded at the end."""
-        padded = {
-            name: nn.utils.rnn.pad_sequence([item[name] for item in prepared], batch_first=True)
-            for name in ("tokens", "mask")
-        }
-        return {**padded, "tokens": padded["tokens"].masked_fill(~padded["mask"], self.tokenizer.pad)}
+        """Pad questions at the end to a batch {"tokens": int [n, T], "mask": bool [n, T]}."""
+        pad_sequence = nn.utils.rnn.pad_sequence
+        tokens = pad_sequence([item["tokens"] for item in prepared], True, self.tokenizer.pad_token_id)
+        mask = pad_sequence([item["mask"] for item in prepared], True, False)
+        return {"tokens": tokens, "mask": mask}
 
     def forward(self, questions: Mapping[str, Tensor], rows: Tensor, memory: Memory, streams: int) -> Memory:
-        """What n questions {"tokens": [n, T], "mask": [n, T]} have become over the memory of B: B rows, of which each
-        of K `streams` sees its own question alone. rows: int [n], the place of each among B*K."""
-        shape = (memory.batch_size * streams, questions["tokens"].shape[1])
-        tokens = questions["tokens"].new_full(shape, self.tokenizer.pad).index_copy(0, rows, questions["tokens"])
-        mask = questions["mask"].new_zeros(shape).index_copy(0, rows, questions["mask"])
-        by_stream = (tokens.unflatten(0, (-1, streams)), mask.unflatten(0, (-1, streams)))
-        states = self.hidden_states(by_stream[0], memory, by_stream[1]).flatten(0, 1)
-        shown = mask.any(-1, keepdim=True).expand_as(mask) if self.attend_padding else mask
-        return self.projection(Features(states, shown, None)).fold_streams(streams)
+        """Encode n questions over a memory.
+
+        Args:
+            questions: {"tokens": int [n, T], "mask": bool [n, T]}.
+            rows: int [n], the index of each question among B*K.
+            memory: memory of the sources, B rows.
+            streams: K.
+
+        Returns:
+            A memory of B rows and K*T slots, of which stream k attends to its own question only.
+        """
+        num_questions = memory.batch_size * streams
+        length = questions["tokens"].shape[1]
+        tokens = questions["tokens"].new_full((num_questions, length), self.tokenizer.pad_token_id)
+        tokens = tokens.index_copy(0, rows, questions["tokens"])
+        mask = questions["mask"].new_zeros(num_questions, length).index_copy(0, rows, questions["mask"])
+        states = self.hidden_states(
+            tokens.unflatten(0, (-1, streams)), memory, mask.unflatten(0, (-1, streams))
+        ).flatten(0, 1)
+        visible = mask.any(-1, keepdim=True).expand_as(mask) if self.attend_padding else mask
+        return self.projection(Features(states, visible)).fold_streams(streams)

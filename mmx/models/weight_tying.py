@@ -1,12 +1,14 @@
-"""Sharing: one W_K and one W_V for all attention, so that a word and a slot that mean the same have the same key.
+"""Weight tying: one key and one value projection for all attention of a model (`tie_key_value: all`).
 
-The first source's projection owns the two maps; the other sources, the decoder's self-attention and that of text
-encoders borrow them (Press and Wolf 2017, "Using the Output Embedding", tie the words; this ties how they are read).
+The projection of the first source owns the two linear layers. The other sources, the self-attention of the decoder and
+that of text encoders use its weights. A token and a slot with the same features then have the same key (compare Press
+and Wolf 2017, "Using the Output Embedding to Improve Language Models", which ties embeddings).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -17,34 +19,54 @@ from mmx.models.source import Source
 from mmx.nn.layers import SelfAttention, TiedLinear, TiedQKVProjection
 
 
+@dataclass(frozen=True)
+class _Owner:
+    """The source whose projection owns the weights."""
+
+    source: str
+    projection: KeyValueProjection
+
+
 def tie_key_value(sources: Mapping[str, Source], decoder: TextDecoder) -> None:
-    """Let all attention read by the first source's keys and values. Raises ConfigError where shapes differ.
+    """Tie all key and value projections to those of the first source. May be called again after sources were added.
 
-    May be called again when sources have come in.
+    Raises:
+        ConfigError: code `tie_key_value.shape`, if sizes or numbers of heads differ.
     """
-    (first, owner), *others = [(name, source.projection) for name, source in sources.items()]
-    for name, projection in others:
-        _check(f"source {name}", projection.key.weight.shape, first, owner.key.weight.shape)
-        projection.key, projection.value = TiedLinear(owner.key), TiedLinear(owner.value)  # type: ignore[assignment]
-    readers: dict[str, nn.Module] = {name: source.encoder for name, source in sources.items()}
-    for name, module in {**readers, "the decoder": decoder}.items():
-        for part in module.modules():
-            if isinstance(part, SelfAttention):
-                _borrow(part, name, first, owner)
+    (first, first_source), *others = sources.items()
+    owner = _Owner(first, first_source.projection)
+    for name, source in others:
+        _tie_projection(source.projection, f"source {name}", owner)
+    modules: dict[str, nn.Module] = {name: source.encoder for name, source in sources.items()}
+    modules["the decoder"] = decoder
+    for name, module in modules.items():
+        for submodule in module.modules():
+            if isinstance(submodule, SelfAttention):
+                _tie_self_attention(submodule, name, owner)
 
 
-def _borrow(part: SelfAttention, name: str, first: str, owner: KeyValueProjection) -> None:
-    given = part.qkv
-    query = given.query if isinstance(given, TiedQKVProjection) else _query(given, part.num_heads, part.num_kv_heads)
-    _check(name, query.weight.shape, first, owner.key.weight.shape)
-    _check_heads(name, (part.num_heads, part.num_kv_heads), first, owner.heads)
-    part.qkv = TiedQKVProjection(query, TiedLinear(owner.key), TiedLinear(owner.value))
+def _tie_projection(projection: KeyValueProjection, name: str, owner: _Owner) -> None:
+    _check_shape(name, projection.key.weight.shape, owner)
+    projection.key = TiedLinear(owner.projection.key)  # type: ignore[assignment]
+    projection.value = TiedLinear(owner.projection.value)  # type: ignore[assignment]
 
 
-def _query(qkv: nn.Module, heads: int, key_heads: int) -> nn.Linear:
-    """The first rows of a fused projection, as a map of their own."""
+def _tie_self_attention(attention: SelfAttention, name: str, owner: _Owner) -> None:
+    qkv = attention.qkv
+    query = qkv.query if isinstance(qkv, TiedQKVProjection) else _query_projection(attention)
+    _check_shape(name, query.weight.shape, owner)
+    _check_heads(name, attention, owner)
+    key = TiedLinear(owner.projection.key)
+    value = TiedLinear(owner.projection.value)
+    attention.qkv = TiedQKVProjection(query, key, value)
+
+
+def _query_projection(attention: SelfAttention) -> nn.Linear:
+    """The query rows of a fused projection, as a linear layer of their own."""
+    qkv = attention.qkv
     assert isinstance(qkv, nn.Linear)
-    rows = qkv.out_features // (heads + 2 * key_heads) * heads
+    head_dim = qkv.out_features // (attention.num_heads + 2 * attention.num_kv_heads)
+    rows = head_dim * attention.num_heads
     query = nn.Linear(qkv.in_features, rows, bias=qkv.bias is not None)
     query.weight.data = qkv.weight.data[:rows].clone()
     if qkv.bias is not None:
@@ -52,18 +74,30 @@ def _query(qkv: nn.Module, heads: int, key_heads: int) -> nn.Linear:
     return query
 
 
-def _check(name: str, shape: tuple[int, ...], first: str, owned: tuple[int, ...]) -> None:
-    if tuple(shape) != tuple(owned):
+def _check_shape(name: str, shape: tuple[int, ...], owner: _Owner) -> None:
+    given = list(shape)
+    expected = list(owner.projection.key.weight.shape)
+    if given != expected:
         raise ConfigError(
-            f"tie_key_value: all: {name} maps {shape[1]} to {shape[0]}, source {first} {owned[1]} to {owned[0]}; give "
-            "them the same width, heads and head_width."
+            f"tie_key_value: all: {name} projects {given[1]} to {given[0]} features, and source {owner.source} "
+            f"{expected[1]} to {expected[0]}; give them the same hidden_size, num_heads and head_dim.",
+            code="tie_key_value.shape",
+            module=name,
+            shape=given,
+            expected=expected,
         )
 
 
-def _check_heads(name: str, heads: tuple[int, int], first: str, owned: int) -> None:
-    """Equal shapes may still be cut into other heads, or into fewer of keys than of queries."""
-    if heads != (owned, owned):
+def _check_heads(name: str, attention: SelfAttention, owner: _Owner) -> None:
+    """Compare the numbers of heads: weights of equal shape may still be split into other heads."""
+    expected = owner.projection.num_heads
+    if (attention.num_heads, attention.num_kv_heads) != (expected, expected):
         raise ConfigError(
-            f"tie_key_value: all: {name} has {heads[0]} heads of queries and {heads[1]} of keys, source {first} {owned} "
-            "of both; give them the same heads, and no kv_heads."
+            f"tie_key_value: all: {name} has num_heads {attention.num_heads} and num_kv_heads "
+            f"{attention.num_kv_heads}, and source {owner.source} has {expected} heads; give them the same num_heads, "
+            "and no num_kv_heads.",
+            code="tie_key_value.shape",
+            module=name,
+            heads=[attention.num_heads, attention.num_kv_heads],
+            expected=expected,
         )

@@ -1,7 +1,7 @@
-"""What the decoder is told before it speaks, and what its words mean afterwards. Text only; imports no torch.
+"""Prompts, special tokens and normalization of texts. Imports no torch.
 
-A prompt is a sequence of marks and plain strings. Marks are single tokens with a meaning; plain strings are never read
-as marks, whatever a person types.
+A prompt is a sequence of special tokens and plain strings. A special token is encoded as a single id; a plain string is
+never read as a special token, whatever a user types.
 """
 
 from dataclasses import dataclass
@@ -9,46 +9,55 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SpecialToken:
-    """A token with a meaning of its own."""
+    """A token with a function, such as `<bos>`."""
 
     text: str
 
+    @property
+    def name(self) -> str:
+        """The text without brackets, as the key `special_tokens` of a configuration has it."""
+        return self.text.strip("<>")
 
-PAD, BOS, EOS = SpecialToken("<pad>"), SpecialToken("<bos>"), SpecialToken("<eos>")
-CAPTION, QUESTION, ANSWER = SpecialToken("<caption>"), SpecialToken("<question>"), SpecialToken("<answer>")
+
+PAD = SpecialToken("<pad>")
+BOS = SpecialToken("<bos>")
+EOS = SpecialToken("<eos>")
+CAPTION = SpecialToken("<caption>")
+QUESTION = SpecialToken("<question>")
+ANSWER = SpecialToken("<answer>")
 SPECIAL_TOKENS = (PAD, BOS, EOS, CAPTION, QUESTION, ANSWER)
 
 Prompt = tuple[SpecialToken | str, ...]
 
 
 def caption_prompt() -> Prompt:
-    """Describe what is there."""
+    """Return the prompt of a caption."""
     return (BOS, CAPTION)
 
 
 def question_prompt(question: str) -> Prompt:
-    """Answer this, the question being said by the decoder's own prompt."""
+    """Return the prompt of an answer if the decoder reads the question itself."""
     return (BOS, QUESTION, normalize_question(question), ANSWER)
 
 
 def answer_prompt() -> Prompt:
-    """Answer, the question having gone to a text encoder."""
+    """Return the prompt of an answer if a text encoder or the question encoder reads the question."""
     return (BOS, ANSWER)
 
 
 def normalize_question(question: str) -> str:
-    """One space between words, one question mark at the end: how questions are spelt is no part of what they ask."""
+    """Return a question with single spaces and one question mark at the end."""
     return " ".join(question.split()).rstrip(" ?.") + "?"
 
 
 def normalize_whitespace(text: str) -> str:
-    """Decoded text as people write it: single spaces, none before punctuation."""
-    words = " ".join(text.split())
+    """Return a text with single spaces, and none before punctuation."""
+    normalized = " ".join(text.split())
     for sign in (".", ",", "?", "!", ";", ":", "'s", "n't"):
-        words = words.replace(f" {sign}", sign)
-    return words
+        normalized = normalized.replace(f" {sign}", sign)
+    return normalized
 
 
 def normalize_caption(caption: str) -> str:
-    """A human caption as training target: lower case, no space before its signs, no full stop at the end."""
+    """Return a caption as a training target: lower case, no space before punctuation, no full stop at the end."""
     return normalize_whitespace(caption.lower()).rstrip(" .")

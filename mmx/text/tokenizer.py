@@ -1,6 +1,6 @@
-"""Text to tokens and back: a byte-level BPE of the `tokenizers` library, with the marks of `mmx.text.prompts`.
+"""Text to tokens and back: a byte-level BPE of the `tokenizers` library with the special tokens of `mmx.text.prompts`.
 
-Byte-level means that there is no unknown text. `tokenizer.json` is the library's own format, which transformers'
+Byte-level means that no text is unknown. `tokenizer.json` is in the library's own format, which transformers'
 PreTrainedTokenizerFast reads as well.
 """
 
@@ -9,119 +9,198 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from tokenizers import Tokenizer as Engine
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmx.errors import CheckpointError, MmxError
 from mmx.text.prompts import BOS, CAPTION, EOS, PAD, SPECIAL_TOKENS, Prompt, SpecialToken, normalize_whitespace
 
 
-class Tokenizer:
-    """`encode` and `decode` plain text, `prompt` to tokens. Holds the ids of pad and eos.
+class WordTokens(NamedTuple):
+    """A word of a text and the positions of its tokens."""
 
-    A mark is a token of its own, or, where `marks` names it ("bos", "caption", ...), those tokens (of a tokenizer that
-    was not made here). With `marks`, some may be lacking: that is a task which the model was not made for.
+    text: str
+    positions: list[int]
+
+
+class Tokenizer:
+    """Encodes plain text and prompts, and decodes tokens.
+
+    Args:
+        backend: tokenizer of the `tokenizers` library.
+        special_tokens: token ids by name (`bos`, `caption`, ...) for a backend that was not trained here and lacks the
+            special tokens of mmx. Tasks whose special tokens are then still missing are not available.
+
+    Attributes:
+        special_tokens: token ids of each special token; several or none for a backend that was not trained here.
+        pad_token_id: id of the padding token.
+        eos_token_id: id of the token that ends a text.
+
+    Raises:
+        CheckpointError: code `tokenizer.special_token`, if the backend lacks a special token that is not given.
     """
 
-    def __init__(self, engine: Engine, marks: Mapping[str, Sequence[int]] | None = None) -> None:
-        # With this switch a person who types "<eos>" gets its letters, not the mark.
-        engine.encode_special_tokens = True
-        self.engine = engine
-        self.marks = {
-            mark: ids for mark in SPECIAL_TOKENS if (ids := _tokens_of(engine, mark, marks or {})) is not None
-        }
-        self.pad, self.eos = (self.marks[mark][0] for mark in (PAD, EOS))
+    def __init__(self, backend: Backend, special_tokens: Mapping[str, Sequence[int]] | None = None) -> None:
+        backend.encode_special_tokens = True  # "<eos>" typed by a user is encoded as text
+        self.backend = backend
+        self.special_tokens: dict[SpecialToken, list[int]] = {}
+        for token in SPECIAL_TOKENS:
+            ids = _special_token_ids(backend, token, special_tokens or {})
+            if ids is not None:
+                self.special_tokens[token] = ids
+        self.pad_token_id = self.special_tokens[PAD][0]
+        self.eos_token_id = self.special_tokens[EOS][0]
 
     def __len__(self) -> int:
-        return int(self.engine.get_vocab_size())
+        return int(self.backend.get_vocab_size())
+
+    def __repr__(self) -> str:
+        names = ", ".join(token.name for token in self.special_tokens)
+        return f"Tokenizer({len(self)} tokens, special tokens: {names})"
+
+    # ---- encoding ----------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to tokens; no mark is added or read. Raises MmxError for half a character, as a terminal makes of
-        bytes that are no UTF-8."""
+        """Return the tokens of a plain text, without special tokens.
+
+        Raises:
+            MmxError: code `tokenizer.encoding`, for a lone surrogate, as a terminal makes of bytes that are not UTF-8.
+        """
         try:
-            return list(self.engine.encode(text, add_special_tokens=False).ids)
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
         except TypeError:
-            raise MmxError(f"{text!r:.60} has a half of a character; expected a text in UTF-8.") from None
+            raise MmxError(
+                f"{text!r:.60} holds an incomplete character; expected a text in UTF-8.", code="tokenizer.encoding"
+            ) from None
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Return the tokens of a prompt. Raises MmxError (tokenizer.task) for a task that the model does not have."""
+        tokens: list[int] = []
+        for item in prompt:
+            if isinstance(item, str):
+                tokens += self.encode(item)
+            elif item in SPECIAL_TOKENS and item not in self.special_tokens:
+                raise _missing_task(item)
+            else:
+                tokens += self.special_tokens[item]
+        return tokens
+
+    # ---- decoding ----------------------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Tokens to text; marks are left out."""
-        return normalize_whitespace(self.engine.decode(list(tokens), skip_special_tokens=True))
+        """Return the text of tokens, without special tokens."""
+        return normalize_whitespace(self._decode(tokens))
 
-    def words(self, tokens: Sequence[int]) -> list[tuple[str, list[int]]]:
-        """The words of a text, each with the places of its tokens, in order; a mark belongs to no word.
+    def words(self, tokens: Sequence[int]) -> list[WordTokens]:
+        """Return the words of a text, separated by spaces, with the positions of their tokens.
 
-        Words are what spaces part; a token that reaches over several is a piece of each. Holds for every kind of
-        tokenizer: of bytes, word pieces or sentence pieces.
+        Special tokens belong to no word; a token that reaches over several words belongs to each of them. Works for any
+        kind of tokenizer: bytes, word pieces or sentence pieces.
         """
-        so_far = [self.engine.decode(list(tokens[:n]), skip_special_tokens=True) for n in range(len(tokens) + 1)]
-        # Half a letter is shown as another one: what a token adds ends where the text still agrees with the whole.
-        known = [len(os.path.commonprefix([text, so_far[-1]])) for text in so_far]
-        spans = [(*found.span(), found.group(), list[int]()) for found in re.finditer(r"\S+", so_far[-1])]
-        marks = {token for token, added in self.engine.get_added_tokens_decoder().items() if added.special}
-        for place, token in enumerate(tokens):
-            begins, ends = known[place], known[place + 1]
-            touched = [span for span in spans if span[0] < ends and span[1] > begins]
-            touched = touched or [span for span in spans if span[1] > begins][:1]
-            for *_, pieces in touched if token not in marks else ():
-                pieces.append(place)
-        return [(text, pieces) for *_, text, pieces in spans]
+        prefixes = [self._decode(tokens[:length]) for length in range(len(tokens) + 1)]
+        text = prefixes[-1]
+        # An incomplete character decodes to a replacement character: a token ends where its prefix of the tokens still
+        # agrees with the text.
+        ends = [len(os.path.commonprefix([prefix, text])) for prefix in prefixes]
+        words = [_Word(match.start(), match.end(), match.group(), []) for match in re.finditer(r"\S+", text)]
+        special = {token for token, added in self.backend.get_added_tokens_decoder().items() if added.special}
+        for position, token in enumerate(tokens):
+            if token not in special:
+                for word in _overlapping_words(words, ends[position], ends[position + 1]):
+                    word.positions.append(position)
+        return [WordTokens(word.text, word.positions) for word in words]
 
-    def prompt(self, prompt: Prompt) -> list[int]:
-        """A prompt to tokens: marks by their ids, strings as plain text. Raises MmxError for a task that is lacking."""
-        if lacking := next((p for p in prompt if p in SPECIAL_TOKENS and p not in self.marks), None):
-            made, asked = ("answer questions", "caption") if lacking is CAPTION else ("caption", "answer questions")
-            raise MmxError(f"this model was made to {made}, not to {asked}; give another model with --model.")
-        parts = (self.marks[p] if isinstance(p, SpecialToken) else self.encode(p) for p in prompt)
-        return [token for part in parts for token in part]
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self.backend.decode(list(tokens), skip_special_tokens=True))
+
+    # ---- files, training ---------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
-        self.engine.save(str(path))
+        self.backend.save(str(path))
 
     def to_json(self) -> str:
-        """The content of `tokenizer.json`."""
-        return str(self.engine.to_str())
+        """Return the content of `tokenizer.json`."""
+        return str(self.backend.to_str())
 
     @staticmethod
     def from_json(
-        text: str, where: str = "tokenizer.json", marks: Mapping[str, Sequence[int]] | None = None
+        text: str, where: str = "tokenizer.json", special_tokens: Mapping[str, Sequence[int]] | None = None
     ) -> Tokenizer:
-        """Rebuild from the content of a `tokenizer.json`."""
+        """Rebuild a tokenizer from the content of a `tokenizer.json`.
+
+        Raises:
+            CheckpointError: code `tokenizer.file`, with the name `where` of the file; or as the constructor.
+        """
         try:
-            return Tokenizer(Engine.from_str(text), marks)
+            return Tokenizer(Backend.from_str(text), special_tokens)
         except CheckpointError:
             raise
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{where} is no tokenizer; expected a file of the tokenizers library.") from error
+        except Exception as error:  # the library raises Exception itself
+            raise CheckpointError(
+                f"{where} is not a tokenizer; expected a file of the tokenizers library.",
+                code="tokenizer.file",
+                path=where,
+            ) from error
 
     @staticmethod
-    def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-        """Learn at most `vocabulary` tokens from texts (Sennrich et al. 2016, byte-pair encoding). Case is folded."""
-        engine = Engine(models.BPE())
-        engine.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        engine.decoder = decoders.ByteLevel()
+    def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """Train a tokenizer of at most `vocab_size` tokens (byte-pair encoding, Sennrich et al. 2016), in lower case."""
+        backend = Backend(models.BPE())
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=[mark.text for mark in SPECIAL_TOKENS],
+            vocab_size=vocab_size,
+            special_tokens=[token.text for token in SPECIAL_TOKENS],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             min_frequency=2,
             show_progress=False,
         )
-        engine.train_from_iterator(texts, trainer)
-        return Tokenizer(engine)
+        backend.train_from_iterator(texts, trainer)
+        return Tokenizer(backend)
 
 
-def _tokens_of(engine: Engine, mark: SpecialToken, marks: Mapping[str, Sequence[int]]) -> list[int] | None:
-    """The tokens of a mark; None for a task that the marks do not name."""
-    name = mark.text.strip("<>")
-    if name in marks:
-        return list(marks[name])
-    found = engine.token_to_id(mark.text)
-    if found is not None:
-        return [int(found)]
-    if marks and mark not in (PAD, BOS, EOS):
+@dataclass(frozen=True)
+class _Word:
+    """A word, its span of characters, and the positions of its tokens."""
+
+    start: int
+    end: int
+    text: str
+    positions: list[int]
+
+
+def _overlapping_words(words: Sequence[_Word], start: int, end: int) -> list[_Word]:
+    """The words that overlap a span of characters; the next word if there is none, as for a token of a space."""
+    overlapping = [word for word in words if word.start < end and word.end > start]
+    return overlapping or [word for word in words if word.end > start][:1]
+
+
+def _special_token_ids(backend: Backend, token: SpecialToken, given: Mapping[str, Sequence[int]]) -> list[int] | None:
+    """The ids of a special token; None for one of a task that `given` does not have."""
+    if token.name in given:
+        return list(given[token.name])
+    token_id = backend.token_to_id(token.text)
+    if token_id is not None:
+        return [int(token_id)]
+    if given and token not in (PAD, BOS, EOS):
         return None
-    raise CheckpointError(f"the tokenizer has no token {mark.text!r}; train one with mmx, or add it to this one.")
+    raise CheckpointError(
+        f"the tokenizer has no token {token.text!r}; train one with mmx, or add it to this one.",
+        code="tokenizer.special_token",
+        token=token.text,
+    )
+
+
+def _missing_task(token: SpecialToken) -> MmxError:
+    available, requested = ("answer questions", "caption") if token is CAPTION else ("caption", "answer questions")
+    return MmxError(
+        f"this model was trained to {available}, not to {requested}; give another model with --model.",
+        code="tokenizer.task",
+        token=token.text,
+    )

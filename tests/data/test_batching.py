@@ -182,8 +182,8 @@ def test_texts_are_tidied_cut_and_ended():
     data = training_set([[Example("a", {"numbers": [1.0]}, (turn,))]], max_text=8)
     ((prompt, target),) = data[0].texts
     tokenizer = data.tokenizer
-    assert prompt == tokenizer.prompt(data.prompt(None))
-    assert target[-1] == tokenizer.eos
+    assert prompt == tokenizer.encode_prompt(data.prompt(None))
+    assert target[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(target[:-1]) == "a dog, running"[: 8 - len(prompt) - 1]  # the first byte is its space
 
 
@@ -235,7 +235,7 @@ def test_collate_mixes_examples_with_different_sources():
     assert batch.mask.any(-1).tolist() == [[True, True], [True, False], [True, False], [True, False]]
     kept = batch.labels != IGNORE_INDEX
     assert batch.tokens.flatten()[batch.label_positions[kept][1:]].shape[0] == int(kept.sum()) - 1
-    assert int((batch.labels == data.tokenizer.eos).sum()) == 5
+    assert int((batch.labels == data.tokenizer.eos_token_id).sum()) == 5
     logits = model(batch.sources, batch.tokens, batch.mask, batch.label_positions)
     assert logits.shape == (len(batch.labels), len(data.tokenizer))
     assert bool(torch.isfinite(logits).all())
@@ -266,7 +266,7 @@ def test_questions_go_to_a_text_source_one_a_stream():
     assert asked.rows.tolist() == [0, 1]  # row * streams + stream; a caption asks nothing, as when it is spoken
     spoken = [data.tokenizer.decode(row[m].tolist()) for row, m in zip(asked.inputs["tokens"], asked.inputs["mask"])]
     assert sorted(spoken) == ["is it so?", "or not?"]
-    assert all(prompt == data.tokenizer.prompt(model.prompt("x")) for prompt, _ in order["two"].texts)
+    assert all(prompt == data.tokenizer.encode_prompt(model.prompt("x")) for prompt, _ in order["two"].texts)
     assert bool(torch.isfinite(model(batch.sources, batch.tokens, batch.mask, batch.label_positions)).all())
 
 

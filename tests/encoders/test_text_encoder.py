@@ -116,7 +116,7 @@ def test_a_long_text_is_cut_and_still_closed():
     encoder = build(max_positions=8)
     tokens = encoder.prepare("abcdefghijklmnop" * 50)["tokens"]
     assert len(tokens) == 8
-    assert tokens[-1] == encoder.tokenizer.eos
+    assert tokens[-1] == encoder.tokenizer.eos_token_id
     assert tokens[:7].tolist() == encoder.tokenizer.encode("abcdefghijklmnop" * 50)[:7]
     assert encode(encoder, ["abcdefghijklmnop" * 50, "a"]).states.shape == (2, 8, 16)
 
@@ -127,19 +127,19 @@ def test_an_empty_text_has_something_to_see(text):
     features = encode(encoder, [text, "longer"])
     assert features.mask[0].any()
     assert torch.isfinite(features.states[0][features.mask[0]]).all()
-    assert encoder.prepare("")["tokens"].tolist() == [encoder.tokenizer.eos]
+    assert encoder.prepare("")["tokens"].tolist() == [encoder.tokenizer.eos_token_id]
 
 
 def test_one_position_holds_the_end_alone():
     encoder = build(max_positions=1)
-    assert encoder.prepare("anything")["tokens"].tolist() == [encoder.tokenizer.eos]
+    assert encoder.prepare("anything")["tokens"].tolist() == [encoder.tokenizer.eos_token_id]
 
 
 def test_a_typed_mark_is_letters():
     encoder = build()
     tokens = encoder.prepare("<eos>")["tokens"].tolist()
-    assert tokens.count(encoder.tokenizer.eos) == 1
-    assert tokens[-1] == encoder.tokenizer.eos
+    assert tokens.count(encoder.tokenizer.eos_token_id) == 1
+    assert tokens[-1] == encoder.tokenizer.eos_token_id
 
 
 def test_facts():

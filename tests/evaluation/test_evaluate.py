@@ -58,8 +58,8 @@ def test_the_loss_is_the_mean_over_all_tokens_of_what_training_teaches():
     said = [(0, None, "a dog"), (0, None, "bird"), (1, "is it?", "no")]
     model, total, count = pipeline.model, 0.0, 0
     for number, question, target in said:
-        prompt = model.tokenizer.prompt(model.prompt(question))
-        wanted = [*model.tokenizer.encode(target), model.tokenizer.eos]
+        prompt = model.tokenizer.encode_prompt(model.prompt(question))
+        wanted = [*model.tokenizer.encode(target), model.tokenizer.eos_token_id]
         tokens = torch.tensor([[[*prompt, *wanted[:-1]]]])
         with torch.inference_mode():
             logits = model.decoder(tokens, pipeline.encode(numbers=[[float(number), 1.0]]))[0, 0]
@@ -134,7 +134,7 @@ def model_asked(question_to: str) -> Model:
 def bits_alone(pipeline: Pipeline, numbers: list[float] | None, question: str | None, target: str) -> float:
     """What one text costs, read alone."""
     model, encoder = pipeline.model, pipeline.model.tokenizer
-    prompt, wanted = encoder.prompt(model.prompt(question)), [*encoder.encode(target), encoder.eos]
+    prompt, wanted = encoder.encode_prompt(model.prompt(question)), [*encoder.encode(target), encoder.eos_token_id]
     with torch.inference_mode():
         memory = pipeline.with_questions(pipeline.encode(numbers=[numbers]), [[question]])
         logits = model.decoder(torch.tensor([[[*prompt, *wanted[:-1]]]]), memory)[0, 0, len(prompt) - 1 :]

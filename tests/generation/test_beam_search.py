@@ -178,13 +178,13 @@ def random_prompt_rows():
 
 def generate_with_decoder(model, step, **options):
     prompts = pad_prompts(random_prompt_rows())
-    return generate_texts(step, prompts, eos=model.tokenizer.eos, max_new_tokens=6, **options)
+    return generate_texts(step, prompts, eos=model.tokenizer.eos_token_id, max_new_tokens=6, **options)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 1.7])
 def test_scores_are_sums_of_the_decoders_logprobs(model, penalty):
     """Two memories, three streams of each, four beams of each stream; each text is scored again alone in one pass."""
-    eos = model.tokenizer.eos
+    eos = model.tokenizer.eos_token_id
     with torch.no_grad():
         model.decoder.embedding.weight[eos] *= 3
     memory = encode_inputs(model, random_inputs(2))
@@ -225,7 +225,7 @@ def test_beams_of_a_stream_attend_to_its_own_slots(model):
     questions = encode_inputs(model, random_inputs(6, seed=5))
     step = CachedDecodeStep(model.decoder, cat(image, questions.fold_streams(3)), 6)
     together = generate_with_decoder(model, step, num_beams=4)
-    options = {"eos": model.tokenizer.eos, "max_new_tokens": 6, "num_beams": 4}
+    options = {"eos": model.tokenizer.eos_token_id, "max_new_tokens": 6, "num_beams": 4}
     for b, row in enumerate(random_prompt_rows()):
         for k, prompt in enumerate(row):
             own = questions.select([3 * b + k]).fold_streams(1)

@@ -10,7 +10,7 @@ from mmx.generation import CachedDecodeStep, score_texts
 from mmx.models.batching import pad_texts
 
 MODEL = varied_model()
-EOS = MODEL.tokenizer.eos
+EOS = MODEL.tokenizer.eos_token_id
 token_ids = st.integers(6, 261)
 
 

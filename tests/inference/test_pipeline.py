@@ -27,7 +27,7 @@ def build(sources, **config):
             if weight.ndim == 2 and not any(part in name for part in ("backbone", "positions", "image.projection")):
                 weight.mul_(50.0 if name == "decoder.embedding.weight" else 6.0)
         letters = [model.tokenizer.encode(letter)[-1] for letter in "abcdefghijklmnopqrstuvwxyz"]
-        model.decoder.lm_head.bias.fill_(-99.0)[[*letters, model.tokenizer.eos]] = 0.0
+        model.decoder.lm_head.bias.fill_(-99.0)[[*letters, model.tokenizer.eos_token_id]] = 0.0
     return Pipeline(model, GenerationConfig(max_new_tokens=6))
 
 

@@ -60,14 +60,14 @@ def test_the_gain_is_what_looking_saves_and_none_where_there_is_nothing_more_to_
 
 def test_words_begin_with_a_space_and_the_end_is_a_word_of_its_own():
     spelt = toy_tokenizer()
-    tokens = [*spelt.encode("a dog, né"), spelt.eos]  # every byte is a token, and the first is the space before "a"
+    tokens = [*spelt.encode("a dog, né"), spelt.eos_token_id]  # every byte is a token, and the first is the space before "a"
     assert word_ids(spelt, tokens) == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 3]
     merged = Tokenizer.train(["the dogs run, the dogs ran"] * 4, 300)
     tokens = merged.encode("the dogs run, ran")
     assert len(tokens) < 12, "some letters must be merged"
     assert word_ids(merged, tokens)[-1] == 3
     assert word_ids(merged, []) == []
-    assert word_ids(merged, [merged.eos]) == [0]
+    assert word_ids(merged, [merged.eos_token_id]) == [0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -114,7 +114,7 @@ def pairs(rho, count, draws, generator):
 
 def texts_of(model, bins):
     """Prompts and the letters of the bins [B, K]: tokens, mask, targets [B, K, T]; the letter is the last target."""
-    prompt = torch.tensor(model.tokenizer.prompt(model.prompt()))
+    prompt = torch.tensor(model.tokenizer.encode_prompt(model.prompt()))
     letters = torch.tensor([model.tokenizer.encode(letter)[-1] for letter in "abcdefghijklmno"])
     tokens = prompt.expand(*bins.shape, -1)
     targets = torch.full_like(tokens, -100)

@@ -398,7 +398,7 @@ def test_a_published_model_that_answers(tmp_path):
 @pytest.fixture(scope="module")
 def bundled():
     model = load_model(BUNDLED)
-    tokens = [*model.tokenizer.prompt(model.prompt()), *model.tokenizer.encode("two red stars")]
+    tokens = [*model.tokenizer.encode_prompt(model.prompt()), *model.tokenizer.encode("two red stars")]
     inputs = model.collate("image", [PICTURE])
     return model, {"image": inputs}, torch.tensor([tokens])
 

@@ -83,7 +83,7 @@ def test_one_pass_asks_what_was_asked_word_by_word_and_through_the_winning_beam(
     with torch.inference_mode():
         trail = Trail(CachedDecodeStep(model.decoder, memory, 8, QueryRecorder()))
         prompts = PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))
-        (((said, *_),),) = generate(trail, prompts, options, model.tokenizer.eos)
+        (((said, *_),),) = generate(trail, prompts, options, model.tokenizer.eos_token_id)
         words = list(said.tokens)
         asked = trail.asked[tuple(words[:-1])]
         maps = attention_for_tokens(model.decoder, memory, torch.tensor([[[*prompt, *words[:-1]]]]))[
@@ -148,7 +148,7 @@ def test_the_words_log_probabilities_and_bits_are_those_of_the_decoder(model, ph
     assert sum(w.logprob for w in found.words) == pytest.approx(sum(float(sharp[i, t]) for i, t in at), abs=1e-4)
     bits = sum(float(sharp[i, t] - blind[i, t]) for i, t in at) / math.log(2)
     assert sum(w.gain for w in found.words) == pytest.approx(bits, abs=1e-4)
-    end = float(sharp[len(prompt) + len(tokens) - 1, tokenizer.eos])
+    end = float(sharp[len(prompt) + len(tokens) - 1, tokenizer.eos_token_id])
     assert ranked.logprob == pytest.approx(sum(w.logprob for w in found.words) + end, abs=1e-4)
 
 

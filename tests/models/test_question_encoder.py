@@ -6,12 +6,13 @@ Alphabet: B rows, K streams, T text positions, V vocabulary.
 import pytest
 import torch
 
-from mmx.config.schema import DataConfig, DecoderConfig, ModelConfig, QuestionEncoderConfig, SourceConfig
-from mmx.data.batching import IGNORE_INDEX, TrainingDataset
+from mmx.config.schema import DataConfig, DecoderConfig, ModelConfig, QuestionEncoderConfig, SourceConfig, TrainingConfig
+from mmx.data.batching import TrainingDataset
 from mmx.data.examples import Example, TextTask
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline
 from mmx.memory import Memory, Segment
+from mmx.models.batching import IGNORE_INDEX
 from mmx.models.model import Model
 from mmx.models.question_encoder import QUESTION_ENCODER
 from mmx.models.source import SourceBatch
@@ -96,7 +97,7 @@ def test_a_batch_is_padded_at_the_end():
     batch = MODEL.question_encoder.collate([MODEL.question_encoder.prepare(text) for text in ASKED[:2]])
     first = batch["mask"][0]
     assert first.tolist() == sorted(first.tolist(), reverse=True) and not first.all() and batch["mask"][1].all()
-    assert (batch["tokens"][0][~first] == MODEL.tokenizer.pad).all()
+    assert (batch["tokens"][0][~first] == MODEL.tokenizer.pad_token_id).all()
 
 
 # ---- what it becomes ---------------------------------------------------------------------------------------------
@@ -193,7 +194,9 @@ def test_a_training_step_gives_gradients_to_all_of_the_reader():
     model = build()
     turns = (TextTask(("yes",), "is it so?"), TextTask(("no",), "or is it not?"))
     examples = [Example("two", {"numbers": [1.0, 2.0]}, turns), Example("one", {"numbers": [2.0]}, turns[:1])]
-    data = TrainingDataset(model, [(DataConfig(path="x"), examples)], seed=0, streams=2, max_text=20)
+    data = TrainingDataset(
+        model, [(DataConfig(path="x"), examples)], TrainingConfig(texts_per_image=2, max_target_length=20)
+    )
     batch = data.collate([data[0], data[1]])
     asked = batch.sources[QUESTION_ENCODER]
     assert asked.streams == 2

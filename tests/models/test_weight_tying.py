@@ -143,7 +143,7 @@ def test_gradients_are_the_sum_over_all_places():
 @torch.no_grad()
 def test_what_is_said_is_what_the_slow_twin_says(beams):
     model = some_model()
-    memory, eos = memory_of(model), model.tokenizer.eos
+    memory, eos = memory_of(model), model.tokenizer.eos_token_id
     slow = memory_of(untied(model))
     prompt, mask = TOKENS[:, :, :2], torch.ones(2, 1, 2, dtype=torch.bool)
     options = GenerationConfig(max_new_tokens=8, num_beams=beams, num_return_sequences=beams)

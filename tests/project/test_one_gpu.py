@@ -55,7 +55,7 @@ def test_texts_are_packed_with_their_mirror_image(packed):
     row, mirrored, start, length = (texts[name][0] for name in ("rows", "mirrored", "starts", "lengths"))
     assert tokenizer.decode(row[start:length].tolist()) == "a black dog runs to the left"
     assert tokenizer.decode(mirrored[start:length].tolist()) == "a black dog runs to the right"
-    assert row[length - 1] == tokenizer.eos and (row[length:] == tokenizer.pad).all()
+    assert row[length - 1] == tokenizer.eos_token_id and (row[length:] == tokenizer.pad_token_id).all()
 
 
 def test_a_student_of_two_teachers_becomes_a_checkpoint(packed, tmp_path):

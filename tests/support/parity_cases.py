@@ -93,7 +93,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def spoken(model: Model, memory: Memory, prompts: list[list[list[int]]], **options: Any) -> list[list[list[int]]]:
     """prompts [B][K] of tokens (of any lengths) -> what mmx says after each, without the end."""
     longest = max(len(prompt) for row in prompts for prompt in row)
-    pad, eos = model.tokenizer.pad, model.tokenizer.eos
+    pad, eos = model.tokenizer.pad_token_id, model.tokenizer.eos_token_id
     tokens = torch.tensor([[[*prompt, *[pad] * (longest - len(prompt))] for prompt in row] for row in prompts])
     mask = torch.tensor([[[place < len(prompt) for place in range(longest)] for prompt in row] for row in prompts])
     config = GenerationConfig(**options)

@@ -46,7 +46,7 @@ NASTY = [
 
 
 def normalised(tokenizer, text):
-    return tokenizer.engine.normalizer.normalize_str(text)
+    return tokenizer.backend.normalizer.normalize_str(text)
 
 
 @BOTH
@@ -55,7 +55,7 @@ def normalised(tokenizer, text):
 def test_any_text_comes_back_normalised_byte_for_byte(tokenizer, text):
     tokens = tokenizer.encode(text)
     expected = normalised(tokenizer, text)
-    raw = tokenizer.engine.decode(tokens, skip_special_tokens=True)
+    raw = tokenizer.backend.decode(tokens, skip_special_tokens=True)
     # The first word is spelt as one after a space, as every other word is.
     assert raw in (expected, " " + expected)
     assert tokenizer.decode(tokens) == normalize_whitespace(expected)
@@ -74,28 +74,28 @@ def test_case_and_compatible_forms_are_folded(text):
 @EFFORT
 @given(text=st.lists(st.sampled_from([m.text for m in SPECIAL_TOKENS]) | st.text(max_size=5), max_size=5).map("".join))
 def test_typed_marks_are_letters(tokenizer, text):
-    assert not set(tokenizer.encode(text)) & {i for ids in tokenizer.marks.values() for i in ids}
+    assert not set(tokenizer.encode(text)) & {i for ids in tokenizer.special_tokens.values() for i in ids}
     assert tokenizer.decode(tokenizer.encode(text)) == normalize_whitespace(normalised(tokenizer, text))
 
 
 @BOTH
 def test_marks_have_ids_of_their_own_and_leave_no_text(tokenizer):
-    ids = [token for mark in SPECIAL_TOKENS for token in tokenizer.marks[mark]]
+    ids = [token for mark in SPECIAL_TOKENS for token in tokenizer.special_tokens[mark]]
     assert sorted(ids) == list(range(6))
-    assert [[tokenizer.pad], [tokenizer.eos]] == [tokenizer.marks[mark] for mark in (PAD, EOS)]
+    assert [[tokenizer.pad_token_id], [tokenizer.eos_token_id]] == [tokenizer.special_tokens[mark] for mark in (PAD, EOS)]
     assert tokenizer.decode([*ids, *tokenizer.encode("a dog"), *ids]) == "a dog"
 
 
 def test_a_prompt_is_marks_by_id_and_text_by_spelling():
-    tokens = LEARNED.prompt(question_prompt("is <eos> a mark?"))
-    assert tokens[:2] == [*LEARNED.marks[BOS], *LEARNED.marks[QUESTION]]
+    tokens = LEARNED.encode_prompt(question_prompt("is <eos> a mark?"))
+    assert tokens[:2] == [*LEARNED.special_tokens[BOS], *LEARNED.special_tokens[QUESTION]]
     assert tokens[2:-1] == LEARNED.encode("is <eos> a mark?")
-    assert LEARNED.eos not in tokens
+    assert LEARNED.eos_token_id not in tokens
 
 
 def test_an_unknown_mark_in_a_prompt_is_a_mistake():
     with pytest.raises(KeyError):
-        BYTES.prompt((SpecialToken("<dance>"),))
+        BYTES.encode_prompt((SpecialToken("<dance>"),))
 
 
 def test_learning_finds_words_and_keeps_to_its_size():
@@ -116,7 +116,7 @@ def test_it_survives_its_file(tokenizer, tmp_path):
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     assert json.loads(text) == json.loads(tokenizer.to_json())
     again = Tokenizer.from_json(text)
-    assert again.marks == tokenizer.marks
+    assert again.marks == tokenizer.special_tokens
     assert len(again) == len(tokenizer)
     for sample in [*NASTY, *CORPUS]:
         assert again.encode(sample) == tokenizer.encode(sample)

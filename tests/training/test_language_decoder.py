@@ -78,8 +78,8 @@ def test_it_learns_to_look_and_forgets_nothing(place, speaker):
         assert len(gates) == 1 and all(gate.abs() > 0.01 for gate in gates)
     assert model.config.decoder.pretrained is None
     assert model.config.decoder.cross_attention_every_n_layers == 2 and model.config.decoder.dropout == 0.1
-    assert model.tokenizer.prompt(model.prompt("what")) == [0, *model.tokenizer.encode(" Question:what? Answer:")]
-    assert model.tokenizer.prompt(model.prompt()) == [0]
+    assert model.tokenizer.encode_prompt(model.prompt("what")) == [0, *model.tokenizer.encode(" Question:what? Answer:")]
+    assert model.tokenizer.encode_prompt(model.prompt()) == [0]
 
 
 def test_it_sees_what_it_could_not_know(tmp_path):

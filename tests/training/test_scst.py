@@ -67,7 +67,7 @@ def test_advantages_are_ciders_of_the_texts(trainer, batches):
         if references:
             rewards = []
             for _, labels in texts_of(trainer, after)[row]:
-                finished = labels[-1] == trainer.model.tokenizer.eos
+                finished = labels[-1] == trainer.model.tokenizer.eos_token_id
                 said = trainer.model.tokenizer.decode(labels[: -1 if finished else None])
                 tokens = tokens_with_end([said])[0]
                 rewards.append(corpus.score(tokens if finished else tokens[:-1], tokens_with_end(references)))

@@ -124,8 +124,8 @@ def test_the_facts_come_from_the_config(pair):
     _, model = pair
     decoder = model.config.decoder
     assert (decoder.heads, decoder.norm_placement, decoder.norm_eps) == (3, "post", 1e-12)
-    assert (model.tokenizer.pad, model.tokenizer.eos) == (PAD, SEP)
-    assert model.tokenizer.prompt(model.prompt()) == [BOS]
+    assert (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id) == (PAD, SEP)
+    assert model.tokenizer.encode_prompt(model.prompt()) == [BOS]
     assert model.config.sources["image"].options["architecture"]["image_size"] == SIDE
 
 

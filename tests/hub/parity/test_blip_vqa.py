@@ -24,12 +24,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BlipForQuestionAnswering
 
-from mmx.config.schema import DataConfig
-from mmx.data.batching import IGNORE_INDEX, TrainingDataset
+from mmx.config.schema import DataConfig, TrainingConfig
+from mmx.data.batching import TrainingDataset
 from mmx.data.examples import Example, TextTask
 from mmx.errors import MmxError
 from mmx.hub import load_hf_model
 from mmx.inference.pipeline import Pipeline
+from mmx.models.batching import IGNORE_INDEX
 from mmx.models.checkpoint import load_model, save_model
 from mmx.models.model import Model
 
@@ -168,8 +169,8 @@ def test_sixteen_questions_over_one_encoded_picture_are_answered_as_one_by_one(p
 def test_a_question_is_opened_and_closed_as_by_the_tokenizer(pair):
     _, model = pair
     assert (model.question_encoder.opening, model.question_encoder.closing) == ([CLS], [SEP])
-    assert (model.tokenizer.pad, model.tokenizer.eos) == (PAD, SEP)
-    assert model.tokenizer.prompt(model.prompt("who?")) == [BOS]
+    assert (model.tokenizer.pad_token_id, model.tokenizer.eos_token_id) == (PAD, SEP)
+    assert model.tokenizer.encode_prompt(model.prompt("who?")) == [BOS]
     ours, theirs = (
         model.question_encoder.collate([model.question_encoder.prepare(text) for text in ASKED]),
         questions(ASKED),
@@ -252,7 +253,9 @@ def test_it_can_be_trained(published):
         Example("caption", {"image": image}, (TextTask(("a dog",)),)),
         Example("one", {"image": image}, turns[:1]),
     ]
-    data = TrainingDataset(model, [(DataConfig(path="x"), examples)], seed=0, streams=2, max_text=20)
+    data = TrainingDataset(
+        model, [(DataConfig(path="x"), examples)], TrainingConfig(texts_per_image=2, max_target_length=20)
+    )
     prepared = [data[position] for position in range(3)]
     (sentence,) = [sentence for item in prepared for sentence in item.skipped]
     assert sentence.startswith("this model was made to answer questions, not to caption")

@@ -127,14 +127,14 @@ def test_an_open_gate_lets_the_memory_in(reference, tmp_path):
 
 def test_its_tokenizer_speaks_our_prompts_in_plain_words(tmp_path):
     _, _, tokenizer = read_language_model(published(tmp_path, shaken(llama())))
-    assert tokenizer.prompt(question_prompt("where ")) == [OPENING, *tokenizer.encode(" Question:where? Answer:")]
-    assert tokenizer.marks[CAPTION] == []
-    assert (tokenizer.pad, tokenizer.eos) == (END, END)
+    assert tokenizer.encode_prompt(question_prompt("where ")) == [OPENING, *tokenizer.encode(" Question:where? Answer:")]
+    assert tokenizer.special_tokens[CAPTION] == []
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (END, END)
 
 
 def test_a_model_without_an_opening_is_opened_by_its_end(tmp_path):
     _, _, tokenizer = read_language_model(published(tmp_path, shaken(llama(bos_token_id=None, eos_token_id=[7, 8]))))
-    assert tokenizer.marks[BOS] == tokenizer.marks[EOS] == [7]
+    assert tokenizer.special_tokens[BOS] == tokenizer.special_tokens[EOS] == [7]
 
 
 def test_a_stack_saved_without_its_head_is_read_as_well(tmp_path):

@@ -160,8 +160,8 @@ def test_a_folder_tells_how_it_translates_and_does_so(trained, theirs, tmp_path)
 def ours(theirs, tmp_path_factory):
     """The tokenizer that mmx made, after a journey through its own file."""
     model = load_hf_model(saved(tmp_path_factory.mktemp("tokens"), build(len(theirs)), theirs))[0]
-    marks = {mark.text.strip("<>"): tokens for mark, tokens in model.tokenizer.marks.items()}
-    return Tokenizer.from_json(model.tokenizer.to_json(), marks=marks)
+    marks = {mark.text.strip("<>"): tokens for mark, tokens in model.tokenizer.special_tokens.items()}
+    return Tokenizer.from_json(model.tokenizer.to_json(), special_tokens=marks)
 
 
 WIDE = ["\ufb01nds\u00a0the \u00bd", "where\uff1f is"]  # a ligature, a hard space, a fraction; a full-width sign

@@ -96,7 +96,7 @@ def test_as_it_is_published_it_says_what_transformers_own_whisper_says(tmp_path)
     folder = published(tmp_path, build(), **MULTILINGUAL, language="en", task="transcribe")
     model, generation, _ = load_hf_model(folder)
     model.double()
-    assert model.tokenizer.prompt(model.prompt()) == PROMPT
+    assert model.tokenizer.encode_prompt(model.prompt()) == PROMPT
     assert generation.max_new_tokens == 30 - len(PROMPT), "no more than there are positions for"
     reference = WhisperForConditionalGeneration.from_pretrained(folder).double()
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_the_waves_of_a_sound_are_looked_at_as_transformers_hears_them(pair):
 )
 def test_the_opening_is_what_the_folder_says(tmp_path, facts, expected):
     model, generation, _ = load_hf_model(published(tmp_path, build(), **facts))
-    assert model.tokenizer.prompt(model.prompt()) == expected
+    assert model.tokenizer.encode_prompt(model.prompt()) == expected
     assert generation.suppress_tokens == tuple(SUPPRESSED["suppress_tokens"])
     assert generation.begin_suppress_tokens == tuple(SUPPRESSED["begin_suppress_tokens"])
 
