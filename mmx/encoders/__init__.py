@@ -1,1 +1,1 @@
-"""Encoders: plugins that turn one kind of input into features, and know nothing of the decoder."""
+"""Encoder plugins: each turns one kind of raw input into features, independently of the decoder."""

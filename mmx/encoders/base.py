@@ -1,11 +1,11 @@
-"""The contract of an encoder. Subclass `Encoder`, give it options, a width, `prepare` and `forward`; that is all.
+"""The encoder contract. A plugin subclasses `Encoder` and defines `modality`, `width`, `prepare` and `forward`.
 
-Alphabet: B rows, S slots, F feature width. Masks: True = may be attended.
+Axes: B rows, S slots, F feature size. Masks are bool, True = may be attended.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,74 +18,115 @@ __all__ = ["Encoder", "Features"]
 
 
 class Encoder(nn.Module):
-    """Raw input -> features.
+    """Base class of encoders: raw input to features [B, S, F].
 
-    A subclass states its `modality` ("image", "text", "audio", ...), nests its own `Options`, sets `self.width` (F) in
-    `__init__(self, options)`, and defines `prepare` and `forward`. `dimensions` is 2 where the features lie on a grid.
-    With `uses_tokenizer` it is built as `cls(options, tokenizer)` and reads text with the model's own tokens.
-    `self.options` must build it again without fetching anything: its weights lie in the checkpoint by then.
+    A subclass sets these class attributes:
+
+        modality: kind of input, such as "image", "text" or "audio".
+        dimensions: 2 if the features lie on a grid over the input, otherwise 1.
+        uses_tokenizer: True if it is built as `cls(options, tokenizer)` and reads text as the model's own tokens.
+        Options: pydantic model of its options, usually a nested subclass of `FrozenModel`.
+
+    and in `__init__` the attribute `width` (F). `options` must rebuild the encoder without any file or download: the
+    weights are loaded from the checkpoint afterwards.
     """
 
     modality: str
     dimensions: int = 1
     uses_tokenizer: ClassVar[bool] = False
     width: int
+    options: FrozenModel
 
     class Options(FrozenModel):
-        """The encoder's own settings, validated before it is built."""
+        """Options of the encoder; this base class has none."""
 
-    def __init__(self, options: Any) -> None:
+    def __init__(self, options: FrozenModel) -> None:
         super().__init__()
         self.options = options
 
-    def prepare(self, raw: Any) -> dict[str, Tensor]:
-        """One raw input to tensors without a batch axis. Runs in data workers: no device, no gradient, no state."""
-        raise EncoderError(f"{type(self).__name__} has no prepare(raw); define it to return a dict of tensors.")
+    def prepare(self, raw: object) -> dict[str, Tensor]:
+        """Convert one raw input to CPU tensors without a batch axis.
+
+        Runs in data workers: no device, no gradient and no state may be used. Raises an MmxError for an input that
+        cannot be read.
+        """
+        raise EncoderError(
+            f"{type(self).__name__} has no prepare(raw); define it to return a dict of tensors.",
+            code="encoder.not_implemented",
+            encoder=type(self).__name__,
+            method="prepare",
+        )
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Prepared inputs to one batch: stacked; where first axes differ, padded at the end with zeros (False)."""
-        names = {name: None for item in prepared for name in item}
-        if lacking := next((name for name in names if any(name not in item for item in prepared)), None):
-            raise EncoderError(
-                f"{type(self).__name__} prepared {lacking!r} for some inputs only; give the same for all."
-            )
-        return {name: _stack([item[name] for item in prepared], name) for name in names}
+        """Stack prepared inputs to a batch. Tensors of different lengths are padded at the end with zeros (False)."""
+        batch = {}
+        for name in _tensor_names(prepared):
+            tensors = [item[name] for item in prepared if name in item]
+            if len(tensors) < len(prepared):
+                raise EncoderError(
+                    f"{type(self).__name__} prepared {name!r} for some inputs only; prepare the same tensors for all.",
+                    code="encoder.collate_names",
+                    encoder=type(self).__name__,
+                    tensor=name,
+                )
+            batch[name] = _stack(tensors, name)
+        return batch
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
-        """A batch as `collate` made it -> Features of its rows."""
-        raise EncoderError(f"{type(self).__name__} has no forward(batch); define it to return Features.")
+        """Encode a batch, as returned by `collate`, to Features(states [B, S, F], mask [B, S], grid or None)."""
+        raise EncoderError(
+            f"{type(self).__name__} has no forward(batch); define it to return Features.",
+            code="encoder.not_implemented",
+            encoder=type(self).__name__,
+            method="forward",
+        )
 
-    # ---- optional --------------------------------------------------------------------------------------------------
+    # Optional methods.
 
     def accepts(self, path: str) -> bool:
-        """Whether a file of this name is this encoder's kind of input; so the command line finds the source."""
+        """Return whether a file of this name is an input of this encoder. The command line selects the source by it."""
         return False
 
-    def samples(self) -> list[Any]:
-        """A few raw inputs, of different lengths where lengths differ, for the conformance kit."""
+    def samples(self) -> Sequence[object]:
+        """Return at least three raw inputs, of different lengths if possible, for the conformance kit."""
         return []
 
-    def labels(self, raw: Any) -> list[str]:
-        """What the slots of an input are called, one after the other (the words of a text), for pictures of attention;
-        [] where they have no names."""
+    def labels(self, raw: object) -> list[str]:
+        """Return a name for each slot of an input, such as the tokens of a text, or [] if slots have no names."""
         return []
 
-    def window(self, raw: Any) -> tuple[float, float, float, float]:
-        """Which part of an input its grid lies on: x0, y0, x1, y1 in 0..1 from the top left; all of it by default."""
+    def window(self, raw: object) -> tuple[float, float, float, float]:
+        """Return the region of an input that its grid covers: x0, y0, x1, y1 in 0..1 from the top left."""
         return (0.0, 0.0, 1.0, 1.0)
 
     def save_files(self, folder: Path) -> None:
-        """Write into a folder of its own in the checkpoint what is neither an option nor a tensor: a vocabulary, say.
-        The folder is there; it vanishes where it stays empty."""
+        """Write files that are neither options nor tensors, such as a vocabulary, to an existing folder.
+
+        The checkpoint keeps the folder only if a file was written.
+        """
 
     def load_files(self, folder: Path) -> None:
-        """Read back what `save_files` wrote; called after `__init__` and before the weights are filled in."""
+        """Read the files of `save_files`. Called after `__init__` and before the weights are loaded."""
+
+
+def _tensor_names(prepared: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Names of all tensors, in order of first occurrence."""
+    names: dict[str, None] = {}
+    for item in prepared:
+        names.update(dict.fromkeys(item))
+    return list(names)
 
 
 def _stack(tensors: list[Tensor], name: str) -> Tensor:
-    shapes = {tuple(t.shape) for t in tensors}
+    shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) == 1:
         return torch.stack(tensors)
-    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
-        raise EncoderError(f"{name!r} of {sorted(shapes)[:4]} cannot be padded to one; only first axes may differ.")
+    trailing_shapes = {shape[1:] for shape in shapes}
+    if () in shapes or len(trailing_shapes) > 1:
+        raise EncoderError(
+            f"{name!r} of shapes {sorted(shapes)[:4]} cannot be padded to one shape; only the first axis may differ.",
+            code="encoder.collate_shapes",
+            tensor=name,
+            shapes=sorted(shapes),
+        )
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)

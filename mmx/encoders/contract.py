@@ -1,159 +1,209 @@
-"""Where a plugin's mistakes are met: whatever an encoder gives is looked at before anybody else has to live with it.
+"""Checked calls of encoder methods: each returns what the encoder returned, or raises an EncoderError.
 
-Alphabet: B rows, S slots, F feature width. Masks: True = may be attended.
+The error names the encoder, what it returned and what the contract expects. An MmxError that the encoder raises on
+purpose is passed on unchanged.
 
-Each function calls one method of an encoder and returns what it gave, or raises EncoderError with the encoder's name,
-what it gave, what the contract is, and so what to mend. Errors made on purpose (MmxError) pass as they are.
+Axes: B rows, S slots, F feature size. Masks are bool, True = may be attended.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mmx.encoders.base import Encoder
-from mmx.errors import EncoderError, MmxError
+from mmx.errors import EncoderError, MmxError, convert_errors, one_line_error
 from mmx.nn.features import Features
 
 PreparedInput = dict[str, Tensor]
+PASSING = (MmxError, torch.OutOfMemoryError)  # exceptions that are not errors in an encoder's code
 
 
 class InputPreparer(Protocol):
-    """The half of an encoder that data workers see; whatever reads questions has it too."""
+    """The methods of an encoder that run in data workers. The question encoder has them too."""
 
-    def prepare(self, raw: Any) -> dict[str, Tensor]: ...
+    def prepare(self, raw: object) -> dict[str, Tensor]: ...
 
     def collate(self, prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]: ...
 
 
-def prepare(encoder: InputPreparer, source: str, raw: Any) -> PreparedInput:
-    """One raw input of a source to named tensors."""
-    with _named(encoder, source, f"prepare({_kind(raw)})"):
+def prepare(encoder: InputPreparer, source: str, raw: object) -> PreparedInput:
+    """Convert one raw input of a source to named tensors."""
+    with _call_errors(encoder, source, f"prepare({_type_name(raw)})"):
         prepared = encoder.prepare(raw)
     return _check_tensors(prepared, encoder, source, "prepare")
 
 
 def accepts(encoder: Encoder, source: str, path: str) -> bool:
-    """Whether a file of this name is something for the encoder."""
-    with _named(encoder, source, "accepts"):
+    """Return whether the encoder reads files of this name."""
+    with _call_errors(encoder, source, "accepts"):
         return bool(encoder.accepts(path))
 
 
 def collate(encoder: InputPreparer, source: str, prepared: Sequence[Mapping[str, Tensor]]) -> PreparedInput:
-    """Prepared inputs to one batch."""
-    with _named(encoder, source, "collate"):
+    """Combine prepared inputs to one batch."""
+    with _call_errors(encoder, source, "collate"):
         batch = encoder.collate(prepared)
     return _check_tensors(batch, encoder, source, "collate")
 
 
 def encode(encoder: Encoder, source: str, batch: Mapping[str, Tensor], device: torch.device) -> Features:
-    """A batch to its features, which are expected on `device`."""
-    with _named(encoder, source, "forward"):
+    """Encode a batch; the features must be on `device`."""
+    with _call_errors(encoder, source, "forward"):
         features = encoder(batch)
     return check_features(features, encoder, source, device)
 
 
-def check_features(features: Any, encoder: Encoder, source: str, device: torch.device | None = None) -> Features:
-    """Return the features, with the grid as a plain pair, or raise EncoderError.
+def check_features(features: object, encoder: Encoder, source: str, device: torch.device | None = None) -> Features:
+    """Return the features, with the grid as a tuple, or raise EncoderError if they break the contract.
 
-    Values that are not finite are looked for where no gradient is asked for: in training it is the trainer that finds
-    them, on all ranks at once.
+    Values are checked only without gradients: in training the trainer checks the loss, on all ranks at once.
+    """
+    checker = _FeatureChecker(encoder, source)
+    return checker.check(features, device)
+
+
+def encoder_errors(message: str, code: str = "encoder.failed", **details: object) -> AbstractContextManager[None]:
+    """Convert exceptions of an encoder's own code to EncoderError. The message is followed by the exception.
+
+    MmxError and CUDA out of memory are passed on unchanged.
     """
 
-    def refuse(given: str, expected: str) -> EncoderError:
-        return EncoderError(f"encoder {type(encoder).__name__} of source {source!r} gave {given}; expected {expected}.")
+    def describe(error: BaseException) -> str:
+        return f"{message} {one_line_error(error)} (--traceback shows where)."
 
-    if not isinstance(features, tuple) or [isinstance(part, Tensor) for part in features[:2]] != [True, True]:
-        raise refuse(_kinds(features), "Features(states, mask, grid)")
-    states, mask, grid = Features(*features[:3])
-    if states.ndim != 3 or states.shape[-1] != encoder.width:
-        raise refuse(f"states {list(states.shape)}", f"[B, S, F] with F = its width {encoder.width}")
-    if not states.is_floating_point():
-        raise refuse(f"states of {states.dtype}", "floating-point ones")
-    if states.layout != torch.strided or mask.layout != torch.strided:
-        raise refuse("sparse tensors", "dense ones")
-    if mask.dtype != torch.bool or mask.shape != states.shape[:2]:
-        raise refuse(
-            f"a mask {mask.dtype} {list(mask.shape)}", f"bool {list(states.shape[:2])}, True = may be attended"
+    return convert_errors(EncoderError, describe, code=code, passing=PASSING, **details)
+
+
+class _FeatureChecker:
+    """Compares the output of an encoder with the contract."""
+
+    def __init__(self, encoder: Encoder, source: str) -> None:
+        self.encoder = encoder
+        self.source = source
+
+    def check(self, features: object, device: torch.device | None) -> Features:
+        if not _is_features(features):
+            raise self._error(_element_types(features), "Features(states, mask, grid)")
+        states, mask, grid = Features(*features[:3])  # type: ignore[index]  # checked above
+        self._check_states(states, device)
+        self._check_mask(mask, states)
+        if self.encoder.dimensions == 2 or grid is not None:
+            self._check_grid(grid, states.shape[1])
+        if not torch.is_grad_enabled():
+            self._check_values(states, mask)
+        return Features(states, mask, None if grid is None else (grid[0], grid[1]))
+
+    def _check_states(self, states: Tensor, device: torch.device | None) -> None:
+        width = self.encoder.width
+        if states.ndim != 3 or states.shape[-1] != width:
+            raise self._error(f"states {list(states.shape)}", f"[B, S, F] with F = its width {width}")
+        if not states.is_floating_point():
+            raise self._error(f"states of {states.dtype}", "floating-point states")
+        if states.layout != torch.strided:
+            raise self._error("sparse states", "dense tensors")
+        if device is not None and states.device != device:
+            raise self._error(f"states on {states.device}", f"states on {device}, the device of the batch")
+
+    def _check_mask(self, mask: Tensor, states: Tensor) -> None:
+        if mask.layout != torch.strided:
+            raise self._error("a sparse mask", "dense tensors")
+        if mask.dtype != torch.bool or mask.shape != states.shape[:2]:
+            expected = f"bool {list(states.shape[:2])}, True = may be attended"
+            raise self._error(f"a mask {mask.dtype} {list(mask.shape)}", expected)
+        if mask.device != states.device:
+            raise self._error(f"a mask on {mask.device}", f"a mask on {states.device}, the device of its states")
+
+    def _check_grid(self, grid: object, num_slots: int) -> None:
+        if not _is_grid(grid, num_slots):
+            expected = "(rows, columns) covering its last rows*columns slots"
+            raise self._error(f"grid {grid} for {num_slots} slots", expected)
+
+    def _check_values(self, states: Tensor, mask: Tensor) -> None:
+        """Check the values themselves, which on a GPU waits for the computation."""
+        is_empty = ~mask.any(-1)
+        if is_empty.any():
+            row = int(is_empty.nonzero()[0])
+            expected = "at least one True, which means may be attended (is it inverted?); an absent input is left out"
+            raise self._error(f"a mask that hides every slot of row {row}", expected)
+        is_invalid = ~torch.isfinite(states).all(-1) & mask
+        if is_invalid.any():
+            row, slot = is_invalid.nonzero()[0].tolist()
+            given = f"NaN or infinite states in row {row}, slot {slot}"
+            raise self._error(given, "finite numbers wherever the mask is True")
+
+    def _error(self, given: str, expected: str) -> EncoderError:
+        name = type(self.encoder).__name__
+        return EncoderError(
+            f"encoder {name} of source {self.source!r} returned {given}; expected {expected}.",
+            code="encoder.features",
+            encoder=name,
+            source=self.source,
+            given=given,
+            expected=expected,
         )
-    if device is not None and states.device != device:
-        raise refuse(f"states on {states.device}", f"them on {device}, where its batch was")
-    if mask.device != states.device:
-        raise refuse(f"a mask on {mask.device}", f"one on {states.device}, where its states are")
-    if (encoder.dimensions == 2 or grid is not None) and not _lies_on(grid, states.shape[1]):
-        raise refuse(f"grid {grid} for {states.shape[1]} slots", "(rows, columns) covering its last rows*columns slots")
-    if not torch.is_grad_enabled():
-        _check_values(states, mask, refuse)
-    return Features(states, mask, None if grid is None else (grid[0], grid[1]))
 
 
-def _check_values(states: Tensor, mask: Tensor, refuse: Any) -> None:
-    """What can only be seen by reading the numbers, which on a GPU means waiting for them."""
-    blind = ~mask.any(-1)
-    if blind.any():
-        raise refuse(
-            f"a mask that hides every slot of row {int(blind.nonzero()[0])}",
-            "at least one True, which means may be attended (is it inverted?); an absent input is left out instead",
-        )
-    broken = ~torch.isfinite(states).all(-1) & mask
-    if broken.any():
-        row, slot = broken.nonzero()[0].tolist()
-        raise refuse(f"NaN or infinite states in row {row}, slot {slot}", "finite numbers wherever the mask is True")
+def _call_errors(encoder: InputPreparer, source: str, call: str) -> AbstractContextManager[None]:
+    name = type(encoder).__name__
+    message = f"encoder {name} of source {source!r} failed in {call} with"
+    return encoder_errors(message, encoder=name, source=source, method=call.partition("(")[0])
 
 
-def _named(encoder: InputPreparer, source: str, doing: str) -> AbstractContextManager[None]:
-    return encoder_errors(f"encoder {type(encoder).__name__} of source {source!r} failed in {doing} with")
+def _check_tensors(given: object, encoder: InputPreparer, source: str, method: str) -> PreparedInput:
+    problem = _tensor_problem(given, method)
+    if problem is None and isinstance(given, Mapping):
+        return dict(given)
+    name = type(encoder).__name__
+    raise EncoderError(
+        f"encoder {name} of source {source!r} returned {problem} in {method}; "
+        'expected a dict of plain tensors on the CPU, such as {"pixels": tensor}.',
+        code="encoder.tensors",
+        encoder=name,
+        source=source,
+        method=method,
+        given=problem,
+    )
 
 
-@contextmanager
-def encoder_errors(beginning: str) -> Iterator[None]:
-    """Whatever a stranger's code raises is told with the stranger's name. Memory that has run out is not its fault."""
-    try:
-        yield
-    except (MmxError, torch.OutOfMemoryError):
-        raise
-    except (Exception, SystemExit) as error:
-        raise EncoderError(f"{beginning} {one_line_error(error)} (--traceback shows where).") from error
+def _tensor_problem(given: object, method: str) -> str | None:
+    """Describe what is wrong with the dict of tensors that `method` returned, if anything."""
+    if not isinstance(given, Mapping):
+        return _type_name(given)
+    if not given:
+        return "an empty dict"
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            return f"{name!r}: {_type_name(tensor)}"
+        # A gradient cannot leave a data worker, and a worker has no GPU.
+        if method == "prepare" and (tensor.requires_grad or tensor.device.type != "cpu"):
+            return f"{name!r} with a gradient or on {tensor.device}"
+    return None
 
 
-def one_line_error(error: BaseException) -> str:
-    """The kind of an error and what it says, whatever that is, in at most 200 characters."""
-    try:
-        said = str(error)
-    except Exception:
-        said = "(it cannot say why)"
-    return " ".join(f"{type(error).__name__}: {said}".split())[:200]
+def _is_features(given: object) -> bool:
+    """Return whether the first two elements of a tuple are tensors."""
+    return isinstance(given, tuple) and [isinstance(element, Tensor) for element in given[:2]] == [True, True]
 
 
-def _check_tensors(given: Any, encoder: InputPreparer, source: str, method: str) -> PreparedInput:
-    wrong = _kind(given) if not isinstance(given, Mapping) else None
-    if wrong is None and not given:
-        wrong = "nothing"
-    if wrong is None:
-        wrong = next((f"{n!r}: {_kind(t)}" for n, t in given.items() if not isinstance(t, Tensor)), None)
-    if wrong is None and method == "prepare":  # a gradient cannot leave a data worker, and a GPU is not there
-        lively = (n for n, t in given.items() if t.requires_grad or t.device.type != "cpu")
-        wrong = next((f"{n!r} with a gradient or on {given[n].device}" for n in lively), None)
-    if wrong is not None:
-        raise EncoderError(
-            f"encoder {type(encoder).__name__} of source {source!r} gave {wrong} in {method}; "
-            'expected a dict of plain tensors on the CPU, such as {"pixels": tensor}.'
-        )
-    return dict(given)
+def _is_grid(grid: object, num_slots: int) -> bool:
+    """Return whether a grid is two positive integers with at most as many cells as there are slots."""
+    if not isinstance(grid, Sequence) or len(grid) != 2:
+        return False
+    if not all(isinstance(side, int) and side > 0 for side in grid):
+        return False
+    return bool(grid[0] * grid[1] <= num_slots)
 
 
-def _kind(given: Any) -> str:
+def _type_name(given: object) -> str:
     return "None" if given is None else type(given).__name__
 
 
-def _kinds(given: Any) -> str:
-    kind = type(given).__name__
-    return f"{kind} of ({', '.join(type(part).__name__ for part in given)})" if isinstance(given, tuple) else kind
-
-
-def _lies_on(grid: Any, slots: int) -> bool:
-    """Whether a grid is two whole numbers whose cells are some of the slots."""
-    whole = isinstance(grid, Sequence) and len(grid) == 2 and all(isinstance(n, int) and n > 0 for n in grid)
-    return whole and grid[0] * grid[1] <= slots
+def _element_types(given: object) -> str:
+    name = type(given).__name__
+    if not isinstance(given, tuple):
+        return name
+    elements = ", ".join(type(element).__name__ for element in given)
+    return f"{name} of ({elements})"

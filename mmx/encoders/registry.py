@@ -1,8 +1,7 @@
-"""Names to encoders, lazily: a name leads to an address `package.module:Class`, imported only when it is asked for.
+"""Lookup of encoders by name. A name stands for an address `package.module:Class`, imported on first use.
 
-Built-ins stand in a table and are loaded exactly as a stranger's: through `resolve`. Strangers come by the
-entry-point group `mmx.encoders`, or by an address typed directly. `MMX_PLUGINS` (names, comma separated; empty for
-none) limits which entry points are considered.
+Names come from the table of built-ins and from the entry-point group `mmx.encoders`; an address may be given directly.
+The environment variable `MMX_PLUGINS` (names separated by commas; empty for none) restricts the entry points.
 """
 
 import os
@@ -16,7 +15,7 @@ from operator import attrgetter
 from pydantic import BaseModel
 
 from mmx.encoders.base import Encoder
-from mmx.errors import EncoderError, suggest
+from mmx.errors import EncoderError, convert_errors, one_line_error, suggest
 
 GROUP = "mmx.encoders"
 BUILT_IN = {
@@ -28,7 +27,7 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """One name on offer: where it leads, and who put it there."""
+    """An encoder's name, its address, and the package that registered it."""
 
     name: str
     address: str
@@ -38,7 +37,7 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class EncoderDescription:
-    """What `mmx encoders` shows of an entry; `problem` says in a sentence why a broken one cannot be used."""
+    """An entry as `mmx encoders` shows it. `problem`: why it cannot be used, or None."""
 
     entry: EncoderEntry
     modality: str | None = None
@@ -47,81 +46,104 @@ class EncoderDescription:
 
 
 def entries() -> list[EncoderEntry]:
-    """Every name on offer, built-ins first; nothing is imported."""
-    own = [EncoderEntry(name, address, "mmx", _version("mmx")) for name, address in BUILT_IN.items()]
-    allowed = os.environ.get("MMX_PLUGINS")
-    names = None if allowed is None else {name.strip() for name in allowed.split(",")}
-    theirs = [
-        EncoderEntry(point.name, point.value, package, release)
-        for (package, release), points in _claims().items()
-        for point in points
-        if names is None or point.name in names
-    ]
-    return own + sorted(theirs, key=lambda entry: (entry.name, entry.address))
-
-
-def _claims() -> dict[tuple[str, str], list[EntryPoint]]:
-    """(package, version) -> its entry points. Read one by one, so that a damaged package stops no other."""
-    claims: dict[tuple[str, str], list[EntryPoint]] = {}
-    for package in distributions():
-        try:
-            if points := [point for point in package.entry_points if point.group == GROUP]:
-                claims.setdefault((package.name or "?", package.version or "?"), points)
-        except Exception:  # its papers cannot be read, so it claims nothing
-            continue
-    return claims
+    """Return all names, built-ins first. Nothing is imported."""
+    mmx_version = _version("mmx")
+    built_in = [EncoderEntry(name, address, "mmx", mmx_version) for name, address in BUILT_IN.items()]
+    allowed = _allowed_plugins()
+    plugins = []
+    for (package, release), points in _entry_points().items():
+        for point in points:
+            if allowed is None or point.name in allowed:
+                plugins.append(EncoderEntry(point.name, point.value, package, release))
+    return built_in + sorted(plugins, key=lambda entry: (entry.name, entry.address))
 
 
 def resolve(name: str) -> type[Encoder]:
-    """The encoder class of a name or an address. Raises EncoderError with the reason where there is none."""
+    """Return the encoder class of a name or an address. Raises EncoderError with the reason if there is none."""
     if ":" in name:
         return _load(EncoderEntry(name, name, "an address", ""))
-    on_offer = entries()
-    matches = [entry for entry in on_offer if entry.name == name]
+    all_entries = entries()
+    matches = [entry for entry in all_entries if entry.name == name]
     if not matches:
-        raise EncoderError(f"there is no encoder {name!r}; {suggest(name, [entry.name for entry in on_offer])}")
+        known = [entry.name for entry in all_entries]
+        raise EncoderError(
+            f"there is no encoder {name!r}; {suggest(name, known)}", code="encoder.unknown", encoder=name, known=known
+        )
     if matches[0].package != "mmx" and len(matches) > 1:
-        raise EncoderError(_clash(matches))
+        raise EncoderError(_conflict(matches), code="encoder.name_conflict", encoder=name)
     return _load(matches[0])
 
 
-def describe(entry: EncoderEntry, on_offer: Sequence[EncoderEntry]) -> EncoderDescription:
-    """Import one of the entries on offer and tell what it is; a broken one is described by its problem."""
-    namesakes = [other for other in on_offer if other.name == entry.name]
-    if len(namesakes) > 1 and not (entry is namesakes[0] and entry.package == "mmx"):
-        return EncoderDescription(entry, problem=_clash(namesakes))
+def describe(entry: EncoderEntry, all_entries: Sequence[EncoderEntry]) -> EncoderDescription:
+    """Import one of the entries and describe it; a broken one is described by its problem."""
+    same_name = [other for other in all_entries if other.name == entry.name]
+    is_built_in = entry is same_name[0] and entry.package == "mmx"
+    if len(same_name) > 1 and not is_built_in:
+        return EncoderDescription(entry, problem=_conflict(same_name))
     try:
         encoder = _load(entry)
-        options = {
-            key: "(required)" if field.is_required() else field.get_default(call_default_factory=True)
-            for key, field in encoder.Options.model_fields.items()
-        }
-        return EncoderDescription(entry, encoder.modality, options)
     except EncoderError as error:
         return EncoderDescription(entry, problem=str(error))
+    options: dict[str, object] = {}
+    for key, field in encoder.Options.model_fields.items():
+        options[key] = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+    return EncoderDescription(entry, encoder.modality, options)
+
+
+def check_class(encoder: type[Encoder], origin: str | None = None) -> type[Encoder]:
+    """Return the class if it satisfies what can be checked of the contract without an instance.
+
+    Raises EncoderError, whose message begins with `origin` (by default the name of the class).
+    """
+    if problem := _class_problem(encoder):
+        raise EncoderError(
+            f"{origin or f'encoder {encoder.__name__}'} {problem}; see the contract in mmx.encoders.base.",
+            code="encoder.contract",
+            encoder=encoder.__name__,
+            problem=problem,
+        )
+    return encoder
+
+
+def _allowed_plugins() -> set[str] | None:
+    """Names in MMX_PLUGINS, or None if it is not set."""
+    value = os.environ.get("MMX_PLUGINS")
+    return None if value is None else {name.strip() for name in value.split(",")}
+
+
+def _entry_points() -> dict[tuple[str, str], list[EntryPoint]]:
+    """(package, version) to its entry points. Packages are read one by one: a damaged one affects no other."""
+    found: dict[tuple[str, str], list[EntryPoint]] = {}
+    for package in distributions():
+        try:
+            points = [point for point in package.entry_points if point.group == GROUP]
+            if points:
+                found.setdefault((package.name or "?", package.version or "?"), points)
+        except Exception:  # unreadable metadata
+            continue
+    return found
 
 
 def _load(entry: EncoderEntry) -> type[Encoder]:
     module, _, attribute = entry.address.partition(":")
     origin = f"encoder {entry.name!r} ({entry.package} {entry.version}".rstrip() + ")"
-    try:
+
+    def describe_import_error(error: BaseException) -> str:
+        return f"{origin} cannot be imported: {one_line_error(error)}"
+
+    with convert_errors(EncoderError, describe_import_error, code="encoder.import", passing=(), encoder=entry.name):
         found = attrgetter(attribute)(import_module(module))
-    except (Exception, SystemExit) as error:  # a stranger's module may do anything while it is imported
-        raise EncoderError(f"{origin} cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
     if not (isclass(found) and issubclass(found, Encoder)):
-        raise EncoderError(f"{origin} is {entry.address}, which is no subclass of mmx.Encoder.")
+        raise EncoderError(
+            f"{origin} is {entry.address}, which is no subclass of mmx.Encoder.",
+            code="encoder.not_an_encoder",
+            encoder=entry.name,
+        )
     return check_class(found, origin)
 
 
-def check_class(kind: type[Encoder], origin: str | None = None) -> type[Encoder]:
-    """The class, if it keeps what one can tell of the contract without building it. Raises EncoderError."""
-    if broken := _broken_promise(kind):
-        raise EncoderError(f"{origin or f'encoder {kind.__name__}'} {broken}; see the contract in mmx.encoders.base.")
-    return kind
-
-
-def _broken_promise(encoder: type[Encoder]) -> str | None:
-    """What a class lacks of the contract, as far as one can tell without building it."""
+def _class_problem(encoder: type[Encoder]) -> str | None:
+    """Describe what a class lacks of the contract, as far as it can be checked without an instance."""
     if not isinstance(getattr(encoder, "modality", None), str):
         return "states no modality"
     if not (isclass(encoder.Options) and issubclass(encoder.Options, BaseModel)):
@@ -130,18 +152,14 @@ def _broken_promise(encoder: type[Encoder]) -> str | None:
     return f"defines no {' and no '.join(absent)}" if absent else None
 
 
-def _clash(namesakes: list[EncoderEntry]) -> str:
-    claimed = ", ".join(f"{entry.package} ({entry.address})" for entry in namesakes)
-    name = namesakes[0].name
+def _conflict(same_name: list[EncoderEntry]) -> str:
+    claimed = ", ".join(f"{entry.package} ({entry.address})" for entry in same_name)
+    name = same_name[0].name
     return f"the encoder name {name!r} is claimed by {claimed}; uninstall one, or type the address instead of the name."
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
-    except Exception:  # run from a checkout that is not installed
+    except Exception:  # a checkout that is not installed
         return "(not installed)"

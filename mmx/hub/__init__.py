@@ -1,6 +1,6 @@
-"""Importers: a public family of cross-attending models -> our configuration and weights. One file each.
+"""Conversion of published cross-attending models to our configuration and weights, one module per family.
 
-The decoder of every family is the one decoder; a fact that two of them do not share is a field of its configuration.
+All families use the same decoder: every difference between them is a field of its configuration.
 """
 
 from mmx.hub.load import FAMILIES, load_hf_model

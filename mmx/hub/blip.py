@@ -81,6 +81,7 @@ def transformer_fields(checkpoint: HFCheckpoint, text_config: HFConfig) -> dict[
         "intermediate_size": text_config["intermediate_size"],
         "embedding_norm": True,
         "dropout": text_config.get("hidden_dropout_prob", 0.0),
+        "padded_vocab_size": text_config["vocab_size"],
     }
 
 

@@ -49,7 +49,6 @@ def conversion(checkpoint: HFCheckpoint) -> ConversionSpec:
     added = added_tokens(tokenizer)
     question_encoder = QuestionEncoderConfig(
         **transformer_fields(checkpoint, text_config),
-        padded_vocab_size=text_config["vocab_size"],
         projection=ProjectionConfig(positions="none", norm="none"),
         prefix_token_ids=added.prefix,
         suffix_token_ids=added.suffix,
@@ -86,7 +85,7 @@ def question_encoder_weights(num_layers: int) -> list[WeightMapping]:
 
 def added_tokens(tokenizer: Tokenizer) -> AddedTokens:
     """Return the tokens that a published tokenizer adds around a text."""
-    encoding = tokenizer.engine.encode("a")
+    encoding = tokenizer.backend.encode("a")
     is_special = list(encoding.special_tokens_mask)
     start = is_special.index(0)
     stop = len(is_special) - is_special[::-1].index(0)

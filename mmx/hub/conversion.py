@@ -1,4 +1,4 @@
-"""What a family's file says of one published model: our configuration, and where each tensor goes."""
+"""The result of a family's converter: our configuration, and the origin of every tensor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from mmx.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ConversionSpec:
-    """config, tokenizer and generation of our checkpoint; `weights` and `dropped`: the weight map; `encoders`: by
-    source, the prefix of the tensors that go to a pretrained encoder, which knows its own."""
+    """How a published model is converted.
+
+    config, tokenizer, generation: of our checkpoint.
+    weights: which published tensors each of our tensors is made of.
+    dropped: patterns of whole names of published tensors that are not needed.
+    encoders: source name to the prefix of the tensors of its pretrained encoder, which converts them itself.
+    """
 
     config: ModelConfig
     tokenizer: Tokenizer

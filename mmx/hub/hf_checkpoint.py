@@ -1,11 +1,11 @@
-"""A published checkpoint, as it lies in a folder or on the hub: its facts, its tensors, and what is wrong with them."""
+"""A checkpoint in the format of transformers, in a folder or on the Hugging Face Hub: its JSON files and tensors."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,132 +16,169 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmx.errors import CheckpointError, MmxError
+from mmx.encoders.pretrained.architecture import hf_errors
+from mmx.errors import CheckpointError, convert_errors
 
-CONFIG, SAFE, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
-FETCHED = ["*.json", "*.txt", "*.model", "*.spm", "*.safetensors"]
+HFConfig = dict[str, Any]  # a parsed JSON file; values are validated where our configuration is built from them
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+DOWNLOADED_FILES = ["*.json", "*.txt", "*.model", "*.spm", "*.safetensors"]
 
 
 @dataclass(frozen=True)
 class HFCheckpoint:
-    """A folder as `save_pretrained` of transformers writes it. `name` is what a person called it."""
+    """A folder as written by `save_pretrained`.
+
+    name: the folder or public name that the user gave.
+    allow_pickled_weights: read tensors from *.bin files too.
+    """
 
     name: str
     folder: Path
     allow_pickled_weights: bool = False
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """config.json."""
+    def config(self) -> HFConfig:
+        """The content of config.json."""
         return self.read_json(CONFIG)
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by its published name, floating ones as they are stored."""
-        for base, read in ((SAFE, self._read_safe), (PICKLED, self._read_pickled)):
-            index = self.folder / f"{base}.index.json"
-            if index.exists():
-                parts = self.read_json(index.name).get("weight_map")
-                if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-                    raise CheckpointError(f"{index} is damaged; expected a weight_map of files, download it again.")
-                found: dict[str, Tensor] = {}
-                for part in sorted(set(parts.values())):
-                    found |= read(self.folder / Path(part).name)
-                if lacking := sorted(parts.keys() - found.keys()):
-                    raise CheckpointError(
-                        f"{self.name!r} lacks {lacking[0]}, which its index names; download it again."
-                    )
-                return found
-            if (self.folder / base).exists():
-                return read(self.folder / base)
-        raise CheckpointError(f"{self.name!r} has no {SAFE}; expected the weights of a published model; download them.")
+    def generation_config(self) -> HFConfig:
+        """The content of generation_config.json, or {} if there is none."""
+        has_file = (self.folder / GENERATION_CONFIG).exists()
+        return self.read_json(GENERATION_CONFIG) if has_file else {}
 
-    def read_json(self, file: str) -> dict[str, Any]:
-        """A JSON file of the folder. Raises CheckpointError where it is missing or damaged."""
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by their published names, in the stored dtype."""
+        readers = {SAFETENSORS: self._read_safetensors, PICKLE: self._read_pickle}
+        for file, read in readers.items():
+            if (self.folder / f"{file}.index.json").exists():
+                return self._read_shards(f"{file}.index.json", read)
+            if (self.folder / file).exists():
+                return read(self.folder / file)
+        raise CheckpointError(
+            f"{self.name!r} has no {SAFETENSORS}; expected the weights of a published model; download them.",
+            code="hub.file_missing",
+            name=self.name,
+            file=SAFETENSORS,
+        )
+
+    def read_json(self, file: str) -> HFConfig:
+        """Read a JSON file of the folder. Raises CheckpointError if it is missing or damaged."""
+        path = self.folder / file
         try:
-            found = json.loads((self.folder / file).read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self.name!r} has no {file}; expected a folder of a published model, whole; download it again."
+                f"{self.name!r} has no {file}; expected the whole folder of a published model; download it again.",
+                code="hub.file_missing",
+                name=self.name,
+                file=file,
             ) from error
         except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{self.folder / file} cannot be read; expected JSON, download it again.") from error
-        if not isinstance(found, dict):
-            raise CheckpointError(f"{self.folder / file} holds no JSON object; download it again.")
-        return found
+            raise _damaged(path, "cannot be read; expected JSON") from error
+        if not isinstance(content, dict):
+            raise _damaged(path, "holds no JSON object")
+        return content
 
-    def _read_safe(self, path: Path) -> dict[str, Tensor]:
+    def _read_shards(self, index_file: str, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Read weights in several files, which an index lists."""
+        file_of_tensor = self.read_json(index_file).get("weight_map")
+        if not isinstance(file_of_tensor, dict) or not all(isinstance(file, str) for file in file_of_tensor.values()):
+            raise _damaged(self.folder / index_file, "is damaged; expected a weight_map of files")
+        tensors: dict[str, Tensor] = {}
+        for file in sorted(set(file_of_tensor.values())):
+            tensors |= read(self.folder / Path(file).name)
+        missing = sorted(file_of_tensor.keys() - tensors.keys())
+        if missing:
+            raise CheckpointError(
+                f"{self.name!r} lacks {missing[0]}, which its index names; download it again.",
+                code="hub.missing_tensors",
+                name=self.name,
+                tensors=missing,
+            )
+        return tensors
+
+    def _read_safetensors(self, path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            what = "is missing" if not path.exists() else "is damaged or only half downloaded"
-            raise CheckpointError(f"{path} {what}; expected whole safetensors, download it again.") from error
+            if not path.exists():
+                raise _missing(path) from error
+            raise _damaged(path, "is damaged or incompletely downloaded; expected whole safetensors") from error
 
-    def _read_pickled(self, path: Path) -> dict[str, Tensor]:
+    def _read_pickle(self, path: Path) -> dict[str, Tensor]:
+        """Read a pickle of tensors; `weights_only` refuses any other content."""
         if not self.allow_pickled_weights:
             raise CheckpointError(
                 f"{self.name!r} has its weights in {path.name}, a pickle, which may run code; look for a version with "
-                f"{SAFE}, or add --allow-pickle, which reads tensors alone."
+                f"{SAFETENSORS}, or add --allow-pickle, which reads tensors only.",
+                code="hub.pickle",
+                name=self.name,
+                file=path.name,
             )
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # unpickling raises anything
-            what = "is missing" if not path.exists() else "is damaged, half downloaded, or holds more than tensors"
-            raise CheckpointError(f"{path} {what}; nothing of it was used; download it again.") from error
-        if not isinstance(found, Mapping) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-            raise CheckpointError(f"{path} holds more than tensors by name; expected the weights of a model.")
-        return dict(found)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling raises exceptions of any class
+            if not path.exists():
+                raise _missing(path) from error
+            problem = "is damaged, incompletely downloaded, or holds more than tensors; none of it was used"
+            raise _damaged(path, problem) from error
+        if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+            raise _damaged(path, "holds more than tensors by name; expected the weights of a model")
+        return dict(content)
 
 
-def open_hf_checkpoint(name: str, revision: str | None = None, pickles: bool = False) -> HFCheckpoint:
-    """The published checkpoint of a folder, or of a public name, which is downloaded by huggingface_hub.
+def open_hf_checkpoint(name: str, revision: str | None = None, allow_pickled_weights: bool = False) -> HFCheckpoint:
+    """Open the checkpoint of a folder, or of a public name, which huggingface_hub downloads.
 
-    Raises CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     folder = Path(os.path.expanduser(name))
     if not folder.is_dir():
-        folder = _download(name, revision, pickles)
-    found = HFCheckpoint(name, folder, pickles)
-    found.read_json(CONFIG)
-    return found
+        folder = _download(name, revision, allow_pickled_weights)
+    checkpoint = HFCheckpoint(name, folder, allow_pickled_weights)
+    checkpoint.read_json(CONFIG)
+    return checkpoint
 
 
-def _download(name: str, revision: str | None, pickles: bool) -> Path:
+def conversion_errors(checkpoint: HFCheckpoint, family: str) -> AbstractContextManager[None]:
+    """Convert exceptions about a missing or invalid field of config.json to CheckpointError."""
+
+    def describe(error: BaseException) -> str:
+        problem = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has values that do not fit together"
+        return f"config.json of {checkpoint.name!r} {problem}; expected that of a {family}, whole."
+
+    return convert_errors(CheckpointError, describe, code="hub.config", name=checkpoint.name, family=family)
+
+
+def read_errors(checkpoint: HFCheckpoint, what: str) -> AbstractContextManager[None]:
+    """Convert exceptions raised while a library reads a file to CheckpointError."""
+    return hf_errors(checkpoint.name, what, "the files of a published model", CheckpointError, "hub.unreadable")
+
+
+def _download(name: str, revision: str | None, allow_pickled_weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [*FETCHED, "*.bin"] if pickles else FETCHED
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:  # the library raises what it likes, from wrong names to broken connections
-        raise CheckpointError(
+    def describe(error: BaseException) -> str:
+        return (
             f"{name!r} is no folder here and could not be downloaded (no such name, no network, or HF_HUB_OFFLINE=1 is "
             "set); check the name, or give a folder: runs/NAME/best of mmx train, or that of a downloaded model."
-        ) from error
+        )
+
+    patterns = [*DOWNLOADED_FILES, "*.bin"] if allow_pickled_weights else DOWNLOADED_FILES
+    with convert_errors(CheckpointError, describe, code="hub.not_found", name=name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
-@contextmanager
-def conversion_errors(published: HFCheckpoint, family: str) -> Iterator[None]:
-    """A fact that lacks in config.json, or fits no model, becomes a sentence that names it."""
-    try:
-        yield
-    except MmxError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        lacking = f"has no {error.args[0]!r}" if isinstance(error, KeyError) else "has facts that do not fit together"
-        raise CheckpointError(
-            f"config.json of {published.name!r} {lacking}; expected that of a {family}, whole."
-        ) from error
+def _missing(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is missing; download the model again.", code="hub.file_missing", path=str(path), file=path.name
+    )
 
 
-@contextmanager
-def read_errors(published: HFCheckpoint, what: str) -> Iterator[None]:
-    """Whatever goes wrong while one thing is read becomes a sentence that names it."""
-    try:
-        yield
-    except MmxError:
-        raise
-    except Exception as error:  # transformers and tokenizers raise what they like
-        raise CheckpointError(
-            f"{published.name!r} has no {what} that can be read ({type(error).__name__}); download it again, or look "
-            "with --traceback."
-        ) from error
+def _damaged(path: Path, problem: str) -> CheckpointError:
+    return CheckpointError(f"{path} {problem}; download it again.", code="hub.damaged", path=str(path))

@@ -64,7 +64,7 @@ def build_from_language_model(config: ModelConfig) -> Model:
     """
     name = str(config.decoder.pretrained)
     decoder, tensors, tokenizer = read_language_model(name, config.decoder)
-    special_tokens = {token.text.strip("<>"): tuple(ids) for token, ids in tokenizer.marks.items()}
+    special_tokens = {token.name: tuple(ids) for token, ids in tokenizer.special_tokens.items()}
     changes = {"decoder": decoder, "vocab_size": decoder.padded_vocab_size, "special_tokens": special_tokens}
     model = Model(config.model_copy(update=changes), tokenizer)
     missing, unexpected = model.load_state_dict(tensors, strict=False)
@@ -168,7 +168,7 @@ def _read_tokenizer(checkpoint: HFCheckpoint) -> Tokenizer:
         "question": tokenizer.encode(QUESTION),
         "answer": tokenizer.encode(ANSWER),
     }
-    return Tokenizer(tokenizer.engine, {**special_tokens, **prompts})
+    return Tokenizer(tokenizer.backend, {**special_tokens, **prompts})
 
 
 def _special_token_ids(config: HFConfig) -> dict[str, list[int]]:
@@ -176,9 +176,8 @@ def _special_token_ids(config: HFConfig) -> dict[str, list[int]]:
     eos = first_token_id(config["eos_token_id"])
     bos = config.get("bos_token_id")
     pad = config.get("pad_token_id")
-    has_pad = isinstance(pad, int) and pad >= 0
     return {
-        "pad": [pad if has_pad else eos],
+        "pad": [pad if isinstance(pad, int) and pad >= 0 else eos],
         "bos": [eos if bos is None else first_token_id(bos)],
         "eos": [eos],
     }

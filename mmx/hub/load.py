@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def _convert_tensors(checkpoint: HFCheckpoint, spec: ConversionSpec, model: Mode
     for source, prefix in spec.encoders.items():
         names = [name for name in remaining if name.startswith(prefix)]
         encoder_tensors = {name.removeprefix(prefix): remaining.pop(name) for name in names}
-        architecture = spec.config.sources[source].options["architecture"]
+        architecture: Any = spec.config.sources[source].options["architecture"]
         for name, tensor in load_tensors(checkpoint.name, architecture, encoder_tensors).items():
             converted[f"sources.{source}.encoder.model.{name}"] = tensor
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

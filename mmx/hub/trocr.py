@@ -139,7 +139,7 @@ def _has_learned_positions(config: HFConfig) -> bool:
 
 
 def _position_weights(config: HFConfig, decoder: DecoderConfig) -> WeightMapping:
-    """Map learned positions without their unused rows, or compute sinusoidal ones (Vaswani et al. 2017, section 3.5)."""
+    """Map learned positions without their unused rows, or compute sinusoidal ones (Vaswani et al. 2017)."""
     ours = "decoder.embedding.positions.weight"
     if _has_learned_positions(config):
         theirs = f"{PREFIX}embed_positions.weight"

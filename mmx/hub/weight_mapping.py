@@ -1,7 +1,4 @@
-"""Tables from published weights to ours: which tensors of theirs make each of ours, and which are dropped on purpose.
-
-Everything is accounted for: a tensor that no rule takes and no pattern drops is an error, as is one that lacks.
-"""
+"""Mappings from published tensors to ours. Every published tensor is mapped, dropped on purpose, or an error."""
 
 from __future__ import annotations
 
@@ -14,106 +11,164 @@ from torch import Tensor
 
 from mmx.errors import CheckpointError
 
-Change = Callable[[Tensor], Tensor]
-LAYER = "{i}"
+Transform = Callable[[Tensor], Tensor]
+LAYER = "{i}"  # placeholder of a layer index in tensor names
 
 
 def identity(tensor: Tensor) -> Tensor:
-    """No change."""
+    """Return the tensor unchanged."""
     return tensor
 
 
 @dataclass(frozen=True)
 class WeightMapping:
-    """`ours` is made of `theirs`, each changed, one under another along the first axis.
+    """`ours` is the concatenation along the first axis of the tensors `theirs`, each after `transform`.
 
-    optional: a part that is lacking counts as zeros, as the bias of a layer that has none.
+    optional: a missing tensor counts as zeros, such as the bias of a layer without one.
     """
 
     ours: str
     theirs: tuple[str, ...]
-    transform: Change = identity
+    transform: Transform = identity
     optional: bool = False
 
 
-def linear(ours: str, *theirs: str, change: Change = identity, optional_bias: bool = False) -> list[WeightMapping]:
-    """Weight and bias of a linear map, fused of several where there are several."""
-    weight, bias = (tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias"))
-    return [WeightMapping(f"{ours}.weight", weight, change), WeightMapping(f"{ours}.bias", bias, change, optional_bias)]
-
-
-def norm(ours: str, theirs: str) -> list[WeightMapping]:
-    """Weight and bias of a layer norm."""
-    return linear(ours, theirs)
-
-
-def each_layer(layers: int, rules: Iterable[WeightMapping]) -> list[WeightMapping]:
-    """The rules of one layer, written with {i}, for every layer."""
+def linear(
+    ours: str, *theirs: str, transform: Transform = identity, optional_bias: bool = False
+) -> list[WeightMapping]:
+    """Map weight and bias of a linear layer, made of one or several published layers."""
+    weights = tuple(f"{name}.weight" for name in theirs)
+    biases = tuple(f"{name}.bias" for name in theirs)
     return [
-        replace(rule, ours=_at(rule.ours, i), theirs=tuple(_at(name, i) for name in rule.theirs))
-        for rule in rules
-        for i in range(layers)
+        WeightMapping(f"{ours}.weight", weights, transform),
+        WeightMapping(f"{ours}.bias", biases, transform, optional_bias),
     ]
 
 
-def all_layers(layers: int, rules: Iterable[WeightMapping]) -> list[WeightMapping]:
-    """Rules whose parts, written with {i}, are those of all layers one under another: keys and values of a memory."""
-    return [replace(rule, theirs=tuple(_at(name, i) for i in range(layers) for name in rule.theirs)) for rule in rules]
+def norm(ours: str, theirs: str) -> list[WeightMapping]:
+    """Map weight and bias of a layer norm."""
+    return linear(ours, theirs)
+
+
+def each_layer(num_layers: int, mappings: Iterable[WeightMapping]) -> list[WeightMapping]:
+    """Repeat the mappings of one layer, whose names contain {i}, for every layer."""
+    repeated = []
+    for mapping in mappings:
+        for i in range(num_layers):
+            theirs = tuple(_at_layer(name, i) for name in mapping.theirs)
+            repeated.append(replace(mapping, ours=_at_layer(mapping.ours, i), theirs=theirs))
+    return repeated
+
+
+def all_layers(num_layers: int, mappings: Iterable[WeightMapping]) -> list[WeightMapping]:
+    """Concatenate the tensors of all layers, whose names contain {i}: the key-value projection has all layers."""
+    concatenated = []
+    for mapping in mappings:
+        theirs: list[str] = []
+        for i in range(num_layers):
+            theirs.extend(_at_layer(name, i) for name in mapping.theirs)
+        concatenated.append(replace(mapping, theirs=tuple(theirs)))
+    return concatenated
+
+
+def computed_mapping(ours: str, present: str, tensor: Tensor) -> WeightMapping:
+    """Map a tensor that is computed rather than published. `present`: any published tensor."""
+    return WeightMapping(ours, (present,), lambda _: tensor)
 
 
 def convert(
-    rules: Sequence[WeightMapping],
+    mappings: Sequence[WeightMapping],
     dropped: Sequence[str],
     theirs: Mapping[str, Tensor],
     shapes: Mapping[str, torch.Size],
-    where: str,
+    name: str,
 ) -> dict[str, Tensor]:
-    """Our tensors, in float32. `dropped`: patterns of whole names; `shapes`: those that ours must have.
+    """Convert published tensors to ours, in float32.
 
-    Raises CheckpointError, with a name, for a tensor that is missing, is left over or has another shape.
+    Args:
+        mappings: one for each of our tensors.
+        dropped: patterns of whole names of published tensors that are not needed.
+        theirs: the published tensors.
+        shapes: expected shapes of our tensors.
+        name: name of the published model, for errors.
+
+    Raises CheckpointError, naming the tensor, if one is missing, unexpected or of another shape.
     """
-    made, taken = {}, set()
-    for rule in rules:
-        taken |= set(rule.theirs)
-        made[rule.ours] = _made(rule, theirs, shapes, where)
-    if extra := sorted(name for name in theirs if name not in taken and not matches(name, dropped)):
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise CheckpointError(f"{where} holds {extra[0]}{more}, which its family has not; is config.json its own?")
-    return made
+    converted: dict[str, Tensor] = {}
+    used: set[str] = set()
+    for mapping in mappings:
+        used.update(mapping.theirs)
+        converted[mapping.ours] = _convert_one(mapping, theirs, shapes[mapping.ours], name)
+    unexpected = sorted(tensor for tensor in theirs if tensor not in used and not matches(tensor, dropped))
+    if unexpected:
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise CheckpointError(
+            f"{name!r} holds {unexpected[0]}{more}, which its family does not have; is config.json its own?",
+            code="hub.unexpected_tensors",
+            name=name,
+            tensors=unexpected,
+        )
+    return converted
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the regular expressions is the whole name."""
+    """Return whether one of the regular expressions matches the whole name."""
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _made(rule: WeightMapping, theirs: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], where: str) -> Tensor:
-    lacking = [name for name in rule.theirs if name not in theirs]
-    if lacking and not rule.optional:
-        raise CheckpointError(f"{where} lacks {lacking[0]}; expected all tensors of its family, download it again.")
-    try:
-        parts = {name: rule.transform(theirs[name]).float() for name in rule.theirs if name in theirs}
-        expected = shapes[rule.ours]
-        if lacking:
-            rows = (expected[0] - sum(len(part) for part in parts.values())) // len(lacking)
-            parts |= dict.fromkeys(lacking, torch.zeros(rows, *expected[1:]))
-        made = torch.cat([parts[name] for name in rule.theirs])
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+def _convert_one(mapping: WeightMapping, theirs: Mapping[str, Tensor], expected: torch.Size, name: str) -> Tensor:
+    missing = [tensor for tensor in mapping.theirs if tensor not in theirs]
+    if missing and not mapping.optional:
         raise CheckpointError(
-            f"{where} holds {rule.theirs[0]} as {_shape(theirs.get(rule.theirs[0]))}, which does not fit its "
-            "config.json; download both again."
-        ) from error
-    if made.shape != expected:
-        raise CheckpointError(
-            f"{where} holds {rule.theirs[0]} as {_shape(theirs.get(rule.theirs[0]))}; with its config.json it would "
-            f"make {rule.ours} {list(made.shape)}, expected {list(expected)}; download both again."
+            f"{name!r} lacks {missing[0]}; expected all tensors of its family, download it again.",
+            code="hub.missing_tensors",
+            name=name,
+            tensors=missing,
         )
-    return made
+    try:
+        converted = _concatenate(mapping, theirs, missing, expected)
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        raise _shape_error(mapping, theirs, expected, name, None) from error
+    if converted.shape != expected:
+        raise _shape_error(mapping, theirs, expected, name, converted.shape)
+    return converted
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(list(tensor.shape))
+def _concatenate(
+    mapping: WeightMapping, theirs: Mapping[str, Tensor], missing: Sequence[str], expected: torch.Size
+) -> Tensor:
+    """Concatenate the transformed tensors; missing ones are zeros of the size that is left."""
+    parts: dict[str, Tensor] = {}
+    for tensor in mapping.theirs:
+        if tensor in theirs:
+            parts[tensor] = mapping.transform(theirs[tensor]).float()
+    if missing:
+        num_present = sum(len(part) for part in parts.values())
+        rows = (expected[0] - num_present) // len(missing)
+        parts |= dict.fromkeys(missing, torch.zeros(rows, *expected[1:]))
+    return torch.cat([parts[tensor] for tensor in mapping.theirs])
 
 
-def _at(name: str, layer: int) -> str:
+def _shape_error(
+    mapping: WeightMapping,
+    theirs: Mapping[str, Tensor],
+    expected: torch.Size,
+    name: str,
+    converted: torch.Size | None,
+) -> CheckpointError:
+    tensor = mapping.theirs[0]
+    shape = list(theirs[tensor].shape) if tensor in theirs else None
+    result = f" (it would make {list(converted)})" if converted is not None else ""
+    return CheckpointError(
+        f"{name!r} holds {tensor} as {shape}, which does not fit its config.json: {mapping.ours} has shape "
+        f"{list(expected)}{result}; download both again.",
+        code="hub.tensor_shape",
+        name=name,
+        tensor=tensor,
+        given=shape,
+        expected=list(expected),
+    )
+
+
+def _at_layer(name: str, layer: int) -> str:
     return name.replace(LAYER, str(layer))
