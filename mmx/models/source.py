@@ -98,10 +98,8 @@ def construct_encoder(encoder_class: type[Encoder], options: FrozenModel, tokeni
     with encoder_errors(
         f"encoder {name} of {where} cannot be built with its options:", "encoder.build", encoder=name, key=where
     ):
-        if encoder_class.uses_tokenizer:
-            encoder = encoder_class(options, tokenizer)  # type: ignore[call-arg]
-        else:
-            encoder = encoder_class(options)
+        arguments = (options, tokenizer) if encoder_class.uses_tokenizer else (options,)
+        encoder = encoder_class(*arguments)
         given_options = getattr(encoder, "options", None)
         given_width = getattr(encoder, "width", None)
     problem = _constructor_problem(encoder, given_options, given_width)

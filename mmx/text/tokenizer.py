@@ -149,7 +149,7 @@ class Tokenizer:
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train a tokenizer of at most `vocab_size` tokens (byte-pair encoding, Sennrich et al. 2016), in lower case."""
+        """Train a lower-case tokenizer of at most `vocab_size` tokens (byte-pair encoding, Sennrich et al. 2016)."""
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -1,4 +1,4 @@
-"""Prompts and the tidying of texts: by hand, and that tidying twice is tidying once."""
+"""Prompts and normalization of texts."""
 
 import subprocess
 import sys
@@ -21,18 +21,18 @@ from mmx.text.prompts import (
     question_prompt,
 )
 
-EFFORT = settings(max_examples=50, deadline=None)
+properties = settings(max_examples=50, deadline=None)
 
 
-def test_the_three_prompts():
+def test_prompts():
     assert caption_prompt() == (BOS, CAPTION)
     assert question_prompt(" what  is this ") == (BOS, QUESTION, "what is this?", ANSWER)
     assert answer_prompt() == (BOS, ANSWER)
-    assert len({mark.text for mark in SPECIAL_TOKENS}) == len(SPECIAL_TOKENS) == 6
+    assert len({token.text for token in SPECIAL_TOKENS}) == len(SPECIAL_TOKENS) == 6
 
 
 @pytest.mark.parametrize(
-    ("given_", "tidy"),
+    ("question", "expected"),
     [
         ("what is this", "what is this?"),
         ("what is this?", "what is this?"),
@@ -43,12 +43,12 @@ def test_the_three_prompts():
         ("???", "?"),
     ],
 )
-def test_questions_are_spelt_one_way(given_, tidy):
-    assert normalize_question(given_) == tidy
+def test_normalize_question(question, expected):
+    assert normalize_question(question) == expected
 
 
 @pytest.mark.parametrize(
-    ("given_", "tidy"),
+    ("text", "expected"),
     [
         ("a dog , a cat .", "a dog, a cat."),
         ("the dog 's ball", "the dog's ball"),
@@ -58,33 +58,33 @@ def test_questions_are_spelt_one_way(given_, tidy):
         (" . ", "."),
     ],
 )
-def test_decoded_text_is_written_as_people_write(given_, tidy):
-    assert normalize_whitespace(given_) == tidy
+def test_normalize_whitespace(text, expected):
+    assert normalize_whitespace(text) == expected
 
 
-def test_captions_as_targets():
+def test_normalize_caption():
     assert normalize_caption("A Dog runs , fast . ") == "a dog runs, fast"
     assert normalize_caption("...") == ""
 
 
-@EFFORT
+@properties
 @given(st.text(max_size=40))
-def test_tidying_a_question_twice_is_tidying_it_once(text):
-    once = normalize_question(text)
-    assert normalize_question(once) == once
-    assert once.endswith("?")
-    assert once == once.strip()
+def test_normalizing_a_question_is_idempotent(text):
+    normalized = normalize_question(text)
+    assert normalize_question(normalized) == normalized
+    assert normalized.endswith("?")
+    assert normalized == normalized.strip()
 
 
-@EFFORT
+@properties
 @given(st.text(" .,a'sn?t\n", max_size=30))
-def test_tidied_text_has_single_spaces_and_none_at_its_ends(text):
-    once = normalize_whitespace(text)
-    assert "  " not in once
-    assert once == once.strip()
-    assert once.replace(" ", "") == "".join(text.split())
+def test_normalized_whitespace_is_single_and_never_at_the_ends(text):
+    normalized = normalize_whitespace(text)
+    assert "  " not in normalized
+    assert normalized == normalized.strip()
+    assert normalized.replace(" ", "") == "".join(text.split())
 
 
-def test_prompts_need_no_torch():
+def test_prompts_do_not_import_torch():
     code = "import sys, mmx.text.prompts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
