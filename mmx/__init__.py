@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmx.encoders.base import Encoder as Encoder
     from mmx.errors import MmxError as MmxError
+    from mmx.evaluation.evaluate import EvaluationOptions as EvaluationOptions
     from mmx.evaluation.evaluate import evaluate as evaluate
     from mmx.inference.options import DecodingOptions as DecodingOptions
     from mmx.inference.options import GenerationOptions as GenerationOptions
@@ -53,6 +54,7 @@ _MODULES = {
     "load_audio": "mmx.io.audio",
     "train": "mmx.training.loop",
     "evaluate": "mmx.evaluation.evaluate",
+    "EvaluationOptions": "mmx.evaluation.evaluate",
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -42,7 +42,7 @@ def evaluate_model(
     num_beams: NumBeamsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where to write metrics.json and texts.jsonl.")
+        Path, typer.Option("--out", metavar="FOLDER", help="Where to write metrics.json and predictions.jsonl.")
     ] = Path(),
     information: Annotated[bool, typer.Option("--information", help=_INFORMATION_HELP)] = False,
     novelty_against: Annotated[
@@ -75,23 +75,20 @@ def evaluate_model(
         _evaluate_maps(model, config, device, out, as_json)
         return
     from mmx.data.formats import read_examples
-    from mmx.evaluation.evaluate import evaluate
+    from mmx.evaluation.evaluate import EvaluationOptions, evaluate
 
     examples = read_examples(config)
     training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
     out.mkdir(parents=True, exist_ok=True)  # first, because it may fail
     pipeline = load_pipeline(model, device)
-    options = pipeline.generation_config({"num_beams": num_beams, "max_new_tokens": max_new_tokens})
+    options = EvaluationOptions(
+        generation=pipeline.generation_config({"num_beams": num_beams, "max_new_tokens": max_new_tokens}),
+        batch_size=batch_size,
+        information=information,
+        training_captions=training_captions,
+    )
     with progress_bar(len(examples), quiet) as bar:
-        report = evaluate(
-            pipeline,
-            examples,
-            options,
-            batch_size,
-            progress=bar.update,
-            information=information,
-            training_captions=training_captions,
-        )
+        report = evaluate(pipeline, examples, options, progress=bar.update)
     for message in report.skipped:
         print(one_line(message), file=sys.stderr)
     report.save(out)
@@ -123,7 +120,7 @@ def _evaluate_maps(model: str, config: DataConfig, device: str, out: Path, as_js
     scenes = [generate_scene(config.seed, index) for index in range(config.num_examples)]
     selection = [generate_scene(config.seed + 1, index) for index in range(config.num_examples)]
     pointing = pointing_game(pipeline, scenes, selection)
-    deletion = deletion_test(pipeline, scenes, pointing.chosen)
+    deletion = deletion_test(pipeline, scenes, pointing.selected)
     report = {"pointing": asdict(pointing), "deletion": asdict(deletion)}
     write_json(out / "maps.json", report)
     print(json.dumps(report) if as_json else f"{pointing.table(pointing.main_methods)}\n\n{deletion.table()}")

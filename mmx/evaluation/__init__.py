@@ -1,1 +1,1 @@
-"""Evaluation: metrics, the evaluation loop, the pointing game and the deletion test."""
+"""Evaluation of models: metrics of generated texts, losses, information, and the faithfulness of attention maps."""

@@ -1,1 +1,1 @@
-"""Studies: two ways of building the same small model, trained side by side on texts made for the question."""
+"""Studies: variants of a small model, trained on the same synthetic texts and compared."""

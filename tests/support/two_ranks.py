@@ -15,7 +15,7 @@ from toy_runs import Watched, critical_config, number_config
 from mmx.config.schema import DataConfig
 from mmx.data.formats import read_examples
 from mmx.errors import TrainingError
-from mmx.evaluation.evaluate import evaluate
+from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
 
@@ -69,6 +69,7 @@ note("rewarded", watched(critical_config(data, folder / "rewarded")))
 examples = read_examples(DataConfig(path=data))
 for count in (1, 2, 5, 6, 7, 8):
     pipeline = Pipeline(tiny_model())
-    options = pipeline.generation_config({"max_new_tokens": 4})
-    found = evaluate(pipeline, examples[:count], options, 2, trainer_rank(), 2, gather_object)
+    options = EvaluationOptions(pipeline.generation_config({"max_new_tokens": 4}), batch_size=2)
+    processes = ProcessGroup(trainer_rank(), 2, gather_object)
+    found = evaluate(pipeline, examples[:count], options, processes)
     note(f"evaluated-{count}", {"metrics": found.metrics, "texts": [asdict(text) for text in found.predictions]})

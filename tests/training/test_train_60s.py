@@ -31,4 +31,4 @@ def test_a_minute_of_training_answers_nine_questions_of_ten(tmp_path):
     assert metrics["questions"] == 500
     assert metrics["exact match"] >= 0.9
     assert metrics == json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert len((tmp_path / "report" / "texts.jsonl").read_text().splitlines()) == 500
+    assert len((tmp_path / "report" / "predictions.jsonl").read_text().splitlines()) == 500

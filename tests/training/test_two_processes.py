@@ -14,7 +14,7 @@ from toy_runs import COUNT, Watched, child_environment, number_config, reports, 
 
 from mmx.config.schema import DataConfig
 from mmx.data.formats import read_examples
-from mmx.evaluation.evaluate import evaluate
+from mmx.evaluation.evaluate import EvaluationOptions, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
 from mmx.training.state import latest_state
@@ -119,7 +119,8 @@ def one_thread():
 def test_evaluation_over_two_processes_equals_one(folder, count, one_thread):
     examples = read_examples(DataConfig(path=str(folder / "numbers.jsonl")))[:count]
     pipeline = Pipeline(tiny_model())
-    expected = evaluate(pipeline, examples, pipeline.generation_config({"max_new_tokens": 4}), 2)
+    options = EvaluationOptions(pipeline.generation_config({"max_new_tokens": 4}), batch_size=2)
+    expected = evaluate(pipeline, examples, options)
     for found in noted(folder, f"evaluated-{count}"):
         assert found["metrics"].keys() == expected.metrics.keys()
         assert all(abs(found["metrics"][key] - value) <= 1e-12 for key, value in expected.metrics.items())

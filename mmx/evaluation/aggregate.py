@@ -1,0 +1,75 @@
+"""Metrics of all predictions and losses of an evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+
+from mmx.evaluation.losses import BatchLoss, WordLoss
+from mmx.evaluation.metrics.answers import answer_metrics, most_frequent_answer_accuracy
+from mmx.evaluation.metrics.captions import caption_metrics
+from mmx.evaluation.report import EvaluatedText
+
+EXACT_MATCH = "exact match"
+MOST_FREQUENT_ANSWER = "most frequent answer"
+
+
+def aggregate_metrics(
+    predictions: Sequence[EvaluatedText], losses: Sequence[BatchLoss], training_captions: Collection[str] = ()
+) -> dict[str, float]:
+    """All metrics that the texts allow: loss, captions, answers, answers by question type, bits per word, counts.
+
+    CIDEr weighs n-grams by how many images have them, so caption metrics need at least two captions.
+    """
+    captions = [text for text in predictions if text.question is None and text.targets]
+    answers = [text for text in predictions if text.question is not None and text.targets]
+    metrics: dict[str, float] = {}
+    tokens = sum(loss.tokens for loss in losses)
+    if tokens:
+        metrics["loss"] = math.fsum(loss.nats for loss in losses) / tokens
+    if len(captions) > 1:
+        predicted = {text.key: text.prediction for text in captions}
+        references = {text.key: text.targets for text in captions}
+        metrics |= caption_metrics(predicted, references, training_captions)
+    if answers:
+        metrics |= _answer_metrics(answers)
+        metrics |= _metrics_by_question_type(answers)
+    metrics |= _bits_per_word(losses)
+    metrics["captions"] = len(captions)
+    metrics["questions"] = len(answers)
+    return metrics
+
+
+def _answer_metrics(answers: Sequence[EvaluatedText]) -> dict[str, float]:
+    """Exact match, its baseline, and VQA accuracy if some question has the answers of several annotators."""
+    predicted = {text.key: text.prediction for text in answers}
+    targets = {text.key: text.targets for text in answers}
+    questions = {text.key: text.question or "" for text in answers}
+    metrics = answer_metrics(predicted, targets)
+    if all(len(text.targets) == 1 for text in answers):
+        del metrics["VQA accuracy"]
+    metrics[MOST_FREQUENT_ANSWER] = most_frequent_answer_accuracy(questions, targets)
+    return metrics
+
+
+def _metrics_by_question_type(answers: Sequence[EvaluatedText]) -> dict[str, float]:
+    metrics = {}
+    for question_type in sorted({text.question_type for text in answers if text.question_type}):
+        found = _answer_metrics([text for text in answers if text.question_type == question_type])
+        for name in (EXACT_MATCH, MOST_FREQUENT_ANSWER):
+            metrics[f"{name}, {question_type}"] = found[name]
+    return metrics
+
+
+def _bits_per_word(losses: Sequence[BatchLoss]) -> dict[str, float]:
+    """Bits per word under each condition that was measured."""
+    by_condition: dict[str, list[WordLoss]] = {}
+    for loss in losses:
+        for name, word_loss in loss.by_condition.items():
+            by_condition.setdefault(name, []).append(word_loss)
+    bits = {}
+    for name, word_losses in by_condition.items():
+        words = sum(loss.words for loss in word_losses)
+        if words:
+            bits[name] = math.fsum(loss.nats for loss in word_losses) / (math.log(2) * words)
+    return bits

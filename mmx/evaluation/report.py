@@ -1,0 +1,77 @@
+"""The report of an evaluation: metrics and predictions, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmx.errors import DataError
+from mmx.io.atomic import atomic_write_text
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluatedText:
+    """A generated text and its references.
+
+    Args:
+        key: (index of the example, index of the task in it).
+        id: of the example.
+        question: None for a caption.
+        question_type: None if the data has no types.
+        prediction: the generated text.
+        score: of the prediction, see `GeneratedText.score`.
+        targets: reference captions or answers.
+    """
+
+    key: tuple[int, int]
+    id: str
+    question: str | None
+    question_type: str | None
+    prediction: str
+    score: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """The result of an evaluation.
+
+    Args:
+        metrics: values by name.
+        predictions: all texts in the order of the examples.
+        skipped: one sentence for each example that cannot be read.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[EvaluatedText]
+    skipped: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{name}: {value:.4g}" for name, value in self.metrics.items())
+        return f"EvaluationReport({names}; predictions: {len(self.predictions)}, skipped: {len(self.skipped)})"
+
+    def save(self, folder: Path) -> None:
+        """Write metrics.json and predictions.jsonl, each atomically. Raises DataError if that is not possible."""
+        rows = []
+        for text in self.predictions:
+            row = {
+                "id": text.id,
+                "question": text.question,
+                "prediction": text.prediction,
+                "score": text.score,
+                "targets": text.targets,
+            }
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            atomic_write_text(folder / PREDICTIONS_FILE, "".join(rows))
+            atomic_write_text(folder / METRICS_FILE, json.dumps(self.metrics, indent=2) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{folder} cannot be written: {error.strerror}; choose another folder.",
+                code="evaluation.write",
+                path=str(folder),
+            ) from error
