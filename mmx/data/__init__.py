@@ -1,1 +1,1 @@
-"""Data: files in the formats people have, and generated scenes, to batches of the one shape `mmx.data.examples`."""
+"""Data sets in published formats and generated scenes, as examples (`mmx.data.examples`) and training batches."""

@@ -1,11 +1,10 @@
-"""The one shape of data: an example is one set of inputs (a picture, ...) and everything that is said about it.
+"""The common form of all data sets: an example is one set of inputs and all texts that belong to it.
 
-All captions of a picture, or all questions about it, are turns of one example: the picture is encoded once for them.
+All captions of an image, and all questions about it, are tasks of one example, so the image is encoded once for them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mmx.errors import MmxError
 from mmx.memory import Box
@@ -13,9 +12,15 @@ from mmx.memory import Box
 
 @dataclass(frozen=True)
 class TextTask:
-    """One thing to say. Without a question it is a caption, with all reference captions as targets; with one, the
-    targets are the answers people gave. `kind` sorts questions in reports. `box` (0..1) is the pointing finger, a part
-    of the prompt: only that region may be looked at. `evidence` is where the answer can be seen, which nobody tells."""
+    """One text to generate, with its reference texts.
+
+    Args:
+        targets: reference captions, or the answers that annotators gave.
+        question: None for a caption.
+        question_type: groups questions in reports.
+        box: region (0..1) that the question is about; it is part of the prompt, and only this region is attended.
+        evidence: region where the answer can be seen. It is used by evaluation only.
+    """
 
     targets: tuple[str, ...]
     question: str | None = None
@@ -26,20 +31,21 @@ class TextTask:
 
 @dataclass(frozen=True)
 class Example:
-    """Raw inputs by source name (a path, a PIL picture, a text, ...), what is said about them, and where it stands."""
+    """Raw inputs by source name (a path, a PIL image, a text, ...), their tasks, and where the example was read."""
 
     id: str
-    sources: Mapping[str, Any]
+    sources: Mapping[str, object]
     tasks: tuple[TextTask, ...]
     origin: str = ""
 
 
 def captions_of(examples: Sequence[Example]) -> Iterator[tuple[str, ...]]:
-    """What people said of each example: those that cannot be read, and those without a caption, are passed over."""
+    """Yield the reference captions of each example; unreadable examples and those without captions are skipped."""
     for index in range(len(examples)):
         try:
-            turns = examples[index].tasks
+            tasks = examples[index].tasks
         except MmxError:
             continue
-        if captions := tuple(target for turn in turns if turn.question is None for target in turn.targets):
-            yield captions
+        captions = [target for task in tasks if task.question is None for target in task.targets]
+        if captions:
+            yield tuple(captions)

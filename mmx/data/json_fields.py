@@ -1,6 +1,6 @@
-"""What stands in JSON that people wrote, looked at before it is believed: lines, fields, texts, boxes, paths.
+"""Reading and checking JSON that users wrote: lines, fields, texts, boxes and paths.
 
-Every error names the file, the line and what stands there instead.
+Every error names the file and the line or record, and what was found there.
 """
 
 from __future__ import annotations
@@ -10,123 +10,200 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmx.errors import DataError
-from mmx.memory import Box
+from mmx.errors import DataError, MmxError
+from mmx.memory import Box, check_box
 
-KINDS = {str: "a text", list: "a list", (int, str): "a number or a text"}
+JsonObject = dict[str, Any]
 
 
-def read_lines(path: Path, finite: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of a JSONL file. Raises DataError, naming file and line, for one that is no object, and see
-    `parse_line`."""
+@dataclass(frozen=True)
+class RecordLocation:
+    """Where a record was read: a file, and a line of it or a part of it such as "image 3"."""
+
+    path: str
+    line: int | None = None
+    record: str | None = None
+
+    def __str__(self) -> str:
+        if self.line is not None:
+            return f"{self.path}:{self.line}"
+        return self.path if self.record is None else f"{self.path}, {self.record}"
+
+    def error(self, reason: str, message: str, **details: object) -> DataError:
+        """Return a DataError about this record; its code is `data.REASON`."""
+        details = {"record": self.record, **details}
+        return DataError(f"{self} {message}", code=f"data.{reason}", path=self.path, line=self.line, **details)
+
+
+# ---- documents and lines -----------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path, finite: bool = True) -> Iterator[tuple[int, JsonObject]]:
+    """Yield (line number, object) of a JSONL file; empty lines are skipped.
+
+    Raises:
+        DataError: the file is missing, or a line is not a JSON object (see `parse_line`).
+    """
     if not path.is_file():
-        raise DataError(f"there is no file {path}; expected JSON lines, one object each.")
+        raise DataError(
+            f"there is no file {path}; expected JSON lines, one object each.", code="data.missing", path=str(path)
+        )
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
-                yield number, parse_line(f"{path}:{number}", text, finite)
+                yield number, parse_line(RecordLocation(str(path), number), text, finite)
 
 
-def parse_line(where: str, text: str, finite: bool = True) -> dict[str, Any]:
-    """The object of one line. Raises DataError, naming where it stands, for what is none; or (`finite`) holds a number
-    that JSON has not: what is kept of a line that is asked about is written again, and others could not read it."""
+def parse_line(location: RecordLocation, text: str, finite: bool = True) -> JsonObject:
+    """Parse one line as a JSON object.
+
+    Args:
+        finite: refuse NaN, Infinity and numbers that overflow. Lines whose fields are written out again need this,
+            because the output would not be valid JSON.
+
+    Raises:
+        DataError: the line is not a JSON object, or holds a number that is not finite.
+    """
+    parsers = {"parse_constant": _parse_finite, "parse_float": _parse_finite} if finite else {}
     try:
-        line = json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
+        line = json.loads(text, **parsers)
     except OverflowError:
-        raise DataError(f"{where} has a number that is not finite, such as NaN; write null, or leave it out.") from None
+        message = "has a number that is not finite, such as NaN; write null, or leave it out."
+        raise location.error("not_finite", message) from None
     except (ValueError, RecursionError):
         line = None
     if not isinstance(line, dict):
-        raise DataError(f'{where} is no JSON object; expected a line such as {{"image": …}}.')
+        raise location.error("not_json", 'is not a JSON object; expected a line such as {"image": …}.')
     return line
 
 
-def _finite(text: str) -> float:
-    """NaN, Infinity, 1e999 -> OverflowError."""
-    if not math.isfinite(number := float(text)):
+def load_json(path: Path, expected: str) -> JsonObject:
+    """Return the JSON object in a file. Raises DataError; its message ends with `expected`."""
+    details = {"code": "data.not_json", "path": str(path)}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno} is not JSON; {expected}", line=error.lineno, **details) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON; {expected}", **details) from error
+    if not isinstance(document, dict):
+        raise DataError(f"{path} does not hold a JSON object; {expected}", **details)
+    return document
+
+
+def _parse_finite(text: str) -> float:
+    """Parse a number; NaN, Infinity and 1e999 raise OverflowError."""
+    number = float(text)
+    if not math.isfinite(number):
         raise OverflowError
     return number
 
 
+# ---- fields ------------------------------------------------------------------------------------------------------
+
+
+def text_field(record: object, name: str, location: RecordLocation) -> str:
+    """Return a required text. Raises DataError."""
+    value = _field(record, name, location)
+    if not isinstance(value, str):
+        raise _type_error(value, name, "a text", location)
+    return _check_utf8(value, location)
+
+
+def optional_text_field(record: Mapping[str, Any], name: str, location: RecordLocation) -> str | None:
+    """Return a text, or None if the field is absent or null. Raises DataError."""
+    return None if record.get(name) is None else text_field(record, name, location)
+
+
+def list_field(record: object, name: str, location: RecordLocation) -> list[Any]:
+    """Return a required list. Raises DataError."""
+    value = _field(record, name, location)
+    if not isinstance(value, list):
+        raise _type_error(value, name, "a list", location)
+    return value
+
+
+def id_field(record: object, name: str, location: RecordLocation) -> int | str:
+    """Return a required identifier, a number or a text. Raises DataError."""
+    value = _field(record, name, location)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise _type_error(value, name, "a number or a text", location)
+    return _check_utf8(value, location) if isinstance(value, str) else value
+
+
+def texts_field(record: Mapping[str, Any], names: Sequence[str], location: RecordLocation) -> tuple[str, ...]:
+    """Return the text or texts under the first of `names` that the record has, () if it has none. Raises DataError."""
+    name = next((name for name in names if record.get(name) is not None), None)
+    if name is None:
+        return ()
+    value = record[name]
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise _type_error(value, name, "one or more texts", location)
+    return tuple(_check_utf8(text, location) for text in texts)
+
+
+def box_field(record: Mapping[str, Any], name: str, location: RecordLocation) -> Box | None:
+    """Return a box, or None if the field is absent or null. Raises DataError for anything but a region in 0..1."""
+    value = record.get(name)
+    if value is None:
+        return None
+    expected = "[x0, y0, x1, y1] with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+    if not isinstance(value, list) or not all(isinstance(edge, int | float) for edge in value):
+        raise _type_error(value, name, expected, location)
+    try:
+        check_box(value)
+        x0, y0, x1, y1 = map(float, value)
+    except (MmxError, ValueError, OverflowError):
+        raise _type_error(value, name, expected, location) from None
+    return x0, y0, x1, y1
+
+
+def _field(record: object, name: str, location: RecordLocation) -> object:
+    if not isinstance(record, Mapping):
+        message = f"is or holds {_shorten(record)}; expected an object with a field {name!r}."
+        raise location.error("not_object", message, key=name)
+    if name not in record:
+        present = ", ".join(sorted(record)) or "no field"
+        raise location.error("missing_field", f"has no {name!r}; it has {present}.", key=name)
+    return record[name]
+
+
+def _type_error(value: object, name: str, expected: str, location: RecordLocation) -> DataError:
+    message = f"has {name!r}: {_shorten(value)}; expected {expected}."
+    return location.error("field_type", message, key=name, expected=expected)
+
+
+def _check_utf8(text: str, location: RecordLocation) -> str:
+    """Refuse unpaired surrogates: JSON can spell them ("\\ud800"), but they are not valid Unicode text."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        message = f"has a text with an unpaired surrogate, {_shorten(text)}; write it as UTF-8."
+        raise location.error("not_utf8", message)
+    return text
+
+
+def _shorten(value: object) -> str:
+    return json.dumps(value, default=str)[:60]
+
+
+# ---- paths and texts ---------------------------------------------------------------------------------------------
+
+
 def is_url(text: str) -> bool:
-    """Whether this is an address or inline data, of which nothing may be folded as `Path` folds two slashes."""
+    """Return whether a text is a URL or inline data, in which double slashes must be kept."""
     return re.match(r"data:|[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
 def resolve_path(raw: str, base: Path) -> str:
-    """A path as seen from the folder of its list; an address stays as it is spelled, unless a file bears its name."""
-    place = base / raw
-    return raw if is_url(raw) and not os.path.exists(place) else str(place)
-
-
-def load_json(path: Path, expected: str) -> dict[str, Any]:
-    """The object that a file holds. Raises DataError, which closes with what was expected, for what is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno} is no JSON; {expected}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON; {expected}") from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path} holds no JSON object; {expected}")
-    return document
-
-
-def required_field(record: Any, name: str, kind: Any, where: str) -> Any:
-    """A field that must be there and be of a kind. Raises DataError with what stands there instead."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where} is or holds {_shown(record)}; expected an object with a field {name!r}.")
-    if name not in record:
-        raise DataError(f"{where} has no {name!r}; it has {', '.join(sorted(record)) or 'nothing'}.")
-    value = record[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{where} has {name!r}: {_shown(value)}; expected {KINDS[kind]}.")
-    return _utf8(value, where) if isinstance(value, str) else value
-
-
-def optional_field(record: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
-    """The same, or None where it is not there, or null."""
-    return None if record.get(name) is None else required_field(record, name, kind, where)
-
-
-def text_fields(line: Mapping[str, Any], names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The text or texts under the first of `names` that the line has; () where it has none of them."""
-    name = next((name for name in names if line.get(name) is not None), None)
-    if name is None:
-        return ()
-    given = [line[name]] if isinstance(line[name], str) else line[name]
-    if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
-        raise DataError(f"{where} has {name!r}: {_shown(line[name])}; expected one or more texts.")
-    return tuple(_utf8(text, where) for text in given)
-
-
-def read_box(line: Mapping[str, Any], name: str, where: str) -> Box | None:
-    """A region under a name, None where there is none. Raises DataError for what is no region in 0..1."""
-    box = line.get(name)
-    if box is None:
-        return None
-    numbers = isinstance(box, list) and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
-    if not numbers or len(box) != 4 or not (0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1):
-        raise DataError(
-            f"{where} has {name!r}: {_shown(box)}; expected [x0, y0, x1, y1] with 0 <= x0 < x1 <= 1, y alike."
-        )
-    return tuple(map(float, box))  # type: ignore[return-value]
-
-
-def _utf8(text: str, where: str) -> str:
-    """JSON can spell half a character ("\\ud800"), which no tokenizer takes."""
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise DataError(f"{where} has a text with half a character, {_shown(text)}; write it as UTF-8.")
-    return text
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)[:60]
+    """Resolve a path relative to the folder of its list. A URL is kept, unless a file of this name exists."""
+    path = base / raw
+    return raw if is_url(raw) and not os.path.exists(path) else str(path)
 
 
 def single_spaced(text: str) -> str:
-    """One space where there is white space, none at the ends."""
+    """Replace runs of white space by one space and strip the ends."""
     return " ".join(text.split())

@@ -1,36 +1,46 @@
-"""The words that photographs of everyday life are captioned with (Flickr8k, Flickr30k, COCO), in English: each spelling
-to the name that questions and answers use. For `mmx.data.derived_questions`."""
+"""English words of captions of everyday photographs (Flickr8k, Flickr30k, COCO), for `mmx.data.derived_questions`.
+
+The tables map each spelling to the name that questions and answers use.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 
 
-def _set(words: str) -> frozenset[str]:
+def _word_set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-def _lines(table: str) -> list[tuple[str, frozenset[str]]]:
-    """Lines of "name: words"."""
-    return [(name.strip(), _set(words)) for name, words in (line.split(":") for line in table.strip().splitlines())]
+def _parse_table(table: str) -> list[tuple[str, frozenset[str]]]:
+    """Parse lines of the form "name: words"."""
+    rows = []
+    for line in table.strip().splitlines():
+        name, words = line.split(":")
+        rows.append((name.strip(), _word_set(words)))
+    return rows
 
 
-def _canon(table: str) -> dict[str, str]:
-    """Lines of "name: other spellings" -> every spelling to its name."""
-    return {word: name for name, others in _lines(table) for word in (name, *others)}
+def _canonical_names(table: str) -> dict[str, str]:
+    """Parse lines of the form "name: other spellings" and return the name of every spelling."""
+    names = {}
+    for name, others in _parse_table(table):
+        for word in (name, *others):
+            names[word] = name
+    return names
 
 
-def _hiding(table: str) -> dict[str, frozenset[str]]:
-    """Lines of "thing: words that it may hide behind" -> the words of each thing."""
-    found: dict[str, frozenset[str]] = defaultdict(frozenset)
-    for name, words in _lines(table):
-        found[name] |= words
-    return dict(found)
+def _word_sets(table: str) -> dict[str, frozenset[str]]:
+    """Parse lines of the form "name: words" and return the words of each name; a name may have several lines."""
+    sets: dict[str, frozenset[str]] = defaultdict(frozenset)
+    for name, words in _parse_table(table):
+        sets[name] |= words
+    return dict(sets)
 
 
 # ---- colors and numbers ------------------------------------------------------------------------------------------
 
-COLORS = _canon("""
+COLORS = _canonical_names("""
     black:
     white:
     brown:
@@ -46,7 +56,7 @@ COLORS = _canon("""
     gold: golden
     blond: blonde
 """)
-COLORED = _canon("""
+COLORED_THINGS = _canonical_names("""
     dog: puppy
     shirt: tshirt t-shirt
     jacket:
@@ -75,16 +85,16 @@ COLORED = _canon("""
     vest:
 """)
 NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
-NAMES_OF_NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
-MANY = _set("""
+NUMBER_NAMES = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+CROWD_WORDS = _word_set("""
     group several crowd many some couple bunch team pack family others crowded lot audience onlookers spectators
     officers bystanders passengers opponents band crew class
 """)
-FURTHER = _set("another other second")
+ADDITION_WORDS = _word_set("another other second")
 
 # ---- people, dogs, things ----------------------------------------------------------------------------------------
 
-PEOPLE = _canon("""
+PEOPLE = _canonical_names("""
     man: guy gentleman
     woman: lady
     boy:
@@ -92,7 +102,7 @@ PEOPLE = _canon("""
     child: kid toddler baby
     person: player rider biker skateboarder skier snowboarder surfer climber cyclist hiker swimmer runner adult teenager
 """)
-CROWDS = _canon("""
+PLURAL_PEOPLE = _canonical_names("""
     men: guys
     women: ladies
     boys:
@@ -100,9 +110,10 @@ CROWDS = _canon("""
     children: kids toddlers babies
     people: players riders bikers skiers hikers cyclists adults runners
 """)
-DOG, DOGS = _set("dog puppy"), _set("dogs puppies")
-BEINGS = DOG | DOGS | PEOPLE.keys() | CROWDS.keys()
-THINGS = _canon("""
+DOG_SINGULAR = _word_set("dog puppy")
+DOG_PLURAL = _word_set("dogs puppies")
+BEINGS = DOG_SINGULAR | DOG_PLURAL | PEOPLE.keys() | PLURAL_PEOPLE.keys()
+THINGS = _canonical_names("""
     dog: dogs puppy puppies
     man: men guy guys gentleman
     woman: women lady ladies
@@ -122,9 +133,9 @@ THINGS = _canon("""
     water: ocean lake river sea pond stream
     beach:
 """)
-MASSES = _set("snow water")
-# Of a picture whose captions have one of these words, nobody can say that it is without the thing.
-HIDES = _hiding("""
+MASS_NOUNS = _word_set("snow water")
+# If a caption has one of these words, the thing may be in the image although no caption names it.
+AMBIGUOUS_WORDS = _word_sets("""
     ball: toy tennis soccer football basketball baseball volleyball rugby golf
     bike: biker bikers bmx cyclist cyclists bicyclist bicyclists motorcycle motorbike
     motorcycle: bike bikes motorcyclist biker bikers dirtbike motocross motorbikes
@@ -137,18 +148,19 @@ HIDES = _hiding("""
     boat: sailing sailboat rowing paddling raft rafting ship kayaker canoeing kayaking dock wakeboard wakeboarding
     car: vehicle traffic street race vehicles jeep van bus
 """)
-_UNTOLD = frozenset(word for table in (PEOPLE, CROWDS) for word, name in table.items() if name in ("person", "people"))
-_SOMEBODY = _UNTOLD | _set("""
+_PEOPLE_OF_ANY_KIND = {**PEOPLE, **PLURAL_PEOPLE}
+_UNSPECIFIC_PEOPLE = frozenset(word for word, name in _PEOPLE_OF_ANY_KIND.items() if name in ("person", "people"))
+_ANY_ADULT = _UNSPECIFIC_PEOPLE | _word_set("""
     someone group crowd team family couple skater skaters bicyclist bicyclists athlete athletes officer officers police
     soldier soldiers fisherman performer performers motorcyclist dancer dancers climbers surfers spectators they
 """)
-_YOUNG = _SOMEBODY | _set("child children kid kids toddler baby teenagers youth youths")
-HIDES |= {"man": _SOMEBODY | {"male"}, "woman": _SOMEBODY | {"female"}}
-HIDES |= {"boy": _YOUNG | {"male"}, "girl": _YOUNG | {"female"}}
+_ANY_YOUTH = _ANY_ADULT | _word_set("child children kid kids toddler baby teenagers youth youths")
+AMBIGUOUS_WORDS |= {"man": _ANY_ADULT | {"male"}, "woman": _ANY_ADULT | {"female"}}
+AMBIGUOUS_WORDS |= {"boy": _ANY_YOUTH | {"male"}, "girl": _ANY_YOUTH | {"female"}}
 
-# ---- places, deeds, what is handled ------------------------------------------------------------------------------
+# ---- places, actions, objects of actions ----------------------------------------------------------------------------
 
-PLACES = _canon("""
+PLACES = _canonical_names("""
     beach: shore
     snow:
     water: ocean lake river sea pond stream waves wave surf
@@ -169,7 +181,7 @@ PLACES = _canon("""
     bed:
     couch: sofa
 """)
-ACTIONS = _canon("""
+ACTIONS = _canonical_names("""
     running: runs run sprinting
     racing: races
     jumping: jumps jump leaping leaps leap
@@ -199,7 +211,7 @@ ACTIONS = _canon("""
     fishing:
     performing: performs
 """)
-HANDLING = _canon("""
+TRANSITIVE_VERBS = _canonical_names("""
     holding: holds hold
     riding: rides ride
     carrying: carries carry
@@ -213,7 +225,7 @@ HANDLING = _canon("""
     eating: eats
     wearing: wears wear
 """)
-OBJECTS = _canon("""
+OBJECTS = _canonical_names("""
     ball: football basketball baseball volleyball
     bike: bicycle
     motorcycle: motorbike
@@ -274,9 +286,9 @@ OBJECTS = _canon("""
     hot-dog:
     ice-cream:
 """)
-WORN = _set("""
+WEARABLE = _word_set("""
     hat shirt helmet dress jacket uniform suit costume glasses swimsuit jeans shorts pants sweater collar
 """)
-STOPS = _set("""
+PHRASE_ENDS = _word_set("""
     in on at by with while and as from for to near over through the of into down up off behind next is are
 """)

@@ -1,4 +1,4 @@
-"""The processes of one run: how they find their devices and each other, and how they part."""
+"""The processes of one training run: start, reductions over ranks, and exit."""
 
 from __future__ import annotations
 
@@ -14,33 +14,42 @@ from mmx.errors import TrainingError
 
 
 def start_processes(mixed_precision: str) -> Accelerator:
-    """The Accelerator of this process, joined with those that were launched beside it.
+    """Return the Accelerator of this process, which joins the processes that were launched together.
 
-    Raises TrainingError for a precision that cannot be had here.
+    Raises:
+        TrainingError: the precision is not available.
     """
-    # Which parameters a batch uses depends on the sources it has and on the backbone (some keep unused layers).
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Which parameters a batch uses depends on its sources and on the backbone; some backbones have unused layers.
+    ddp_options = DistributedDataParallelKwargs(find_unused_parameters=True)
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
     try:
-        # Without a GPU, accelerate sees several processes only when it is told that the CPU is meant.
+        # Without a GPU, accelerate starts several processes only if cpu=True.
         cpu = not torch.accelerator.is_available()
-        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[unused])
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[ddp_options])
     except ValueError as error:
         raise TrainingError(
-            f"training.mixed_precision {mixed_precision!r} cannot be had here: this device lacks it, or this process "
-            "has trained with another one; use 'no' or 'bf16', or a new process."
+            f"training.mixed_precision {mixed_precision!r} is not available: this device does not support it, or this "
+            "process has trained with another one; use 'no' or 'bf16', or a new process.",
+            code="training.precision",
+            given=mixed_precision,
         ) from error
-    atexit.unregister(_part)
-    atexit.register(_part)
+    atexit.unregister(_destroy_process_group)
+    atexit.register(_destroy_process_group)
     return accelerator
 
 
-def _part() -> None:
-    """End the process group while Python is still whole; left to the interpreter's end, one exit in five aborts.
+def any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Return whether a flag is set on any rank. All ranks must call this."""
+    value = torch.tensor(float(flag), device=accelerator.device)
+    return bool(accelerator.reduce(value, "sum") > 0)
 
-    Threads of gloo hold tensors of the last reductions, and free them when no Python is left to ask. The wrapped
-    models hold the group, and are in cycles: they must be gone before it. No process waits here for another, which may
-    have failed.
+
+def _destroy_process_group() -> None:
+    """Destroy the process group before interpreter shutdown.
+
+    Threads of gloo hold tensors of the last reductions. If they release them after the interpreter has ended, the
+    process aborts. The wrapped models hold the group and are in reference cycles, so they are collected first. No
+    process waits for another one here, as it may have failed.
     """
     group = torch.distributed
     if group.is_available() and group.is_initialized():

@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send before they take a machine away: noted at once, obeyed between two steps."""
+"""SIGTERM, which schedulers send before they end a process: recorded at once, obeyed between two training steps."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from types import FrameType, TracebackType
 
 
 class SigtermHandler:
-    """While entered, SIGTERM only sets `raised`; afterwards it does again what it did before."""
+    """Inside the context, SIGTERM only sets `received`; the previous handler is restored at the end."""
 
     def __init__(self) -> None:
         self.received = False
 
     def __enter__(self) -> SigtermHandler:
-        # Python lets only the main thread set handlers; trained from another one, SIGTERM keeps its meaning.
-        self._mine = threading.current_thread() is threading.main_thread()
-        if self._mine:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        # Python allows only the main thread to set handlers; in another thread SIGTERM is left as it is.
+        self._is_installed = threading.current_thread() is threading.main_thread()
+        if self._is_installed:
+            self._previous = signal.signal(signal.SIGTERM, self._record)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._mine:
-            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+        if self._is_installed:
+            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = True

@@ -1,12 +1,12 @@
-"""Where a run stands: saved whole or not at all, and found again.
+"""The state of a run on disk: written completely or not at all, and found again by a resumed run.
 
     runs/NAME/config.yaml            the resolved configuration of the run
-    runs/NAME/metrics.jsonl          a line for each report
-    runs/NAME/steps/000500/          a checkpoint folder (mmx.models.checkpoint), and in it training/: optimizer, raw weights
-    runs/NAME/last -> steps/000500   the newest complete one
-    runs/NAME/best -> steps/000300   the best by `training.monitor`
+    runs/NAME/metrics.jsonl          one line for each report
+    runs/NAME/steps/000500/          a checkpoint (mmx.models.checkpoint), with training/: optimizer and raw weights
+    runs/NAME/last -> steps/000500   the newest complete state
+    runs/NAME/best -> steps/000300   the best state by `training.metric_for_best_model`
 
-All tensors are safetensors, all else JSON. A resumed run continues to the bit, because data and dropout are functions
+All tensors are safetensors, everything else is JSON. A resumed run is bit-exact, because data and dropout are functions
 of the seed and the step.
 """
 
@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,30 +24,32 @@ from safetensors.torch import save_file
 
 from mmx.config.schema import RunConfig
 from mmx.errors import CheckpointError
-from mmx.io.atomic import atomic_symlink
-from mmx.models.checkpoint import (
-    WEIGHTS,
-    check_format,
-    load_strict,
-    read_tensors,
-    unique_tensors,
-    write_folder,
-    write_model,
-)
+from mmx.io.atomic import atomic_symlink, folder_or_backup
+from mmx.models.checkpoint import WEIGHTS, load_strict, read_tensors, unique_tensors, write_folder, write_model
 from mmx.models.model import Model
-from mmx.training.adapters import averaged_adapters, merged_weights
-from mmx.training.optim import ExponentialMovingAverage
+from mmx.training.ema import ExponentialMovingAverage
+from mmx.training.lora import averaged_adapters, merged_weights
 
-ADAPTERS = "adapters.safetensors"  # their average, which a checkpoint has added up with what they stand on
+TRAINING = "training"
+OPTIMIZER = "optimizer.safetensors"
+ADAPTERS = "adapters.safetensors"  # averaged adapters, which the checkpoint has merged
+PROGRESS = "progress.json"
 
 
 @dataclass
 class TrainingProgress:
-    """Steps done, the best value of the monitored metric and its step, samples taken and passed over, seconds spent.
+    """How far a run has come.
 
-    window: the losses since the last report; rewards: since then, of rank 0, the mean of each step;
-    owed: whether this step's validation is still to be done; scaler: what the gradient scaler of fp16 has found out.
-    A file of an older copy may lack fields.
+    Args:
+        step: optimizer steps done.
+        best, best_step: best value of the metric for the best model, and its step.
+        samples_seen: position in the training stream.
+        skipped: messages about examples that could not be read.
+        seconds: training time.
+        recent_losses: losses since the last report.
+        recent_rewards: mean rewards of rank 0 since the last report.
+        validation_pending: whether the validation of this step is still to be done.
+        scaler: state of the gradient scaler of fp16.
     """
 
     step: int = 0
@@ -57,129 +58,157 @@ class TrainingProgress:
     samples_seen: int = 0
     skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    window: list[float] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
+    recent_losses: list[float] = field(default_factory=list)
+    recent_rewards: list[float] = field(default_factory=list)
     validation_pending: bool = False
     scaler: dict[str, float] = field(default_factory=dict)
 
 
-def save_state(
-    run: Path,
-    config: RunConfig,
-    model: Model,
-    optimizer: torch.optim.Optimizer,
-    average: ExponentialMovingAverage,
-    progress: TrainingProgress,
-    provenance: Mapping[str, Any],
-) -> Path:
-    """Write steps/NNNNNN, point `last` at it and `best` at the best step. Old steps are removed only once the new one
-    is complete. Raises CheckpointError when it cannot be written; what stood there is untouched."""
+@dataclass
+class TrainingState:
+    """Everything that training changes."""
 
-    def write(place: Path) -> None:
-        with merged_weights(model, average) as weights:
-            write_model(place, model, provenance, config.generation, weights=weights)
-        inner = place / "training"
-        inner.mkdir()
-        if adapters := averaged_adapters(average):
-            save_file({name: tensor.contiguous() for name, tensor in adapters.items()}, inner / ADAPTERS)
-        raw = {name: tensor.detach().contiguous() for name, tensor in unique_tensors(model.state_dict()).items()}
-        save_file(raw, inner / WEIGHTS)
-        names = {"parameters": json.dumps(_trained_names(model, optimizer))}
-        save_file(_flatten(optimizer), inner / "optimizer.safetensors", names)
-        (inner / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    model: Model
+    optimizer: torch.optim.Optimizer
+    average: ExponentialMovingAverage
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
+
+
+def save_state(run: Path, config: RunConfig, state: TrainingState, provenance: Mapping[str, object]) -> Path:
+    """Write steps/NNNNNN and point `last` to it, and `best` to the best step. Older steps are removed afterwards.
+
+    Raises:
+        CheckpointError: the state cannot be written; older states are unchanged.
+    """
+
+    def write(folder: Path) -> None:
+        with merged_weights(state.model, state.average) as weights:
+            write_model(folder, state.model, provenance, config.generation, weights=weights)
+        _write_training_files(folder / TRAINING, state)
 
     steps = run / "steps"
-    folder = write_folder(steps / f"{progress.step:06d}", write)
-    best = None if progress.best_step is None else steps / f"{progress.best_step:06d}"
+    folder = write_folder(steps / f"{state.progress.step:06d}", write)
+    best_step = state.progress.best_step
+    best = None if best_step is None else steps / f"{best_step:06d}"
     try:
         atomic_symlink(run / "last", folder)
-        if best is not None and best.is_dir():  # again each time: a kill may have come between its folder and its link
+        if best is not None and best.is_dir():  # every time: the process may have been killed before the last link
             atomic_symlink(run / "best", best)
     except OSError as error:
-        raise CheckpointError(f"{run} takes no links ({error.strerror}); the state itself is in {folder}.") from error
-    _prune(run, config.training.save_total_limit)
+        raise CheckpointError(
+            f"{run} does not support symbolic links ({error.strerror}); the state itself is in {folder}.",
+            code="training.no_symlinks",
+            path=str(run),
+        ) from error
+    _remove_old_steps(run, config.training.save_total_limit)
     return folder
 
 
-def load_state(
-    folder: Path, model: Model, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage
-) -> TrainingProgress:
-    """Restore everything from a step's folder and return its progress. Raises CheckpointError."""
-    check_format(folder)
-    inner = folder / "training"
-    load_strict(model, read_tensors(inner / WEIGHTS), str(inner / WEIGHTS))
-    _check_names(inner / "optimizer.safetensors", _trained_names(model, optimizer))
-    _unflatten(optimizer, read_tensors(inner / "optimizer.safetensors"), folder)
+def load_state(folder: Path, state: TrainingState) -> None:
+    """Restore a state from the folder of a step. Raises CheckpointError."""
+    training = folder / TRAINING
+    load_strict(state.model, read_tensors(training / WEIGHTS), str(training / WEIGHTS))
+    _check_parameter_names(training / OPTIMIZER, _trained_names(state))
+    _restore_optimizer(state.optimizer, read_tensors(training / OPTIMIZER), folder)
     averaged = read_tensors(folder / WEIGHTS)
-    if (inner / ADAPTERS).exists():
-        averaged |= read_tensors(inner / ADAPTERS)
-    for name, tensor in average.weights.items():
+    if (training / ADAPTERS).exists():
+        averaged |= read_tensors(training / ADAPTERS)
+    for name, tensor in state.average.weights.items():
         tensor.copy_(averaged[name])
+    path = training / PROGRESS
     try:
-        return TrainingProgress(**json.loads((inner / "progress.json").read_text(encoding="utf-8")))
+        state.progress = TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{inner / 'progress.json'} is damaged or of a newer mmx; copy it again.") from error
+        raise CheckpointError(
+            f"{path} is damaged or was written by another version of mmx; copy it again or start a new run.",
+            code="training.progress_file",
+            path=str(path),
+        ) from error
 
 
 def latest_state(run: Path) -> Path | None:
-    """The newest complete step of a run, or None."""
-    steps = [path for path in _steps(run) if (path / "training" / "progress.json").is_file()]
-    return steps[-1] if steps else None
+    """Return the folder of the newest complete step of a run, or None."""
+    complete = [folder for folder in _step_folders(run) if (folder / TRAINING / PROGRESS).is_file()]
+    return complete[-1] if complete else None
 
 
-def _steps(run: Path) -> list[Path]:
-    return sorted((path for path in (run / "steps").glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+def _write_training_files(folder: Path, state: TrainingState) -> None:
+    folder.mkdir()
+    adapters = averaged_adapters(state.average)
+    if adapters:
+        save_file({name: tensor.contiguous() for name, tensor in adapters.items()}, folder / ADAPTERS)
+    tensors = unique_tensors(state.model.state_dict())
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    metadata = {"parameters": json.dumps(_trained_names(state))}
+    save_file(_flatten_optimizer(state.optimizer), folder / OPTIMIZER, metadata)
+    (folder / PROGRESS).write_text(json.dumps(asdict(state.progress)), encoding="utf-8")
 
 
-def _prune(run: Path, keep: int) -> None:
-    pointed = {(run / name).resolve() for name in ("last", "best")}
+def _step_folders(run: Path) -> list[Path]:
+    """Return the folders of all steps by number. A step that was being replaced when a process ended is its backup."""
+    steps = run / "steps"
+    names = {path.name.removeprefix(".").removesuffix(".old") for path in steps.glob("*")}
+    numbers = sorted((name for name in names if name.isdigit()), key=int)
+    return [folder_or_backup(steps / number) for number in numbers]
+
+
+def _remove_old_steps(run: Path, keep: int) -> None:
+    linked = {(run / name).resolve() for name in ("last", "best")}
     unfinished = [*(run / "steps").glob(".*.tmp"), *(run / "steps").glob(".*.old")]  # of processes that were killed
-    for old in [*_steps(run)[:-keep], *unfinished]:
-        if old.resolve() not in pointed:
-            shutil.rmtree(old, ignore_errors=True)
+    for folder in [*_step_folders(run)[:-keep], *unfinished]:
+        if folder.resolve() not in linked:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trained_names(model: Model, optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of the optimizer's parameters, in its order."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def _trained_names(state: TrainingState) -> list[str]:
+    """Return the names of the optimizer's parameters, in its order."""
+    names = {id(parameter): name for name, parameter in state.model.named_parameters()}
+    return [names[id(parameter)] for parameter in _parameters(state.optimizer)]
 
 
-def _check_names(path: Path, names: list[str]) -> None:
-    """Momentum must meet the parameter it belongs to. A file of an older copy names none, and is believed."""
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_parameter_names(path: Path, names: list[str]) -> None:
+    """Refuse an optimizer state of other parameters, or in another order."""
     try:
         with safe_open(path, "pt") as file:
-            kept = (file.metadata() or {}).get("parameters")
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError):
-        return  # the reader of the tensors says what is wrong
-    if kept is not None and json.loads(kept) != names:
-        raise _other_parts(path)
+        return  # reading the tensors raises the error
+    if json.loads(metadata.get("parameters", "[]")) != names:
+        raise _other_groups_frozen(path)
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors by "parameter.key"; rates are functions of the step, so there is nothing else to keep."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value).detach().clone().contiguous()
-        for index, entry in state.items()
-        for key, value in entry.items()
-    }
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimizer's tensors by "parameter.key". Learning rates are functions of the step and not saved."""
+    tensors = {}
+    for index, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            tensors[f"{index}.{key}"] = torch.as_tensor(value).detach().clone().contiguous()
+    return tensors
 
 
-def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Give the optimizer its state; a parameter that never had a gradient has none."""
-    document = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Restore the optimizer's state. A parameter that never had a gradient has none."""
+    parameters = _parameters(optimizer)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        place = int(index)
-        if place >= len(parameters) or tensor.ndim and tensor.shape != parameters[place].shape:
-            raise _other_parts(folder)
-        # Fused kernels pair momentum and weight by place in memory, and the weights of convolutions lie channels last.
-        state.setdefault(place, {})[key] = torch.empty_like(parameters[place]).copy_(tensor) if tensor.ndim else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": document["param_groups"]})
+        number, _, key = name.partition(".")
+        index = int(number)
+        if index >= len(parameters) or (tensor.ndim and tensor.shape != parameters[index].shape):
+            raise _other_groups_frozen(folder)
+        if tensor.ndim:
+            # Fused kernels need the memory format of the parameter, which is channels_last for convolutions.
+            tensor = torch.empty_like(parameters[index]).copy_(tensor)
+        state.setdefault(index, {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _other_parts(place: Path) -> CheckpointError:
-    return CheckpointError(f"{place} was trained with other parts frozen; resume with the configuration it had.")
+def _other_groups_frozen(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} was trained with other groups frozen; resume with the training.param_groups it had.",
+        code="training.other_groups_frozen",
+        path=str(path),
+    )

@@ -7,7 +7,7 @@ import pytest
 
 import mmx
 from mmx.config.schema import DataConfig
-from mmx.data.formats import SceneExamples
+from mmx.data.scene_examples import SceneExamples
 from mmx.evaluation.evaluate import evaluate
 from mmx.inference.pipeline import BUNDLED
 from mmx.models.checkpoint import load_provenance
@@ -30,7 +30,7 @@ def test_it_says_what_it_said(model):
     assert len(golden) >= 5
     for name, expected in golden.items():
         memory = model.encode(image=str(PICTURES / name))
-        said = model.generate(memory, [[None]], model.generation)[0][0][0]
+        said = model.generate_batch(memory, [[None]], model.generation)[0][0][0]
         assert said.text == expected["caption"]
         assert said.score == pytest.approx(expected["score"], abs=1e-3)
         assert model.ask(memory, list(expected["answers"])) == list(expected["answers"].values())

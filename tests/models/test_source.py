@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mmx.config.loader import parse_config
-from mmx.config.schema import SourceConfig
+from mmx.config.schema import SourceConfig, TrainingConfig
 from mmx.data.batching import TrainingDataset
 from mmx.data.examples import Example, TextTask
 from mmx.data.formats import read_examples
@@ -144,7 +144,7 @@ def test_training_learns_from_a_mixture(pipeline, tmp_path):
     from mmx.config.schema import DataConfig
 
     examples = read_examples(DataConfig(path=str(tmp_path / "list.jsonl")))
-    data = TrainingDataset(pipeline.model, [(DataConfig(path="x"), examples)], 0, 1, 20)
+    data = TrainingDataset(pipeline.model, [(DataConfig(path="x"), examples)], TrainingConfig(texts_per_image=1))
     prepared = {item.id: item for item in (data[position] for position in range(3))}
     batch = data.collate([prepared[example.id] for example in examples])
     assert batch.sources["text"].rows.tolist() == [0, 2]
@@ -160,7 +160,8 @@ def test_training_learns_from_a_mixture(pipeline, tmp_path):
 def test_training_hands_the_boxes_to_the_decoder(pipeline):
     box, config = (0.0, 0.0, 0.5, 0.5), parse_config({"path": "x"}, _data(), where="test")
     turns = (TextTask(("corner",), "what?", box=box), TextTask(("all",), "what?"))
-    data = TrainingDataset(pipeline.model, [(config, [Example("e", {"image": picture(60)}, turns)])], 0, 3, 20)
+    examples = [Example("e", {"image": picture(60)}, turns)]
+    data = TrainingDataset(pipeline.model, [(config, examples)], TrainingConfig(texts_per_image=3))
     batch = data.collate([data[0]])
     pointed = [bool(torch.isfinite(row).all()) for row in batch.boxes[0]]
     assert sorted(pointed) == [False, False, True], "two questions of three streams, one of which points"
@@ -182,7 +183,7 @@ def test_what_points_is_not_moved_by_augmentation(pipeline):
     config = parse_config({"path": "x", "augmentation": changes}, _data(), where="test")
     for box, moved in ((None, True), ((0.0, 0.0, 0.5, 0.5), False)):
         examples = [Example("e", {"image": picture(60)}, (TextTask(("a",), "what?", box=box),))]
-        data = TrainingDataset(pipeline.model, [(config, examples)], 0, 1, 20)
+        data = TrainingDataset(pipeline.model, [(config, examples)], TrainingConfig(texts_per_image=1))
         plain = pipeline.model.encoder("image").prepare(picture(60))["pixels"]
         same = [torch.equal(data[position].inputs["image"]["pixels"], plain) for position in range(4)]
         assert all(same) != moved

@@ -1,0 +1,84 @@
+"""What a run starts from: the model with its tokenizer, the generation options, and checks of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmx.config.schema import GenerationConfig, RunConfig
+from mmx.data.batching import DataSets
+from mmx.data.examples import TextTask
+from mmx.errors import ConfigError, MmxError, suggest
+from mmx.hub.language_model import build_from_language_model
+from mmx.models.checkpoint import TOKENIZER, load_generation, load_model
+from mmx.models.model import Model, mount
+from mmx.text.prompts import normalize_caption, normalize_question
+from mmx.text.tokenizer import Tokenizer
+
+MAX_TOKENIZER_EXAMPLES = 20_000
+
+
+def build_model(config: RunConfig, sets: DataSets, saved_state: Path | None = None) -> Model:
+    """Build the model of a run.
+
+    It is the checkpoint of `init` with the sources of `mount`, or a new model around the pretrained language model of
+    the decoder, or a new model whose tokenizer is trained on the training texts.
+
+    Args:
+        saved_state: the state that a resumed run continues from. Its tokenizer is kept even if the data has changed,
+            and no language model is read.
+    """
+    if config.init is not None:
+        return mount(load_model(config.init), config.mount)
+    assert config.model is not None, "the configuration has model or init"
+    if config.model.decoder.pretrained is not None:
+        return load_model(saved_state) if saved_state else build_from_language_model(config.model)
+    if saved_state is not None:
+        text = (saved_state / TOKENIZER).read_text(encoding="utf-8")
+        return Model(config.model, Tokenizer.from_json(text, str(saved_state), config.model.special_tokens))
+    return Model(config.model, Tokenizer.train(_training_texts(sets), config.model.vocab_size))
+
+
+def resolve_generation(config: RunConfig) -> RunConfig:
+    """Return the configuration with generation options: its own, or those of the checkpoint of `init`."""
+    if config.generation is not None:
+        return config
+    inherited = GenerationConfig() if config.init is None else load_generation(config.init)
+    return config.model_copy(update={"generation": inherited})
+
+
+def check_best_metric(config: RunConfig) -> None:
+    """Raise ConfigError if `metric_for_best_model` names no validation set.
+
+    The metrics of a validation set are known after the first validation only, and are checked then.
+    """
+    metric = config.training.metric_for_best_model
+    name = metric.partition(".")[0]
+    if metric != "loss" and name not in config.validation:
+        known = ["loss", *config.validation]
+        raise ConfigError(
+            f"training.metric_for_best_model is {metric!r}; expected 'loss' or VALIDATION_SET.METRIC; "
+            f"{suggest(name, known)}",
+            code="training.best_metric",
+            given=metric,
+            known=known,
+        )
+
+
+def _training_texts(sets: DataSets) -> Iterator[str]:
+    """Yield the normalized texts of the first MAX_TOKENIZER_EXAMPLES examples of each data set."""
+    for _, examples in sets:
+        for index in range(min(len(examples), MAX_TOKENIZER_EXAMPLES)):
+            try:
+                tasks = examples[index].tasks
+            except MmxError:
+                continue
+            for task in tasks:
+                yield from _texts_of(task)
+
+
+def _texts_of(task: TextTask) -> Iterator[str]:
+    for target in task.targets:
+        yield normalize_caption(target)
+    if task.question is not None:
+        yield normalize_question(task.question)
