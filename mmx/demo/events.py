@@ -340,7 +340,8 @@ def encoder_table(rows: list[dict[str, str]] | None) -> str:
 
 
 def _encoding_note(session: Session) -> str:
-    return f"Encoded once in {1000 * session.seconds:.0f} ms; every question uses the same {session.memory.num_slots} slots."
+    slots = session.memory.num_slots
+    return f"Encoded once in {1000 * session.seconds:.0f} ms; every question uses the same {slots} slots."
 
 
 def _title(session: Session) -> str:

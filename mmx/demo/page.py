@@ -2,7 +2,7 @@
 
 Every action is an endpoint of the API (/caption, /ask, /rank, /look, /word, /encoders); events that only update
 components are private. The model handles one event at a time, in the order of the queue. Gradio does not preprocess
-inputs (`preprocess=False`), because it would open images before `load_image` checks them; `events` accepts uploads only.
+inputs (`preprocess=False`): it would open images before `load_image` checks them. `events` accepts uploads only.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class _LimitedReader(BytesIO):
 
 def _image_error(source: object, failure: ReadFailure) -> ImageError:
     if isinstance(source, Image.Image):
-        label, name = "the PIL image", "image"
+        label, name = "the open image", "image"
     elif _is_array(source):
         label, name = f"an array of shape {list(source.shape)}", "array"  # type: ignore[attr-defined]
     else:

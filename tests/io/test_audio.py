@@ -1,4 +1,4 @@
-"""The one door for sounds: out comes mono, finite, at the rate; what cannot be so is refused in our words."""
+"""`load_audio`: every format and input type, resampling, and refused inputs."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from mmx.io.audio import MAX_CHANNELS, MAX_SECONDS, SUFFIXES, load_audio
 soundfile = pytest.importorskip("soundfile")
 
 RATE = 16_000
-WRITTEN = {  # format, subtype: how far from what was written
+MAX_DIFFERENCE = {  # (format, subtype) -> largest difference to the original samples
     ("WAV", "PCM_16"): 1e-4,
     ("WAV", "PCM_24"): 1e-6,
     ("WAV", "FLOAT"): 1e-7,
@@ -43,33 +43,43 @@ def encoded(samples, rate=RATE, kind="WAV", subtype="PCM_16"):
     return file.getvalue()
 
 
-def refusal(raw, rate=RATE):
+def load_error(source, rate=RATE):
     with pytest.raises(AudioError) as caught:
-        load_audio(raw, rate)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.endswith(".")
-    assert sentence.count(";") == 2, "what was given; what was expected; what to do"
+        load_audio(source, rate)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    assert message.count(";") == 2, "the problem; what was expected; what to do"
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     return caught.value
 
 
-@pytest.mark.parametrize("kind", WRITTEN, ids="-".join)
-def test_every_format(kind):
-    heard = load_audio(encoded(tone(), RATE, *kind), RATE)
-    assert heard.dtype == torch.float32
-    assert heard.shape == (RATE // 2,)
-    middle = slice(1000, -1000)  # lossy formats smear the ends
-    assert (heard - torch.from_numpy(tone()))[middle].abs().max() < WRITTEN[kind]
+@pytest.mark.parametrize("kind", MAX_DIFFERENCE, ids="-".join)
+def test_formats(kind):
+    loaded = load_audio(encoded(tone(), RATE, *kind), RATE)
+    assert loaded.dtype == torch.float32
+    assert loaded.shape == (RATE // 2,)
+    middle = slice(1000, -1000)  # lossy formats change the ends
+    assert (loaded - torch.from_numpy(tone()))[middle].abs().max() < MAX_DIFFERENCE[kind]
 
 
-def test_path_bytes_and_pair_are_one(tmp_path):
+def test_paths_bytes_and_pairs_give_equal_samples(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(encoded(tone(), subtype="FLOAT"))
     expected = torch.from_numpy(tone())
-    for raw in (path, str(path), path.read_bytes(), (tone(), RATE), (tone().tolist(), float(RATE)), (expected, RATE)):
-        assert torch.equal(load_audio(raw, RATE), expected)
+    for source in (
+        path,
+        str(path),
+        path.read_bytes(),
+        (tone(), RATE),
+        (tone().tolist(), float(RATE)),
+        (expected, RATE),
+        bytearray(path.read_bytes()),
+        memoryview(path.read_bytes()),
+        BytesIO(path.read_bytes()),
+    ):
+        assert torch.equal(load_audio(source, RATE), expected)
     assert torch.equal(load_audio((expected.double(), np.int64(RATE)), RATE), expected)
     assert torch.equal(load_audio([tone(), RATE], RATE), expected)
 
@@ -82,32 +92,34 @@ def test_channels_are_averaged():
     assert torch.allclose(load_audio((torch.from_numpy(both), RATE), RATE), expected, atol=1e-7)
     assert torch.allclose(load_audio(encoded(both, subtype="FLOAT"), RATE), expected, atol=1e-7)
     long = np.repeat(np.arange(5, dtype=np.float32)[:, None] / 10, 40_000, 0) @ np.ones((1, 2), np.float32)
-    assert torch.equal(load_audio(encoded(long, subtype="FLOAT"), RATE), torch.from_numpy(long[:, 0])), "block by block"
+    assert torch.equal(load_audio(encoded(long, subtype="FLOAT"), RATE), torch.from_numpy(long[:, 0])), (
+        "decoded block by block"
+    )
 
 
-@pytest.mark.parametrize("given", [8_000, 22_050, 44_100, 48_000])
-def test_resampling_keeps_the_tone(given):
+@pytest.mark.parametrize("source_rate", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_the_tone(source_rate):
     pytest.importorskip("soxr")
-    heard = load_audio((tone(440.0, 1.0, given), given), RATE)
-    assert abs(len(heard) - RATE) <= 1
+    loaded = load_audio((tone(440.0, 1.0, source_rate), source_rate), RATE)
+    assert abs(len(loaded) - RATE) <= 1
     middle = slice(2000, -2000)
-    assert (heard - torch.from_numpy(tone(440.0, 1.0))[: len(heard)])[middle].abs().max() < 1e-3
-    assert int(torch.fft.rfft(heard).abs().argmax()) == 440
+    assert (loaded - torch.from_numpy(tone(440.0, 1.0))[: len(loaded)])[middle].abs().max() < 1e-3
+    assert int(torch.fft.rfft(loaded).abs().argmax()) == 440
 
 
-@pytest.mark.parametrize(("kind", "top"), [("int8", 2**7), ("int16", 2**15), ("int32", 2**31)])
-def test_whole_numbers_are_divided_by_their_full_scale(kind, top):
-    values = np.array([0, top // 2, -top // 2, -top], kind)
+@pytest.mark.parametrize(("dtype", "full_scale"), [("int8", 2**7), ("int16", 2**15), ("int32", 2**31)])
+def test_integers_are_divided_by_their_full_scale(dtype, full_scale):
+    values = np.array([0, full_scale // 2, -full_scale // 2, -full_scale], dtype)
     for samples in (values, torch.from_numpy(values)):
         assert load_audio((samples, RATE), RATE).tolist() == [0.0, 0.5, -0.5, -1.0]
-    assert load_audio(([0, 1, -1], RATE), RATE).tolist() == [0.0, 1.0, -1.0], "a list holds floats"
+    assert load_audio(([0, 1, -1], RATE), RATE).tolist() == [0.0, 1.0, -1.0], "lists are floats"
 
 
-def test_the_callers_samples_stay_the_callers():
-    mine = tone()
-    heard = load_audio((mine, RATE), RATE)
-    heard.zero_()
-    assert np.array_equal(mine, tone())
+def test_samples_of_the_caller_are_not_changed():
+    samples = tone()
+    loaded = load_audio((samples, RATE), RATE)
+    loaded.zero_()
+    assert np.array_equal(samples, tone())
 
 
 NAN = np.array([0.0, np.nan, 0.0], np.float32)
@@ -120,8 +132,8 @@ REFUSED = {
     "no samples": (([], RATE), "empty"),
     "a file without samples": (encoded(np.zeros(0)), "empty"),
     "no channels": ((np.zeros((5, 0)), RATE), "empty"),
-    "noise": (b"no sound at all" * 50, "format"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(200), "format"),
+    "noise": (b"no audio at all" * 50, "format"),
+    "an image": (b"\x89PNG\r\n\x1a\n" + bytes(200), "format"),
     "the start of a header": (encoded(tone())[:20], "format"),
     "half a WAV": (encoded(tone())[:8000], "damaged"),
     "half a FLAC": (encoded(tone(), kind="FLAC")[:3000], "damaged"),
@@ -131,38 +143,38 @@ REFUSED = {
     "words": ((["a", "b"], RATE), "shape"),
     "lists of different lengths": (([[0.0], [0.0, 1.0]], RATE), "shape"),
     "complex numbers": ((np.zeros(4, complex), RATE), "shape"),
-    "whole numbers of no known scale": ((np.zeros(4, np.int64), RATE), "range"),
-    "not a number": ((NAN, RATE), "finite"),
-    "infinity": (([0.0, float("inf")], RATE), "finite"),
-    "not a number in a file": (encoded(NAN, subtype="FLOAT"), "finite"),
+    "whole numbers of no known scale": ((np.zeros(4, np.int64), RATE), "dtype"),
+    "not a number": ((NAN, RATE), "not_finite"),
+    "infinity": (([0.0, float("inf")], RATE), "not_finite"),
+    "not a number in a file": (encoded(NAN, subtype="FLOAT"), "not_finite"),
     "rate zero": ((np.zeros(9), 0), "rate"),
     "rate below": ((np.zeros(9), -1.0), "rate"),
     "rate nan": ((np.zeros(9), float("nan")), "rate"),
     "rate a word": ((np.zeros(9), "16000"), "rate"),
     "rate true": ((np.zeros(9), True), "rate"),
     "rate none": ((np.zeros(9), None), "rate"),
-    "too long": ((np.zeros(MAX_SECONDS * 10 + 1), 10), "long"),
-    "too long a file": (encoded(np.zeros(MAX_SECONDS * 10 + 1), 10, "FLAC"), "long"),
-    "an address": ("https://example.org/a.wav", "address"),
+    "too long": ((np.zeros(MAX_SECONDS * 10 + 1), 10), "too_long"),
+    "too long a file": (encoded(np.zeros(MAX_SECONDS * 10 + 1), 10, "FLAC"), "too_long"),
+    "an address": ("https://example.org/a.wav", "url"),
     "no such file": ("no/such/file.wav", "missing"),
     "a zero byte": ("a\0.wav", "missing"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused(name):
-    raw, kind = REFUSED[name]
-    assert refusal(raw).kind == kind
+def test_refused_inputs(name):
+    source, reason = REFUSED[name]
+    assert load_error(source).code == f"audio.{reason}"
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
-    assert refusal(tmp_path).kind == "folder"
+    assert load_error(tmp_path).code == "audio.folder"
     os.mkfifo(tmp_path / "pipe.wav")
-    assert refusal(tmp_path / "pipe.wav").kind == "special"
-    monkeypatch.setattr(audio, "MAX_BYTES", 100)
+    assert load_error(tmp_path / "pipe.wav").code == "audio.not_a_file"
+    monkeypatch.setattr("mmx.io.audio.MAX_BYTES", 100)
     (tmp_path / "a.wav").write_bytes(encoded(tone()))
-    assert refusal(tmp_path / "a.wav").kind == "bytes"
-    assert refusal(encoded(tone())).kind == "bytes"
+    assert load_error(tmp_path / "a.wav").code == "audio.too_large"
+    assert load_error(encoded(tone())).code == "audio.too_large"
 
     def deny(path):
         raise PermissionError(13, "Permission denied", path)
@@ -171,72 +183,72 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(AudioError) as caught:
         load_audio("a.wav", RATE)
     monkeypatch.undo()
-    assert caught.value.kind == "permission"
+    assert caught.value.code == "audio.permission"
 
 
-def test_more_channels_than_are_mixed():
-    assert refusal(encoded(np.zeros((9, MAX_CHANNELS + 1)))).kind == "channels"
+def test_the_number_of_channels_is_limited():
+    assert load_error(encoded(np.zeros((9, MAX_CHANNELS + 1)))).code == "audio.channels"
     assert len(load_audio(encoded(np.zeros((9, MAX_CHANNELS))), RATE)) == 9
 
 
-def test_flipped_bytes_end_in_a_sound_or_a_refusal(capfd):
-    """And in no traceback from within the decoder, which calls Python back."""
+def test_damaged_files_give_samples_or_an_audio_error(capfd):
+    """And no traceback from the decoder, which calls Python functions."""
     generator = np.random.default_rng(0)
-    kinds = []
+    outcomes = []
     for kind, subtype in [("WAV", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("AIFF", "PCM_16")]:
-        whole = np.frombuffer(encoded(tone(seconds=0.2), RATE, kind, subtype), np.uint8)
+        original = np.frombuffer(encoded(tone(seconds=0.2), RATE, kind, subtype), np.uint8)
         for _ in range(50):
-            torn = whole.copy()
-            torn[generator.integers(0, generator.choice([60, len(torn)]), 4)] = generator.integers(0, 256, 4)
+            damaged = original.copy()
+            damaged[generator.integers(0, generator.choice([60, len(damaged)]), 4)] = generator.integers(0, 256, 4)
             try:
-                heard = load_audio(torn.tobytes(), RATE)
-                kinds.append("sound")
-                assert len(heard)
-                assert heard.isfinite().all()
+                loaded = load_audio(damaged.tobytes(), RATE)
+                outcomes.append("loaded")
+                assert len(loaded)
+                assert loaded.isfinite().all()
             except AudioError as error:
-                kinds.append(error.kind)
-    assert {"sound", "format", "damaged"} <= set(kinds)
+                outcomes.append(error.code)
+    assert {"loaded", "audio.format", "audio.damaged"} <= set(outcomes)
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_streamed_wav_does_not_know_its_length():
+def test_a_streamed_wav_has_no_length():
     data = encoded(tone())
-    endless = data[:4] + b"\xff\xff\xff\xff" + data[8:]
-    assert torch.equal(load_audio(endless, RATE), load_audio(data, RATE))
+    streamed = data[:4] + b"\xff\xff\xff\xff" + data[8:]
+    assert torch.equal(load_audio(streamed, RATE), load_audio(data, RATE))
 
 
-def test_too_short_to_leave_a_sample():
+def test_too_few_samples_to_resample():
     pytest.importorskip("soxr")
-    assert refusal((np.zeros(1, np.float32), 48_000)).kind == "empty"
+    assert load_error((np.zeros(1, np.float32), 48_000)).code == "audio.empty"
 
 
-def test_the_error_names_the_sound_and_travels_between_processes(tmp_path):
-    error = refusal(str(tmp_path / "a\nb.wav"))
+def test_errors_name_the_source_and_can_be_pickled(tmp_path):
+    error = load_error(str(tmp_path / "a\nb.wav"))
     assert "a?b.wav'" in str(error)
-    again = pickle.loads(pickle.dumps(error))
-    assert isinstance(again, MmxError)
-    assert (str(again), again.kind, again.source) == (str(error), "missing", str(tmp_path / "a\nb.wav"))
-    assert str(refusal(b"x" * 1234)).startswith("a sound of 1,234 bytes: no sound, or damaged at the start;")
-    assert str(refusal(None)).startswith("a value of type NoneType: ")
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, MmxError)
+    assert (str(copy), copy.code, copy.details) == (str(error), "audio.missing", {"source": str(tmp_path / "a\nb.wav")})
+    assert str(load_error(b"x" * 1234)).startswith("audio data of 1,234 bytes: ")
+    assert str(load_error(None)).startswith("a value of type NoneType: ")
 
 
 @pytest.mark.parametrize("missing", ["soundfile", "soxr"])
-def test_without_the_extra_the_sentence_says_what_to_type(monkeypatch, missing):
+def test_missing_packages_are_named(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    assert len(load_audio((tone(), RATE), RATE)) == RATE // 2, "samples at the rate need neither"
-    raw = encoded(tone(), 8_000) if missing == "soundfile" else (tone(), 8_000)
-    error = refusal(raw)
-    assert error.kind == "extra"
-    assert 'pip install "mmx[audio]"' in str(error)
+    assert len(load_audio((tone(), RATE), RATE)) == RATE // 2, "samples at the rate need no package"
+    source = encoded(tone(), 8_000) if missing == "soundfile" else (tone(), 8_000)
+    error = load_error(source)
+    assert error.code == "audio.missing_package"
+    assert "pip install 'mmx[audio]'" in str(error)
 
 
-def test_importing_brings_no_reader():
+def test_import_loads_no_decoder():
     code = "import sys, mmx.io.audio; print({'soundfile', 'soxr'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
-def test_the_known_suffixes_can_be_read():
+def test_known_suffixes_can_be_read():
     known = soundfile.available_formats()
     other = {"AIF": "AIFF", "AIFC": "AIFF", "OGA": "OGG", "OPUS": "OGG"}
     assert {other.get(name, name) for suffix in SUFFIXES for name in [suffix[1:].upper()]} <= set(known)
