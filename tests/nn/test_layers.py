@@ -1,4 +1,4 @@
-"""Layers against their formulas, against PyTorch's own, and for what they promise."""
+"""Layers against their formulas and against those of PyTorch."""
 
 import math
 
@@ -12,95 +12,32 @@ from torch import nn
 from mmx.config.schema import BaseTransformerConfig
 from mmx.nn.layers import (
     Dropout,
-    LearnedPositionEmbedding,
-    RotaryEmbedding,
     SelfAttention,
-    SinusoidalPositionEmbedding,
     TanhGate,
+    TiedLinear,
     TokenEmbedding,
     build_feed_forward,
     build_norm,
-    build_position_embedding,
     build_residual,
     init_weights,
     merge_heads,
-    position_ids_from_mask,
     split_heads,
 )
 
-properties = settings(max_examples=50, deadline=None)
+
+def small_config(**options):
+    return BaseTransformerConfig(**{"hidden_size": 8, "num_heads": 2, "num_layers": 1, "dropout": 0.0, **options})
 
 
-def config(**facts):
-    return BaseTransformerConfig(**{"hidden_size": 8, "num_heads": 2, "num_layers": 1, "dropout": 0.0, **facts})
-
-
-# ---- positions -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("width", [2, 8, 9])
-def test_sinusoidal_positions_against_the_formula(width):
-    half = width // 2
-    made = SinusoidalPositionEmbedding(width)(torch.tensor([[0, 1, 50], [7, 3, 1000]]))
-    for row, places in enumerate(([0, 1, 50], [7, 3, 1000])):
-        for column, place in enumerate(places):
-            for wave in range(half):
-                angle = place * 10000.0 ** (-wave / max(half - 1, 1))
-                # A float32 angle of 1000 radians is known to 6e-5.
-                assert float(made[row, column, wave]) == pytest.approx(math.sin(angle), abs=2e-4)
-                assert float(made[row, column, half + wave]) == pytest.approx(math.cos(angle), abs=2e-4)
-    assert (made[..., 2 * half :] == 0).all()
-
-
-def test_learned_positions_are_rows_of_a_table():
-    positions = LearnedPositionEmbedding(10, 4)
-    assert torch.equal(positions(torch.tensor([[3, 0]])), positions.weight[[3, 0]][None])
-
-
-@pytest.mark.parametrize("kind", ["rope", "none"])
-def test_some_schemes_add_nothing(kind):
-    assert build_position_embedding(config(positions=kind))(torch.tensor([[1, 2]])) == 0.0
-
-
-@properties
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 200), st.sampled_from([2, 4, 16]))
-def test_rotary_scores_depend_on_the_distance_alone(place, other, shift, width):
-    rotary, (query, key) = RotaryEmbedding(width), torch.randn(2, 1, 1, 1, width)
-
-    def score(p, q):
-        return (rotary(query, torch.tensor([[p]])) * rotary(key, torch.tensor([[q]]))).sum()
-
-    # Angles of up to 230 radians in float32, known to 1.5e-5, times numbers of up to about 4.
-    torch.testing.assert_close(score(place, other), score(place + shift, other + shift), atol=5e-4, rtol=0)
-
-
-def test_rotary_turns_and_keeps_lengths():
-    rotary, x = RotaryEmbedding(4, theta=100.0), torch.randn(2, 3, 5, 4)
-    positions = torch.arange(5).expand(2, 5)
-    turned = rotary(x, positions)
-    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
-    assert (turned[:, :, 1:] - x[:, :, 1:]).abs().max() > 0.1
-    # Pairs (0, 2) and (1, 3), at 1 and 1/10 radian a position.
-    first = x[0, 0, 3, 0] * math.cos(3) - x[0, 0, 3, 2] * math.sin(3)
-    last = x[0, 0, 3, 3] * math.cos(0.3) + x[0, 0, 3, 1] * math.sin(0.3)
-    torch.testing.assert_close(turned[0, 0, 3, [0, 3]], torch.stack([first, last]))
-
-
-def test_padding_counts_no_position():
-    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]]).bool()
-    assert position_ids_from_mask(mask).tolist() == [[0, 1, 2, 2], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
-
-
-# ---- norms, feed-forwards, gates, residuals --------------------------------------------------------------------
+# ---- norms, feed-forward, gate, residual connection, embedding -------------------------------------------------------
 
 
 def test_norms_against_their_formulas():
     x = torch.randn(3, 8, dtype=torch.float64) * 3 + 1
-    layer, rms = (build_norm(kind, 8, 1e-3).double() for kind in ("layer", "rms"))
-    deviation = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-3).sqrt()
-    torch.testing.assert_close(layer(x), deviation)
-    torch.testing.assert_close(rms(x), x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt())
+    standardized = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, unbiased=False) + 1e-3).sqrt()
+    torch.testing.assert_close(build_norm("layer", 8, 1e-3).double()(x), standardized)
+    root_mean_square = (x.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    torch.testing.assert_close(build_norm("rms", 8, 1e-3).double()(x), x / root_mean_square)
     assert build_norm("none", 8)(x) is x
 
 
@@ -113,79 +50,87 @@ ACTIVATIONS = {
 
 
 @pytest.mark.parametrize("glu", [False, True])
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_feed_forward_against_its_formula(kind, gated):
-    layer = build_feed_forward(config(feed_forward=kind, gated=gated, feed_forward_width=12)).double()
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_feed_forward_against_its_formula(name, glu):
+    layer = build_feed_forward(small_config(activation=name, glu=glu, intermediate_size=12)).double()
+    activation = ACTIVATIONS[name]
     x = torch.randn(2, 3, 8, dtype=torch.float64)
-    inside = ACTIVATIONS[kind](layer.gate(x)) * layer.up(x) if gated else ACTIVATIONS[kind](layer.up(x))
-    torch.testing.assert_close(layer(x), F.linear(inside, layer.out.weight, layer.out.bias), atol=1e-12, rtol=0)
-    assert sum(p.numel() for p in layer.parameters()) == (3 if gated else 2) * 8 * 12 + (2 if gated else 1) * 12 + 8
+    inner = activation(layer.gate(x)) * layer.up(x) if glu else activation(layer.up(x))
+    torch.testing.assert_close(layer(x), F.linear(inner, layer.out.weight, layer.out.bias), atol=1e-12, rtol=0)
+    expected_size = (3 * 8 * 12 + 2 * 12 + 8) if glu else (2 * 8 * 12 + 12 + 8)
+    assert sum(parameter.numel() for parameter in layer.parameters()) == expected_size
 
 
-def test_without_biases_there_is_none():
-    parts = [SelfAttention(config(biases=False)), build_feed_forward(config(biases=False, gated=True))]
-    assert not [name for part in parts for name, _ in part.named_parameters() if name.endswith("bias")]
+def test_bias_false_leaves_out_every_bias():
+    for module in (SelfAttention(small_config(bias=False)), build_feed_forward(small_config(bias=False, glu=True))):
+        assert not [name for name, _ in module.named_parameters() if name.endswith("bias")]
 
 
-def test_a_gate_starts_shut_and_can_open():
-    gate, x = TanhGate(), torch.randn(2, 3)
+def test_tanh_gate_starts_at_zero():
+    gate = TanhGate()
+    x = torch.randn(2, 3)
     assert (gate(x) == 0).all()
-    (opening,) = torch.autograd.grad(gate(x).sum(), gate.parameters())
-    torch.testing.assert_close(opening[0], x.sum())
+    (gradient,) = torch.autograd.grad(gate(x).sum(), gate.parameters())
+    torch.testing.assert_close(gradient[0], x.sum())
     nn.init.constant_(gate.alpha, 0.5)
     torch.testing.assert_close(gate(x), math.tanh(0.5) * x)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_residual_paths(placement):
-    residual = build_residual(config(norm_placement=placement))
+def test_residual_connection(placement):
+    residual = build_residual(small_config(norm_placement=placement))
     nn.init.normal_(residual.norm.weight)
-    x, weight = torch.randn(2, 3, 8), torch.randn(8, 8)
+    x = torch.randn(2, 3, 8)
+    weight = torch.randn(8, 8)
     expected = x + residual.norm(x) @ weight if placement == "pre" else residual.norm(x + x @ weight)
-    torch.testing.assert_close(residual(x, lambda y: y @ weight), expected)
+    torch.testing.assert_close(residual(x, torch.matmul, weight), expected)
 
 
 def test_token_embedding_against_its_formula():
-    layer = TokenEmbedding(config(embedding_scale=3.0, embedding_norm=True), 11)
+    layer = TokenEmbedding(small_config(embedding_scale=3.0, embedding_norm=True), 11)
     nn.init.normal_(layer.norm.bias)
-    tokens, positions = torch.tensor([[4, 4, 0]]), torch.tensor([[0, 1, 2]])
+    tokens = torch.tensor([[4, 4, 0]])
+    positions = torch.tensor([[0, 1, 2]])
     expected = layer.norm(3.0 * layer.weight[tokens] + layer.positions.weight[positions])
     torch.testing.assert_close(layer(tokens, positions), expected)
 
 
-# ---- dropout ---------------------------------------------------------------------------------------------------
+# ---- dropout ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("probability", [0.004, 0.1, 0.5, 0.9])
-def test_dropout_zeroes_its_share_and_keeps_the_mean(probability):
-    rounded, count = round(probability * 256) / 256, 1_000_003
+def test_dropout_rate_and_mean(probability):
+    rounded = round(probability * 256) / 256
+    count = 1_000_003
     assert abs(rounded - probability) <= 1 / 512
-    out = Dropout(probability).train()(torch.ones(count))
-    zeros = int((out == 0).sum())
-    assert abs(zeros / count - rounded) < 5 * math.sqrt(rounded * (1 - rounded) / count), "five standard deviations"
-    assert torch.equal(out[out != 0].unique(), torch.tensor([1 / (1 - rounded)]))
-    assert float(out.mean()) == pytest.approx(1, abs=5 * math.sqrt(rounded / (1 - rounded) / count))
+    output = Dropout(probability).train()(torch.ones(count))
+    rate = int((output == 0).sum()) / count
+    assert abs(rate - rounded) < 5 * math.sqrt(rounded * (1 - rounded) / count), "five standard deviations"
+    assert torch.equal(output[output != 0].unique(), torch.tensor([1 / (1 - rounded)]))
+    assert float(output.mean()) == pytest.approx(1, abs=5 * math.sqrt(rounded / (1 - rounded) / count))
 
 
-def test_dropout_does_nothing_in_eval_or_at_zero():
+def test_dropout_is_the_identity_in_eval_mode_or_at_zero():
     x = torch.randn(3, 5)
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0).train()(x) is x
 
 
 @pytest.mark.parametrize("probability", [0.998, 0.999999])
-def test_dropout_near_one_still_keeps_something(probability):
-    out = Dropout(probability).train()(torch.ones(100_000))
-    assert torch.equal(out.unique(), torch.tensor([0.0, 256.0]))
+def test_dropout_near_one_keeps_some_elements(probability):
+    output = Dropout(probability).train()(torch.ones(100_000))
+    assert torch.equal(output.unique(), torch.tensor([0.0, 256.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_dropout_repeats_itself_and_its_gradient_is_its_mask(dtype):
-    layer, x = Dropout(0.3).train(), torch.randn(7, 11, 3).to(dtype).transpose(0, 1).requires_grad_()
+def test_dropout_is_reproducible_and_its_gradient_is_its_mask(dtype):
+    layer = Dropout(0.3).train()
+    x = torch.randn(7, 11, 3).to(dtype).transpose(0, 1).requires_grad_()
     torch.manual_seed(3)
     first = layer(x)
     torch.manual_seed(3)
-    again, other = layer(x), layer(x)
+    again = layer(x)
+    other = layer(x)
     assert first.dtype == dtype
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -194,45 +139,57 @@ def test_dropout_repeats_itself_and_its_gradient_is_its_mask(dtype):
     assert torch.equal(gradient * x, first)
 
 
-def test_dropout_draws_each_number_by_itself():
-    """Neighbours, and numbers eight apart (the bytes of one random word), fall out independently."""
-    fell = (Dropout(0.5).train()(torch.ones(800_000)) == 0).float() - 0.5
-    for apart in (1, 2, 4, 7, 8):
-        agreement = float((fell[apart:] * fell[:-apart]).mean()) * 4
-        assert abs(agreement) < 5 / math.sqrt(800_000)
+def test_dropout_elements_are_independent():
+    """Neighbors, and elements eight apart (the bytes of one random word)."""
+    centered = (Dropout(0.5).train()(torch.ones(800_000)) == 0).float() - 0.5
+    for distance in (1, 2, 4, 7, 8):
+        correlation = float((centered[distance:] * centered[:-distance]).mean()) * 4
+        assert abs(correlation) < 5 / math.sqrt(800_000)
 
 
-# ---- self-attention and shapes ---------------------------------------------------------------------------------
+# ---- self-attention and shapes ---------------------------------------------------------------------------------------
 
 
-def test_self_attention_against_torch():
-    ours, theirs = SelfAttention(config()).double(), nn.MultiheadAttention(8, 2, batch_first=True).double()
-    theirs.load_state_dict(
+def test_self_attention_against_pytorch():
+    layer = SelfAttention(small_config()).double()
+    reference = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    reference.load_state_dict(
         {
-            "in_proj_weight": ours.qkv.weight,
-            "in_proj_bias": ours.qkv.bias,
-            "out_proj.weight": ours.out.weight,
-            "out_proj.bias": ours.out.bias,
+            "in_proj_weight": layer.qkv.weight,
+            "in_proj_bias": layer.qkv.bias,
+            "out_proj.weight": layer.out.weight,
+            "out_proj.bias": layer.out.bias,
         }
     )
-    x, mask = torch.randn(3, 5, 8, dtype=torch.float64), torch.ones(5, 5, dtype=torch.bool).tril()
-    expected, _ = theirs(x, x, x, attn_mask=~mask)
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    expected, _ = reference(x, x, x, attn_mask=~mask)
     positions = torch.arange(5).expand(3, 5)
-    torch.testing.assert_close(ours(x, mask[None, None], positions), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(layer(x, mask[None, None], positions), expected, atol=1e-12, rtol=0)
 
 
-@properties
+def test_tied_linear_uses_the_weights_of_its_owner_without_registering_them():
+    owner = nn.Linear(4, 6)
+    tied = TiedLinear(owner)
+    x = torch.randn(2, 4)
+    assert torch.equal(tied(x), owner(x))
+    assert tied.weight is owner.weight
+    assert not list(tied.parameters()) and not tied.state_dict()
+    assert tied(x.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@settings(max_examples=50, deadline=None)
 @given(*[st.integers(1, 5)] * 4)
-def test_merging_heads_undoes_splitting(n, length, heads, width):
-    x = torch.randn(n, length, heads * width)
-    apart = split_heads(x, heads)
-    assert apart.shape == (n, heads, length, width)
-    assert torch.equal(apart[:, heads - 1], x[..., (heads - 1) * width :])
-    assert torch.equal(merge_heads(apart), x)
+def test_merge_heads_is_the_inverse_of_split_heads(rows, length, heads, head_dim):
+    x = torch.randn(rows, length, heads * head_dim)
+    split = split_heads(x, heads)
+    assert split.shape == (rows, heads, length, head_dim)
+    assert torch.equal(split[:, heads - 1], x[..., (heads - 1) * head_dim :])
+    assert torch.equal(merge_heads(split), x)
 
 
-def test_initial_weights_shrink_with_depth_on_the_way_back():
-    layer = SelfAttention(config(width=256, heads=4)).requires_grad_(False)
+def test_initial_output_weights_shrink_with_depth():
+    layer = SelfAttention(small_config(hidden_size=256, num_heads=4)).requires_grad_(False)
     init_weights(nn.ModuleDict({"self_attention": layer}), 8)
     assert float(layer.qkv.weight.std()) == pytest.approx(0.02, rel=0.02)
     assert float(layer.out.weight.std()) == pytest.approx(0.02 / 4, rel=0.02)
