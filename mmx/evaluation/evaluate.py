@@ -89,9 +89,9 @@ def evaluate(
     for batch in range(processes.rank, math.ceil(len(examples) / options.batch_size), processes.world_size):
         if should_stop():
             break
-        indices = range(len(examples))[batch * options.batch_size :][: options.batch_size]
-        _evaluate_batch(pipeline, examples, batch, indices, options, results)
-        progress(len(indices))
+        positions = range(len(examples))[batch * options.batch_size :][: options.batch_size]
+        _evaluate_batch(pipeline, examples, batch, positions, options, results)
+        progress(len(positions))
     merged = _gather_results(results, processes.gather)
     skipped = [reason for _, reason in merged.skipped]
     if len(skipped) > max(MIN_SKIP_LIMIT, options.max_skip_fraction * len(examples)):
@@ -106,7 +106,7 @@ def evaluate(
 
 
 class _BatchResults(NamedTuple):
-    """Results of some batches. skipped: (index of the example, reason)."""
+    """Results of some batches. skipped: (position of the example, reason)."""
 
     predictions: list[EvaluatedText]
     losses: list[BatchLoss]
@@ -114,9 +114,9 @@ class _BatchResults(NamedTuple):
 
 
 class _PreparedExample(NamedTuple):
-    """An example, its index, and the prepared inputs of each source."""
+    """An example, its position in the data, and the prepared inputs of each source."""
 
-    index: int
+    position: int
     example: Example
     inputs: dict[str, PreparedInput]
 
@@ -138,18 +138,18 @@ def _evaluate_batch(
     pipeline: TextGenerator,
     examples: Sequence[Example],
     batch: int,
-    indices: Sequence[int],
+    positions: Sequence[int],
     options: EvaluationOptions,
     results: _BatchResults,
 ) -> None:
     """Add the results of one batch, whose images are encoded once."""
     prepared = []
-    for index in indices:
-        example = examples[index]
+    for position in positions:
+        example = examples[position]
         try:
-            prepared.append(_PreparedExample(index, example, _prepare(pipeline, example)))
+            prepared.append(_PreparedExample(position, example, _prepare(pipeline, example)))
         except MmxError as error:
-            results.skipped.append((index, f"{example.origin or example.id}: {error}"))
+            results.skipped.append((position, f"{example.origin or example.id}: {error}"))
     if not prepared:
         return
     inputs = [item.inputs for item in prepared]
@@ -198,7 +198,7 @@ def _predict(
             best = candidates[0]
             predictions.append(
                 EvaluatedText(
-                    key=(item.index, number),
+                    key=(item.position, number),
                     id=item.example.id,
                     question=task.question,
                     question_type=task.question_type,

@@ -93,7 +93,9 @@ def pointing_cases(scenes: Sequence[Scene]) -> tuple[PointingCase, ...]:
                 length = len(item.answer)
                 cases.append(PointingCase(index, question_type, item.question, item.answer, 0, length, item.evidence))
         full = full_caption(scene)
-        for mention in full.mentions if full else ():
+        if full is None:
+            continue
+        for mention in full.mentions:
             stop = mention.start + len(mention.word)
             cases.append(PointingCase(index, "caption", None, full.text, mention.start, stop, mention.box))
     return tuple(cases)

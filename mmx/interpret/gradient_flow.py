@@ -177,17 +177,17 @@ class _DetachedPreNorm(PreNorm):
         self.dropout = original.dropout
         self.gate = original.gate
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *args: object) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
-        return x.detach() + self.gate(self.dropout(sublayer(self.norm(x))))
+        return x.detach() + self.gate(self.dropout(sublayer(self.norm(x), *args)))
 
 
 class _DetachedPostNorm(_DetachedPreNorm):
     """The same for norm(x + sublayer(x))."""
 
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, x: Tensor, sublayer: Callable[..., Tensor], *args: object) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
-        normalized: Tensor = self.norm(x.detach() + self.gate(self.dropout(sublayer(x))))
+        normalized: Tensor = self.norm(x.detach() + self.gate(self.dropout(sublayer(x, *args))))
         return normalized
 
 

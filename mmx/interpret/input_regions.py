@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class InputRegion(NamedTuple):
-    """A region of one input tensor. tensor: its name; index: an index into its axes, rows first."""
+    """A region of one input tensor. tensor: its name; slices: an index into its axes, rows first."""
 
     tensor: str
-    index: tuple[slice | EllipsisType, ...]
+    slices: tuple[slice | EllipsisType, ...]
 
 
 def input_regions(inputs: Mapping[str, Tensor], slots: int, grid: tuple[int, int] | None) -> list[InputRegion]:

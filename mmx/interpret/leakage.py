@@ -283,7 +283,7 @@ def _input_influence(text: _Text, subject: _Subject, name: str) -> Tensor:
         for copy, index in enumerate(where.tolist() if perturb else ()):
             region = regions[index]
             rows = copies[name].inputs[region.tensor].unflatten(0, (len(where), -1))[copy]  # a view: writes go through
-            rows[region.index] = other[region.index]
+            rows[region.slices] = other[region.slices]
         return text.logprobs_over(_encode(model, copies, batch * len(where)))
 
     return text.influence(len(regions), run)

@@ -54,7 +54,7 @@ def measured_parameters(model: Model) -> list[MeasuredTensor]:
     measured = []
     for where, parameter in located:
         if where.part == "projection":
-            layers = owners[where.source].projection.layers if where.name in LAYERED_PARAMETERS else None
+            layers = owners[where.source].projection.num_layers if where.name in LAYERED_PARAMETERS else None
             row = f"{where.source}.{where.name.split('.')[0]}"
             measured.append(MeasuredTensor(where.part, row, parameter, layers))
         else:

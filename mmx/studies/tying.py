@@ -103,7 +103,7 @@ def word_frequencies(texts: Sequence[TextExample]) -> Counter[str]:
 @torch.inference_mode()
 def memory_bytes(model: Model, slots: int) -> int:
     """Bytes of the keys and values of a text of so many tokens."""
-    tokens = torch.full((1, slots), model.tokenizer.eos)
+    tokens = torch.full((1, slots), model.tokenizer.eos_token_id)
     return model.sources[SOURCE]({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}).nbytes
 
 

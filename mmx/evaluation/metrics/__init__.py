@@ -1,4 +1,4 @@
-"""Text in, number out: caption metrics as coco-caption reports them and answer metrics as the VQA benchmark does.
+"""Metrics of generated texts: those of coco-caption for captions and of the VQA benchmark for answers.
 
-An island: nothing here imports the rest of mmx, and a mistake in the input is a `ValueError` of one sentence.
+This package imports nothing else of mmx. Invalid arguments raise ValueError.
 """

@@ -1,117 +1,138 @@
-"""BLEU, ROUGE-L and CIDEr of captions, equal to coco-caption's numbers down to its habits.
+"""BLEU, ROUGE-L and CIDEr of captions, equal to the results of coco-caption.
 
-`caption_metrics` takes sentences; `bleu`, `rouge_l` and `cider` take tokens: one candidate per picture (`list[str]`)
-beside that picture's references (`list[list[str]]`). CIDEr is what coco-caption calls so, CIDEr-D: 0.60, not 60.
+`caption_metrics` takes sentences; `bleu`, `rouge_l` and `cider` take tokens: one candidate for each image (`list[str]`)
+and the references of that image (`list[list[str]]`). CIDEr is CIDEr-D as in coco-caption, in units such as 0.60, not
+60.
 
-Its n-gram weights come from the references of the scored pictures, so CIDEr of a subset is not comparable with that of
-the whole, and needs at least two pictures.
+The n-gram weights of CIDEr come from the references of the evaluated images. CIDEr of a subset is therefore not
+comparable with that of the whole, and needs at least two images.
 """
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import exp, log, sqrt
+from typing import NamedTuple, TypeVar
 
 from mmx.evaluation.metrics.ptb_tokenizer import ptb_tokens
 
+Key = TypeVar("Key", bound=Hashable)
 Tokens = Sequence[str]
-Ngrams = Counter[tuple[str, ...]]
-Vector = list[dict[tuple[str, ...], float]]  # one table of weights for each n-gram length
+Ngram = tuple[str, ...]
+NgramCounts = Counter[Ngram]
+TfIdf = list[dict[Ngram, float]]  # weights by n-gram, for each n-gram length
 
 MAX_N = 4
+CIDER_SCALE = 10
+CIDER_SIGMA = 6.0
+ROUGE_BETA = 1.2
 
 
 def caption_metrics(
-    predictions: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    predictions: Mapping[Key, str],
+    references: Mapping[Key, Sequence[str]],
     training_captions: Iterable[str] = (),
 ) -> dict[str, float]:
-    """All caption metrics of predicted sentences, by picture id; tokenized as coco-caption tokenizes.
+    """All caption metrics of sentences by image id, tokenized as in coco-caption.
 
-    Beside BLEU-1 to -4, ROUGE-L and CIDEr: `distinct`, the number of captions that differ in their tokens, and
-    `length`, the mean number of tokens. A model that says the same of every picture has a `distinct` of 1. With known
-    sentences, such as those trained on, also `novel`: the number of captions whose tokens are those of none of them.
+    In addition to BLEU-1 to -4, ROUGE-L and CIDEr: `distinct`, the number of captions with distinct tokens (1 for a
+    model that gives every image the same caption), and `length`, the mean number of tokens. With training captions also
+    `novel`, the number of captions whose tokens equal those of none of them.
+
+    Raises ValueError for different ids, an image without references, or fewer than two images.
     """
     _check_ids(predictions, references)
     candidates = [ptb_tokens(predictions[key]) for key in references]
     targets = [[ptb_tokens(sentence) for sentence in sentences] for sentences in references.values()]
-    heard = {tuple(ptb_tokens(sentence)) for sentence in training_captions}
-    return {
-        **{f"BLEU-{n}": score for n, score in enumerate(bleu(candidates, targets), start=1)},
-        "ROUGE-L": rouge_l(candidates, targets),
-        "CIDEr": cider(candidates, targets),
-        "distinct": float(len(set(map(tuple, candidates)))),
-        **({"novel": float(sum(tuple(candidate) not in heard for candidate in candidates))} if heard else {}),
-        "length": sum(map(len, candidates)) / len(candidates),
-    }
+    metrics = {f"BLEU-{n}": score for n, score in enumerate(bleu(candidates, targets), start=1)}
+    metrics["ROUGE-L"] = rouge_l(candidates, targets)
+    metrics["CIDEr"] = cider(candidates, targets)
+    metrics["distinct"] = float(len(set(map(tuple, candidates))))
+    known = {tuple(ptb_tokens(sentence)) for sentence in training_captions}
+    if known:
+        metrics["novel"] = float(sum(tuple(candidate) not in known for candidate in candidates))
+    metrics["length"] = sum(map(len, candidates)) / len(candidates)
+    return metrics
 
 
-def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, float, float, float]:
-    """BLEU-1 to BLEU-4 of the corpus (Papineni et al., "BLEU", 2002, section 2).
+class BleuScores(NamedTuple):
+    """BLEU-1 to BLEU-4."""
 
-    The brevity penalty counts, for each picture, the reference length closest to the candidate's, the shorter of two
-    that are equally close. A missing n-gram length is nearly zero instead of zero, as in coco-caption's BleuScorer.
+    bleu_1: float
+    bleu_2: float
+    bleu_3: float
+    bleu_4: float
+
+
+def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> BleuScores:
+    """Corpus BLEU (Papineni et al., "BLEU", 2002, section 2).
+
+    The brevity penalty uses, for each image, the reference length closest to that of the candidate, the shorter one of
+    two that are equally close. As in coco-caption's BleuScorer a missing n-gram length gives nearly zero, not zero.
     """
     _check_tokens(candidates, references)
-    found, possible = [0] * MAX_N, [0] * MAX_N
+    matches = [0] * MAX_N
+    totals = [0] * MAX_N
+    candidate_length = 0
+    reference_length = 0
     for candidate, targets in zip(candidates, references, strict=True):
+        candidate_length += len(candidate)
+        reference_length += _closest_length(len(candidate), [len(target) for target in targets])
         for n in range(MAX_N):
             counts = _ngrams(candidate, n + 1)
-            found[n] += (counts & _most(targets, n + 1)).total()  # & keeps the smaller count: clipped precision
-            possible[n] += counts.total()
-    said = sum(map(len, candidates))
-    asked = sum(
-        _closest(len(c), [len(target) for target in targets]) for c, targets in zip(candidates, references, strict=True)
-    )
-    return _geometric_means(found, possible, _brevity(said, asked))
+            matches[n] += (counts & _max_counts(targets, n + 1)).total()  # & takes the smaller count: clipped precision
+            totals[n] += counts.total()
+    penalty = _brevity_penalty(candidate_length, reference_length)
+    product = 1.0
+    scores = []
+    for n in range(MAX_N):
+        product *= (matches[n] + 1e-15) / (totals[n] + 1e-9)
+        scores.append(penalty * product ** (1 / (n + 1)))
+    return BleuScores(*scores)
 
 
-def _most(references: Sequence[Tokens], n: int) -> Ngrams:
-    """The highest count of each n-gram in any one reference."""
-    most: Ngrams = Counter()
+def _max_counts(references: Sequence[Tokens], n: int) -> NgramCounts:
+    """The largest count of each n-gram in any reference."""
+    counts: NgramCounts = Counter()
     for reference in references:
-        most |= _ngrams(reference, n)
-    return most
+        counts |= _ngrams(reference, n)
+    return counts
 
 
-def _closest(length: int, lengths: Sequence[int]) -> int:
+def _closest_length(length: int, lengths: Sequence[int]) -> int:
     return min(lengths, key=lambda other: (abs(other - length), other))
 
 
-def _brevity(said: int, asked: int) -> float:
-    ratio = (said + 1e-15) / (asked + 1e-9)
+def _brevity_penalty(candidate_length: int, reference_length: int) -> float:
+    ratio = (candidate_length + 1e-15) / (reference_length + 1e-9)
     return exp(min(0.0, 1 - 1 / ratio))
 
 
-def _geometric_means(found: list[int], possible: list[int], brevity: float) -> tuple[float, float, float, float]:
-    product, scores = 1.0, []
-    for n in range(MAX_N):
-        product *= (found[n] + 1e-15) / (possible[n] + 1e-9)
-        scores.append(brevity * product ** (1 / (n + 1)))
-    return tuple(scores)
-
-
 def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Mean ROUGE-L F-score, recall weighing more: beta 1.2 (Lin, "ROUGE", 2004, section 3).
+    """Mean ROUGE-L F-score with beta 1.2 (Lin, "ROUGE", 2004, section 3).
 
-    Precision and recall are each the best over the references, not necessarily of the same one (coco-caption).
+    As in coco-caption, precision and recall are the maxima over the references, not necessarily of the same one.
     """
     _check_tokens(candidates, references)
-    scores = [_rouge_l_of_one(c, targets) for c, targets in zip(candidates, references, strict=True)]
+    scores = [_rouge_l_of_image(c, targets) for c, targets in zip(candidates, references, strict=True)]
     return sum(scores) / len(scores)
 
 
-def _rouge_l_of_one(candidate: Tokens, references: Sequence[Tokens], beta: float = 1.2) -> float:
-    candidate = candidate or [""]  # coco-caption reads an empty sentence as one empty word
-    common = [(_common_length(candidate, target or [""]), len(target or [""])) for target in references]
-    precision = max(length for length, _ in common) / len(candidate)
-    recall = max(length / size for length, size in common)
+def _rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
+    candidate = candidate or [""]  # coco-caption treats an empty sentence as one empty word
+    precision = 0.0
+    recall = 0.0
+    for reference in references:
+        target = reference or [""]
+        common = _common_subsequence_length(candidate, target)
+        precision = max(precision, common / len(candidate))
+        recall = max(recall, common / len(target))
     if precision == 0:
         return 0.0
-    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def _common_length(first: Tokens, second: Tokens) -> int:
-    """Length of the longest common subsequence, one row of the table at a time."""
+def _common_subsequence_length(first: Tokens, second: Tokens) -> int:
+    """Length of the longest common subsequence, by dynamic programming with one row."""
     row = [0] * (len(second) + 1)
     for word in first:
         diagonal = 0
@@ -125,90 +146,96 @@ def _common_length(first: Tokens, second: Tokens) -> int:
 def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
     """CIDEr-D as coco-caption reports it, on a scale of 10 (Vedantam et al., "CIDEr", 2015, sections 4 and 7).
 
-    Raises ValueError for fewer than two pictures: with one, every n-gram is in every picture and weighs nothing.
+    Raises ValueError for fewer than two images: with one image, all n-grams are in every image and have weight zero.
     """
     _check_tokens(candidates, references)
     if len(candidates) < 2:
-        raise ValueError("CIDEr weighs n-grams by how few pictures have them and needs at least two pictures; got 1.")
+        raise ValueError("CIDEr weighs n-grams by how few images have them and needs at least two images; got 1.")
     corpus = Cider(references)
     return sum(corpus.score(c, targets) for c, targets in zip(candidates, references, strict=True)) / len(candidates)
 
 
 class Cider:
-    """CIDEr-D of one candidate at a time, its n-gram weights from the references of all pictures of a corpus.
+    """CIDEr-D of single candidates, with n-gram weights from the references of all images of a corpus.
 
-    What references weigh is kept, for a candidate that is one of many for the same picture.
+    The weights of references are cached, for many candidates of the same image.
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
-        self._rarity = _rarity(references)
-        self._weighed: dict[tuple[tuple[str, ...], ...], list[Vector]] = {}
+        self._idf = _InverseDocumentFrequency(references)
+        self._reference_weights: dict[tuple[Ngram, ...], list[TfIdf]] = {}
 
     def score(self, candidate: Tokens, references: Sequence[Tokens]) -> float:
-        """On a scale of 10: 0 has nothing in common with the references."""
+        """CIDEr-D on a scale of 10; 0 for nothing in common with the references."""
         key = tuple(map(tuple, references))
-        if key not in self._weighed:
-            self._weighed[key] = [_vector(target, self._rarity) for target in key]
-        ours = _vector(candidate, self._rarity)
-        scores = [
-            _similarity(ours, theirs) * _length_penalty(candidate, target)
-            for target, theirs in zip(key, self._weighed[key], strict=True)
-        ]
-        return 10 * sum(scores) / len(scores)
+        if key not in self._reference_weights:
+            self._reference_weights[key] = [_tf_idf(target, self._idf) for target in key]
+        candidate_weights = _tf_idf(candidate, self._idf)
+        total = 0.0
+        for target, weights in zip(key, self._reference_weights[key], strict=True):
+            total += _similarity(candidate_weights, weights) * _length_penalty(candidate, target)
+        return CIDER_SCALE * total / len(key)
 
 
-class _Rarity(dict[tuple[str, ...], float]):
-    """Log of all pictures over those whose references have an n-gram; one that none has counts as in one."""
+class _InverseDocumentFrequency(dict[Ngram, float]):
+    """Log of the number of images over the number whose references have an n-gram, at least one."""
 
-    def __init__(self, seen: Ngrams, pictures: int) -> None:
-        super().__init__((gram, log(pictures) - log(count)) for gram, count in seen.items())
-        self._unseen = log(pictures)
+    def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
+        counts: NgramCounts = Counter()
+        for targets in references:
+            counts.update(_distinct_ngrams(targets))
+        images = len(references)
+        super().__init__((ngram, log(images) - log(count)) for ngram, count in counts.items())
+        self._default = log(images)
 
-    def __missing__(self, gram: tuple[str, ...]) -> float:
-        return self._unseen
-
-
-def _rarity(references: Sequence[Sequence[Tokens]]) -> _Rarity:
-    seen: Ngrams = Counter()
-    for targets in references:
-        seen.update({gram for target in targets for n in range(1, MAX_N + 1) for gram in _ngrams(target, n)})
-    return _Rarity(seen, len(references))
+    def __missing__(self, ngram: Ngram) -> float:
+        return self._default
 
 
-def _vector(tokens: Tokens, rarity: _Rarity) -> Vector:
+def _distinct_ngrams(references: Sequence[Tokens]) -> set[Ngram]:
+    """The n-grams of all lengths in any of the references."""
+    distinct: set[Ngram] = set()
+    for reference in references:
+        for n in range(1, MAX_N + 1):
+            distinct.update(_ngrams(reference, n))
+    return distinct
+
+
+def _tf_idf(tokens: Tokens, idf: _InverseDocumentFrequency) -> TfIdf:
     counts = (_ngrams(tokens, n) for n in range(1, MAX_N + 1))
-    return [{gram: count * rarity[gram] for gram, count in table.items()} for table in counts]
+    return [{ngram: count * idf[ngram] for ngram, count in table.items()} for table in counts]
 
 
-def _similarity(ours: Vector, theirs: Vector) -> float:
-    """Mean cosine over n-gram lengths; saying a word more often than the reference gains nothing (the D's clipping)."""
+def _similarity(candidate: TfIdf, reference: TfIdf) -> float:
+    """Mean cosine over n-gram lengths, with the candidate's weights clipped at the reference's (the D of CIDEr-D)."""
     total = 0.0
-    for mine, other in zip(ours, theirs, strict=True):
-        overlap = sum(min(weight, other[gram]) * other[gram] for gram, weight in mine.items() if gram in other)
+    for ours, theirs in zip(candidate, reference, strict=True):
+        overlap = sum(min(weight, theirs[ngram]) * theirs[ngram] for ngram, weight in ours.items() if ngram in theirs)
         if overlap:
-            total += overlap / (_norm(mine) * _norm(other))
+            total += overlap / (_norm(ours) * _norm(theirs))
     return total / MAX_N
 
 
-def _norm(weights: dict[tuple[str, ...], float]) -> float:
+def _norm(weights: dict[Ngram, float]) -> float:
     return sqrt(sum(weight * weight for weight in weights.values()))
 
 
-def _length_penalty(candidate: Tokens, target: Tokens, sigma: float = 6.0) -> float:
-    apart = len(candidate) - len(target)  # coco-caption counts word pairs: the same, but for sentences that score 0
-    return exp(-(apart**2) / (2 * sigma**2))
+def _length_penalty(candidate: Tokens, target: Tokens) -> float:
+    difference = len(candidate) - len(target)  # coco-caption counts bigrams: equal except for sentences that score 0
+    return exp(-(difference**2) / (2 * CIDER_SIGMA**2))
 
 
-def _ngrams(tokens: Tokens, n: int) -> Ngrams:
+def _ngrams(tokens: Tokens, n: int) -> NgramCounts:
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
-def _check_ids(predictions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> None:
-    if unmatched := predictions.keys() ^ references.keys():
+def _check_ids(predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> None:
+    unmatched = predictions.keys() ^ references.keys()
+    if unmatched:
         raise ValueError(
             f"Predictions and references need the same ids: {len(predictions.keys() - references.keys())} have no "
-            f"references and {len(references.keys() - predictions.keys())} no prediction, {min(unmatched, key=str)!r} "
-            "for one."
+            f"references and {len(references.keys() - predictions.keys())} no prediction, such as "
+            f"{min(unmatched, key=str)!r}."
         )
     for key, sentences in references.items():
         if isinstance(sentences, str) or not sentences:
@@ -221,6 +248,6 @@ def _check_tokens(candidates: Sequence[Tokens], references: Sequence[Sequence[To
             f"Caption metrics need as many candidates as lists of references, and at least one; "
             f"got {len(candidates)} and {len(references)}."
         )
-    for place, targets in enumerate(references):
+    for index, targets in enumerate(references):
         if not targets:
-            raise ValueError(f"A picture needs at least one reference; the one at place {place} has none.")
+            raise ValueError(f"An image needs at least one reference; the one at index {index} has none.")

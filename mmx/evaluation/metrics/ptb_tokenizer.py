@@ -1,9 +1,9 @@
-"""Captions to tokens as coco-caption does it: Penn Treebank rules, lower case, punctuation dropped.
+"""Tokens of captions as in coco-caption: Penn Treebank rules, lower case, without punctuation.
 
 The published BLEU, ROUGE-L and CIDEr of captioning papers are taken after Stanford's PTBTokenizer 3.4.1
 (`-preserveLines -lowerCase`) and coco-caption's punctuation list (Chen et al., "Microsoft COCO Captions", 2015,
-section 3.1). Other tokens give other scores: splitting at spaces alone adds about 0.6 CIDEr points (of 100) for free.
-These rules were found by watching that program's output, and are tested against lines it wrote.
+section 3.1). Other tokenizations change the scores: splitting at spaces alone adds about 0.6 CIDEr points (of 100).
+The rules were derived from the output of that program, and are tested against it.
 """
 
 import re
@@ -13,7 +13,7 @@ _SPELLINGS = {"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "\u00ad": "", "\u200b
 _REWRITTEN = {**_ENTITIES, **_SPELLINGS}
 _REWRITE = re.compile("|".join(map(re.escape, _REWRITTEN)))
 
-# Words that keep their full stop anywhere, and those that keep it only before a number or only when capitalised.
+# Words that keep their full stop everywhere, only before a number, and only if capitalized.
 _ABBREVIATIONS = """
     adm al ala apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf cmdr co col colo comdr
     conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs hon inc ind
@@ -21,8 +21,8 @@ _ABBREVIATIONS = """
     mtg natl neb nev nov oct okla penn pfc ph plc pres prof profs pty pvt rd rep reps rev rt sen sens sep sept seq sgt
     spc sq sr st ste supt sys tel tenn thu thurs tue tues univ va vs vt wed wis wyo"""
 _BEFORE_NUMBER = "art ca fig figs no nos op pp prop"
-_CAPITALISED = "Ark Del Ill La Mass Miss Ore Pa Tex Wash ARK DEL ILL LA MASS MISS ORE PA TEX WASH"
-# After one of these a single letter ends its sentence: "vitamin c. The bottle" but "J. K. Smith".
+_CAPITALIZED = "Ark Del Ill La Mass Miss Ore Pa Tex Wash ARK DEL ILL LA MASS MISS ORE PA TEX WASH"
+# Before one of these words a single letter ends its sentence: "vitamin c. The bottle" but "J. K. Smith".
 _STARTERS = """
     A About According Additionally After An As At But Earlier He Her Here However If In It Last Many More Now Once One
     Other Our She Since So Some Such That The Their Then There These They This We What When While Yet You"""
@@ -37,16 +37,16 @@ _PARTS = {
     "L": r"[^\W\d_]",  # one letter of any alphabet
     "W": r"[^\W_]+",  # letters and digits
     "H": "[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}",  # one side of a slash
-    "ABBREVIATION": f"(?i:{_any(_ABBREVIATIONS)})|{_any(_CAPITALISED)}",
+    "ABBREVIATION": f"(?i:{_any(_ABBREVIATIONS)})|{_any(_CAPITALIZED)}",
     "BEFORE_NUMBER": _any(_BEFORE_NUMBER),
     "STARTER": _any(_STARTERS),
 }
 
-# The first rule that fits at a place wins, so the special precede the general.
+# The first rule that matches at a position applies, so special rules precede general ones.
 _RULES = r"""
-    {L}+ (?=\s|$)                                                     # dog: nearly every token ends here
+    {L}+ (?=\s|$)                                                     # dog: nearly all tokens
   | </?[A-Za-z][^<>\n]*>                                              # <unk>
-  | https?://[^\s"<>]+ | (?i:www){W}?(?:[.-]{W})+(?:/[^\s"<>]*)?      # addresses
+  | https?://[^\s"<>]+ | (?i:www){W}?(?:[.-]{W})+(?:/[^\s"<>]*)?      # URLs
   | [\w.+-]+@\w+(?:[.-]\w+)* | @[A-Za-z_]\w* | \#[A-Za-z_]+           # me@home.org, @name, #word
   | {A}{A}                                                            # a double quote, typed as two
   | {A} (?i:t) (?=(?i:is|was)(?:(?i:n){A}(?i:t))?(?!{L}))             # 't | is
@@ -70,28 +70,28 @@ _RULES = r"""
   | {W}(?:[-_]{W})*                                                   # any other word
   | [+-]\d+ | (?<!\d){A}\d(?:\d|0s)(?!\w|{A}s|[/:]\d)                 # -5, '80s
   | [:;=]['-]?[()\]DPp\\](?!\w) | \^_\^                               # :-)
-  | [!?]+ | \*+ | _+ | \.+ | -+ | [^\s\U00010000-\U0010ffff]          # the reference drops emoji
+  | [!?]+ | \*+ | _+ | \.+ | -+ | [^\s\U00010000-\U0010ffff]          # the reference removes emoji
 """
 _TOKEN = re.compile(_RULES.format(**_PARTS), re.VERBOSE)
 
-_TWO_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "gimme": 3, "lemme": 3}  # the letters of the first
+_TWO_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "gimme": 3, "lemme": 3}  # length of the first
 _PARENTHESES = str.maketrans({"(": "-lrb-", ")": "-rrb-"})
 _SYMBOLS = {"[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "£": "#", "€": "$", "¢": "cents"}
 _CURLY = {"n’t": "n't", **{f"’{end}": f"'{end}" for end in ("s", "m", "d", "ll", "re", "ve")}}
-# coco-caption lists "-LRB-" and its kin too, but in capitals, after lower-casing: brackets do count as tokens.
+# coco-caption removes "-LRB-" and similar tokens in upper case only, after lower-casing: brackets remain.
 _DROPPED = re.compile(r"""[?!,:;"'`‘’“”«»–—…]|['’]{2}|\.+|-+""")
 
 
 def ptb_tokens(caption: str) -> list[str]:
-    """The tokens that coco-caption's PTBTokenizer makes of one caption: `"A dog's t-shirt."` -> a, dog, 's, t-shirt."""
-    text = _REWRITE.sub(lambda found: _REWRITTEN[found[0]], caption)
-    words = (word for token in _TOKEN.findall(text) for word in _halves(token))
+    """Tokens of one caption as coco-caption's PTBTokenizer gives them: `"A dog's t-shirt."` -> a, dog, 's, t-shirt."""
+    text = _REWRITE.sub(lambda match: _REWRITTEN[match[0]], caption)
+    words = (word for token in _TOKEN.findall(text) for word in _split_token(token))
     return [word for word in words if not _DROPPED.fullmatch(word)]
 
 
-def _halves(token: str) -> list[str]:
-    """A token in lower case; two where the Treebank splits a word without an apostrophe ("cannot")."""
+def _split_token(token: str) -> list[str]:
+    """A token in lower case; two tokens for words such as "cannot" that the Treebank splits."""
     word = token.lower().translate(_PARENTHESES)
     if word in _TWO_WORDS:
         return [word[: _TWO_WORDS[word]], word[_TWO_WORDS[word] :]]
-    return (_SYMBOLS.get(word) or _CURLY.get(word, word)).split()  # a space stands in tags only
+    return (_SYMBOLS.get(word) or _CURLY.get(word, word)).split()  # only tags contain spaces
