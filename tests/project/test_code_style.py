@@ -104,7 +104,7 @@ def test_files_and_functions_are_short():
     for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = node.end_lineno - node.lineno + 1
+                length = lines_of_body(node)
                 if length > MAX_LINES_OF_A_FUNCTION:
                     violations.append(f"{module}:{node.lineno} {node.name} has {length} lines")
     for path in ROOT.rglob("*.py"):
@@ -113,6 +113,12 @@ def test_files_and_functions_are_short():
         if length > MAX_LINES_OF_A_FILE and name not in LONG_FILES:
             violations.append(f"{name} has {length} lines")
     assert violations == []
+
+
+def lines_of_body(function):
+    """Lines without signature and docstring: those of a command are one line for each option."""
+    statements = function.body[1:] if ast.get_docstring(function) else function.body
+    return function.end_lineno - statements[0].lineno + 1 if statements else 0
 
 
 def test_every_module_has_a_docstring():

@@ -91,7 +91,7 @@ def texts_and_scores(model, memory, questions, boxes=(), **options):
     """Each stream's texts as [text, score] by image: {image: [K][n]}."""
     rows = [questions] * len(IMAGES)
     box_rows = [boxes] * len(IMAGES) if boxes else ()
-    generated = model.generate(memory, rows, model.generation_config(options), box_rows)
+    generated = model.generate_batch(memory, rows, model.generation_config(options), box_rows)
     found = {}
     for name, streams in zip(IMAGES, generated, strict=True):
         found[name] = [[[text.text, text.score] for text in stream] for stream in streams]
@@ -123,7 +123,7 @@ def test_captions(model, memory, key, options):
 
 def test_tokens_of_a_greedy_caption(model, memory):
     options = model.generation_config({"num_beams": 1})
-    generated = model.generate(memory, [[None]] * len(IMAGES), options)
+    generated = model.generate_batch(memory, [[None]] * len(IMAGES), options)
     for name, streams in zip(IMAGES, generated, strict=True):
         tokens = streams[0][0].tokens
         expected = GOLDEN["tokens"][name]
