@@ -20,22 +20,6 @@ from mmx.config import schema
 
 DOCS = Path(__file__).parent
 PACKAGE = Path(schema.__file__).parents[1]
-CLASSES = (
-    "RunConfig",
-    "ModelConfig",
-    "SourceConfig",
-    "ProjectionConfig",
-    "TransformerConfig",
-    "RopeScaling",
-    "DecoderConfig",
-    "QuestionEncoderConfig",
-    "DataConfig",
-    "AugmentationConfig",
-    "TrainingConfig",
-    "ParamGroupConfig",
-    "LoraConfig",
-    "GenerationConfig",
-)
 SHARED = schema.TransformerConfig
 TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", NoneType: "null"}
 CONFIGURATION = """# Configuration
@@ -61,9 +45,19 @@ Generated from the source by `python docs/reference.py`.
 def configuration() -> str:
     """Every configuration class with its keys, types, defaults and bounds."""
     parts = [CONFIGURATION]
-    for name in CLASSES:
+    for name in _classes():
         parts.append(f"## {name}\n\n{_text(name)}\n\n{_keys(name)}")
     return "\n".join(parts)
+
+
+def _classes() -> list[str]:
+    """Names of the configuration classes: the top level, then the others in the order of the schema."""
+    without = {"FrozenModel", "BaseTransformerConfig", "RunConfig"}
+    names = ["RunConfig"]
+    for name, value in vars(schema).items():
+        if inspect.isclass(value) and value.__module__ == schema.__name__ and name not in without:
+            names.append(name)
+    return names
 
 
 def error_codes() -> str:
