@@ -57,7 +57,7 @@ class Model(nn.Module):
         num_parameters = sum(parameter.numel() for parameter in self.parameters())
         return (
             f"Model({sources}, {question_encoder}decoder: {decoder.num_layers} layers x {decoder.hidden_size}, "
-            f"{len(self.tokenizer)} tokens, {num_parameters / 1e6:.1f} M parameters, {self.device})"
+            f"{len(self.tokenizer)} tokens, {num_parameters:,} parameters, {self.device})"
         )
 
     # ---- memory ------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def tiny_model(
     sources: Mapping[str, str | SourceConfig] | None = None,
     tokenizer: Tokenizer | None = None,
     seed: int = 0,
-    question_to: str = "prompt",
+    question_input: str = "prompt",
     projection: ProjectionConfig | None = None,
     **decoder: Any,
 ) -> Model:
@@ -64,7 +64,7 @@ def tiny_model(
         for name, source in mounted.items()
     }
     facts = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128, **decoder}
-    config = ModelConfig(sources=configs, decoder=DecoderConfig(**facts), question_input=question_to)
+    config = ModelConfig(sources=configs, decoder=DecoderConfig(**facts), question_input=question_input)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Model(config, tokenizer or toy_tokenizer()).eval()
