@@ -102,7 +102,7 @@ def _read_captions(config: DataConfig, overrides: list[str]) -> frozenset[str]:
     from mmx.data.examples import captions_of
     from mmx.data.formats import read_examples
 
-    unlimited = ["limit=null", "derive_questions=false", "tasks=[caption]"]
+    unlimited = ["max_examples=null", "derive_questions=false", "tasks=[caption]"]
     examples = read_examples(override_config(config, unlimited + overrides))
     return frozenset(caption for captions in captions_of(examples) for caption in captions)
 

@@ -18,6 +18,6 @@ def scenes(
 
     The shape, color, size and box of each object are written with them.
     """
-    from mmx.data.scene_texts import write_scenes
+    from mmx.data.scene_folder import write_scenes
 
     print(write_scenes(out, count, seed, size))

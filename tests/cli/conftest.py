@@ -1,4 +1,4 @@
-"""For all journeys: the program within this process, a tiny model on disk, a few pictures."""
+"""Fixtures of the command line: the program in this process, a tiny model on disk, a few images."""
 
 import sys
 from pathlib import Path
@@ -14,25 +14,39 @@ from mmx.testing import tiny_model
 
 @pytest.fixture
 def mmx(monkeypatch, capsys) -> Mmx:
-    """The program within this process: as `main` is called by the installed command."""
+    """Run the program in this process, through `main` like the installed command."""
+    errors: list[Exception] = []
+    error_message = cli._error_message
+
+    def record(error: Exception) -> str | None:
+        errors.append(error)
+        return error_message(error)
+
+    monkeypatch.setattr(cli, "_error_message", record)
 
     def run(*words: object) -> Ran:
+        errors.clear()
         monkeypatch.setattr(sys, "argv", ["mmx", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             cli.main()
-        return Ran(left.value.code or 0, *capsys.readouterr())
+        return Ran(exit_info.value.code or 0, *capsys.readouterr(), errors[0] if errors else None)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    """A checkpoint folder of a tiny model that learned nothing."""
-    source = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
+def image_source() -> SourceConfig:
+    return SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, image_source) -> Path:
+    """The checkpoint folder of a tiny untrained model."""
     generation = GenerationConfig(max_new_tokens=5, min_new_tokens=3)
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", tiny_model({"image": source}), None, generation)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    return save_model(folder, tiny_model({"image": image_source}), None, generation)
 
 
 @pytest.fixture
-def photos(tmp_path) -> list[Path]:
-    return [draw(tmp_path / "photos" / f"{number}.png", number) for number in range(5)]
+def images(tmp_path) -> list[Path]:
+    return [draw(tmp_path / "images" / f"{number}.png", number) for number in range(5)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from batch_cases import FakeSpeaker, as_file, write_texts
+from batch_cases import FakeGenerator, as_file, write_texts
 from cli_cases import draw
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,9 +27,9 @@ from mmx.inference.pipeline import Pipeline
 
 
 @pytest.fixture
-def fake(monkeypatch) -> FakeSpeaker:
+def fake(monkeypatch) -> FakeGenerator:
     """The program with a fast fake model."""
-    speaker = FakeSpeaker()
+    speaker = FakeGenerator()
     monkeypatch.setattr(speak, "load_pipeline", lambda *given: speaker)
     return speaker
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from parity_cases import publish_vit_gpt2
+from parity_cases import save_vit_gpt2
 
 from mmx.config.schema import SourceConfig
 from mmx.models.checkpoint import save_model
@@ -18,7 +18,7 @@ PICTURES = Path(__file__).parents[2] / "demos" / "pictures"
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    return str(publish_vit_gpt2(tmp_path_factory.mktemp("published")))
+    return str(save_vit_gpt2(tmp_path_factory.mktemp("published")))
 
 
 def mmx(*words, code=0):
