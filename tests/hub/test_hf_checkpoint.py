@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import publish_vit_gpt2, refused
+from parity_cases import publish_vit_gpt2, load_error
 from safetensors.torch import load_file, save_file
 
 from mmx.errors import CheckpointError, ConfigError, MmxError
@@ -73,7 +73,7 @@ def test_weights_in_parts_are_read(copy, published):
     ours, whole = (load_hf_model(str(f))[0].state_dict() for f in (copy, published))
     assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
     (copy / "b.safetensors").unlink()
-    assert "b.safetensors is missing" in refused(copy)
+    assert "b.safetensors is missing" in load_error(copy)
 
 
 def test_weights_of_half_precision_become_float32(copy):
@@ -83,10 +83,10 @@ def test_weights_of_half_precision_become_float32(copy):
 
 def test_a_family_nobody_knows_is_refused_with_those_that_are_known(copy):
     change(copy, model_type="mllama", architectures=["MllamaForConditionalGeneration"], decoder=None)
-    sentence = refused(copy)
+    sentence = load_error(copy)
     assert "mllama" in sentence and all(family in sentence for family in FAMILIES)
     change(copy, model_type=None, architectures=None)
-    assert "no model_type" in refused(copy)
+    assert "no model_type" in load_error(copy)
 
 
 @pytest.mark.parametrize(
@@ -96,20 +96,20 @@ def test_a_tensor_that_lacks_is_named(copy, name):
     tensors = load_file(copy / WEIGHTS)
     del tensors[name]
     save_file(tensors, copy / WEIGHTS)
-    assert name.removeprefix("encoder.") in refused(copy)
+    assert name.removeprefix("encoder.") in load_error(copy)
 
 
 @pytest.mark.parametrize("name", ["decoder.transformer.h.0.adapter.weight", "encoder.extra.weight", "stray"])
 def test_a_tensor_left_over_is_named(copy, name):
     save_file({**load_file(copy / WEIGHTS), name: torch.ones(2)}, copy / WEIGHTS)
-    assert name.removeprefix("encoder.") in refused(copy)
+    assert name.removeprefix("encoder.") in load_error(copy)
 
 
 def test_a_tensor_of_another_shape_is_named(copy):
     tensors = load_file(copy / WEIGHTS)
     name = "decoder.transformer.h.0.mlp.c_fc.weight"
     save_file({**tensors, name: tensors[name][:, :-4].contiguous()}, copy / WEIGHTS)
-    assert name in refused(copy)
+    assert name in load_error(copy)
 
 
 @pytest.mark.parametrize(
@@ -124,15 +124,15 @@ def test_a_tensor_of_another_shape_is_named(copy):
 def test_a_file_that_is_missing_or_half_downloaded_is_one_sentence(copy, file, named):
     whole = (copy / file).read_bytes()
     (copy / file).write_bytes(whole[: len(whole) // 2])
-    assert named in (half := refused(copy)) and "download it again" in half
+    assert named in (half := load_error(copy)) and "download it again" in half
     (copy / file).unlink()
-    assert named in (missing := refused(copy)) and "download" in missing
+    assert named in (missing := load_error(copy)) and "download" in missing
 
 
 def test_a_folder_without_a_config_and_a_name_without_a_network(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "has no config.json" in refused(tmp_path / "empty")
-    sentence = refused("nobody/has-this-model")
+    assert "has no config.json" in load_error(tmp_path / "empty")
+    sentence = load_error("nobody/has-this-model")
     assert "is no folder here and could not be downloaded" in sentence and "no network" in sentence
     with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
         load(tmp_path / "empty")
@@ -141,13 +141,13 @@ def test_a_folder_without_a_config_and_a_name_without_a_network(tmp_path):
 def test_facts_that_change_the_arithmetic_are_refused(copy):
     decoder = json.loads((copy / "config.json").read_text())["decoder"]
     change(copy, decoder={**decoder, "scale_attn_by_inverse_layer_idx": True})
-    assert "scale_attn_by_inverse_layer_idx" in refused(copy)
+    assert "scale_attn_by_inverse_layer_idx" in load_error(copy)
     change(copy, decoder={**decoder, "activation_function": "sinc"})
-    assert "'sinc'" in refused(copy)
+    assert "'sinc'" in load_error(copy)
     change(copy, decoder={key: value for key, value in decoder.items() if key != "n_embd"})
-    assert "n_embd" in refused(copy)
+    assert "n_embd" in load_error(copy)
     change(copy, decoder={**decoder, "n_layer": 3})
-    assert "h.2" in refused(copy)
+    assert "h.2" in load_error(copy)
 
 
 # ---- pickles ---------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def pickled(folder):
 
 def test_a_pickle_is_refused_and_read_when_it_is_allowed(copy, published):
     pickled(copy)
-    sentence = refused(copy)
+    sentence = load_error(copy)
     assert "pickle, which may run code" in sentence and "--allow-pickle" in sentence
     ours, whole = load_hf_model(str(copy), pickles=True)[0], load_hf_model(str(published))[0]
     assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
@@ -189,7 +189,7 @@ def test_a_pickle_that_holds_more_than_tensors_runs_nothing(copy, tmp_path, make
         torch.save([torch.ones(2)], place)
     else:
         place.write_bytes(place.read_bytes()[:1000])
-    sentence = refused(copy, pickles=True)
+    sentence = load_error(copy, pickles=True)
     assert "pytorch_model.bin" in sentence
     assert not canary.exists()
 
@@ -226,7 +226,7 @@ def test_a_pipeline_of_a_published_model_has_its_own_way_of_choosing_words(copy)
 )
 def test_words_that_cannot_be_chosen_so_are_refused_at_once(copy, facts, named):
     (copy / "generation_config.json").write_text(json.dumps(facts))
-    assert named in refused(copy)
+    assert named in load_error(copy)
 
 
 def test_beams_that_are_drawn_by_lot_become_plain_beams(copy):
@@ -240,7 +240,7 @@ def test_values_that_are_not_finite_are_named(copy, name):
     tensors = load_file(copy / WEIGHTS)
     tensors[name][0] = float("nan")
     save_file(tensors, copy / WEIGHTS)
-    assert "not finite" in refused(copy)
+    assert "not finite" in load_error(copy)
 
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "tokenizer_config.json"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from parity_cases import letters, saved
+from parity_cases import byte_tokenizer, save_all
 from PIL import Image
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ViTConfig, ViTModel
 from transformers import ViTImageProcessor as Processor
@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Path:
         )
     )
     for name, model in {"gpt2": gpt2, "llama": llama}.items():
-        saved(tmp_path / name, model, letters(SIZE, bos_token="<end>", eos_token="<end>"))
+        save_all(tmp_path / name, model, byte_tokenizer(SIZE, bos_token="<end>", eos_token="<end>"))
     vit = ViTModel(
         ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40, image_size=32)
     )

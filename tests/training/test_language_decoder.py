@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from parity_cases import letters, saved, shaken
+from parity_cases import byte_tokenizer, save_all, randomized
 from toy_runs import Watched, number_config, state_bytes, write_numbers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
@@ -44,7 +44,7 @@ def place(tmp_path):
     facts |= {"intermediate_size": 40, "vocab_size": SIZE, "max_position_embeddings": 64}
     llama = LlamaForCausalLM(LlamaConfig(**facts, **special, tie_word_embeddings=True))
     for name, model in {"speaker": gpt2, "llama": llama}.items():
-        saved(tmp_path / name, shaken(model, size=0.3), letters(SIZE, bos_token="<end>", eos_token="<end>"))
+        save_all(tmp_path / name, randomized(model, size=0.3), byte_tokenizer(SIZE, bos_token="<end>", eos_token="<end>"))
     return tmp_path
 
 
@@ -89,14 +89,14 @@ def test_it_sees_what_it_could_not_know(tmp_path):
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     facts = {"vocab_size": SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 0}
     speaker = GPT2LMHeadModel(GPT2Config(**facts, **still, eos_token_id=0))
-    tokenizer = letters(SIZE, bos_token="<end>", eos_token="<end>")
+    tokenizer = byte_tokenizer(SIZE, bos_token="<end>", eos_token="<end>")
     words = torch.tensor([[0, *tokenizer.encode(word), 0] for word in ("high", "deep")])
     optimizer = torch.optim.AdamW(speaker.parameters(), 1e-2)
     for _ in range(60):
         optimizer.zero_grad()
         speaker(words, labels=words).loss.backward()
         optimizer.step()
-    folder = saved(tmp_path / "speaker", speaker, tokenizer)
+    folder = save_all(tmp_path / "speaker", speaker, tokenizer)
     rows = [{"numbers": [n / 10], "captions": ["high" if n > 0 else "deep"]} for n in range(-10, 11) if n]
     (tmp_path / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = Watched(config(tmp_path, batch_size=8, streams=1, decoder={"dropout": 0.0}))

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from parity_cases import TOLERANCE, letters, saved, shaken
+from parity_cases import TOLERANCE, byte_tokenizer, saved, randomized
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from mmx.config.schema import DecoderConfig
@@ -53,12 +53,12 @@ MODELS = {
 def reference(request):
     """A tiny language model whose weights are drawn, biases too."""
     torch.manual_seed(0)
-    return shaken(request.param())
+    return randomized(request.param())
 
 
 def published(folder, model):
     """A folder as it is published."""
-    return saved(folder, model, letters(SIZE, bos_token="<end>", eos_token="<end>", additional="<begin>"))
+    return saved(folder, model, byte_tokenizer(SIZE, bos_token="<end>", eos_token="<end>", additional="<begin>"))
 
 
 def decoder_of(folder, **facts):
@@ -126,26 +126,26 @@ def test_an_open_gate_lets_the_memory_in(reference, tmp_path):
 
 
 def test_its_tokenizer_speaks_our_prompts_in_plain_words(tmp_path):
-    _, _, tokenizer = read_language_model(published(tmp_path, shaken(llama())))
+    _, _, tokenizer = read_language_model(published(tmp_path, randomized(llama())))
     assert tokenizer.encode_prompt(question_prompt("where ")) == [OPENING, *tokenizer.encode(" Question:where? Answer:")]
     assert tokenizer.special_tokens[CAPTION] == []
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (END, END)
 
 
 def test_a_model_without_an_opening_is_opened_by_its_end(tmp_path):
-    _, _, tokenizer = read_language_model(published(tmp_path, shaken(llama(bos_token_id=None, eos_token_id=[7, 8]))))
+    _, _, tokenizer = read_language_model(published(tmp_path, randomized(llama(bos_token_id=None, eos_token_id=[7, 8]))))
     assert tokenizer.special_tokens[BOS] == tokenizer.special_tokens[EOS] == [7]
 
 
 def test_a_stack_saved_without_its_head_is_read_as_well(tmp_path):
     """As "gpt2" itself is published."""
-    whole = shaken(gpt2())
+    whole = randomized(gpt2())
     decoder, _ = decoder_of(published(tmp_path, whole.transformer))
     assert torch.equal(decoder.embedding.weight.float(), whole.transformer.wte.weight)
 
 
 def test_older_files_tell_their_rope_in_two_places(tmp_path):
-    folder = published(tmp_path, shaken(llama()))
+    folder = published(tmp_path, randomized(llama()))
     told = {**ROPE3, "rope_parameters": None}
     change(
         folder,
@@ -191,7 +191,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path, facts, sentence):
-    folder = published(tmp_path, shaken(llama()))
+    folder = published(tmp_path, randomized(llama()))
     change(folder, **facts)
     with pytest.raises((CheckpointError, ConfigError), match=sentence) as caught:
         read_language_model(folder)
@@ -199,13 +199,13 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(tmp_path, facts, sentenc
 
 
 def test_a_decoder_whose_gate_is_open_is_refused(tmp_path):
-    folder = published(tmp_path, shaken(llama()))
+    folder = published(tmp_path, randomized(llama()))
     with pytest.raises(ConfigError, match=r"gate is 'none' with init_from, .* set model\.decoder\.gate=tanh\.$"):
         read_language_model(folder, DecoderConfig())
 
 
 def test_looking_less_often_than_there_are_blocks_is_refused(tmp_path):
-    folder = published(tmp_path, shaken(llama()))
+    folder = published(tmp_path, randomized(llama()))
     ours = DecoderConfig.model_construct(gate="tanh", cross_every=4, dropout=0.0)
     with pytest.raises(ConfigError, match="cross_every 4 is more than layers 3"):
         read_language_model(folder, ours)

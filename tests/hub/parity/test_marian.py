@@ -8,7 +8,7 @@ import warnings
 import pytest
 import sentencepiece
 import torch
-from parity_cases import assert_diverse, assert_logits, change, read, refused, saved, shaken, spoken, until_end
+from parity_cases import assert_diverse, assert_logits, change, read, load_error, saved, randomized, generated, until_end
 from transformers import MarianConfig, MarianMTModel, MarianTokenizer
 
 from mmx.hub import load_hf_model
@@ -76,7 +76,7 @@ def build(size, seed=0, **facts):
     special = {"pad_token_id": size - 1, "decoder_start_token_id": size - 1, "eos_token_id": END}
     swish = {"activation_function": "swish", "scale_embedding": True}
     reference = MarianMTModel(MarianConfig(**{**tiny, **special, **swish, "vocab_size": size, **facts}))
-    reference = reference.eval() if seed is None else shaken(reference, seed)
+    reference = reference.eval() if seed is None else randomized(reference, seed)
     with torch.no_grad():
         for part in (reference.model.encoder, reference.model.decoder):
             part.embed_positions.weight.copy_(part.embed_positions.create_weight())
@@ -132,7 +132,7 @@ def test_texts_are_the_same(pair, theirs, batch, options):
     with torch.no_grad():
         given, memory = read_alike(theirs, model, batch)
         published = {"suppress_tokens": [pad], "forced_eos_token_id": END}  # the reference has them from its own file
-        found = spoken(model, memory, [[[pad]]] * batch, **published, **options)
+        found = generated(model, memory, [[[pad]]] * batch, **published, **options)
         expected = until_end(reference.generate(**given, **options), 1, END)
     assert [row[0] for row in found] == expected
     if batch > 1:
@@ -203,7 +203,7 @@ def test_a_letter_of_the_target_alone_is_better_than_unknown(ours, theirs):
     assert theirs.unk_token_id not in found
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------
+# ---- what is load_error -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_copies_of_the_shared_table_must_be_equal(folder):
     change(folder, lambda tensors: tensors | copies)
     assert "decoder.lm_head.weight" not in read(folder).state_dict()
     change(folder, lambda tensors: tensors | copies | {COPIES[1]: table + 1})
-    assert COPIES[1] in refused(folder)
+    assert COPIES[1] in load_error(folder)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_copies_of_the_shared_table_must_be_equal(folder):
 )
 def test_a_tensor_that_lacks_is_named(folder, name):
     change(folder, lambda tensors: {key: tensors[key] for key in tensors if key != name})
-    assert name in refused(folder)
+    assert name in load_error(folder)
 
 
 @pytest.mark.parametrize(
@@ -254,42 +254,42 @@ def test_a_tensor_that_lacks_is_named(folder, name):
 )
 def test_a_tensor_of_another_shape_is_named(folder, name):
     change(folder, lambda tensors: tensors | {name: torch.zeros(3, 5)})
-    assert name in refused(folder)
+    assert name in load_error(folder)
 
 
 @pytest.mark.parametrize("name", ["model.decoder.layer_norm.weight", "model.encoder.layers.2.fc1.weight"])
 def test_a_tensor_too_many_is_named(folder, name):
     change(folder, lambda tensors: tensors | {name: torch.zeros(3)})
-    assert name in refused(folder)
+    assert name in load_error(folder)
 
 
 def test_a_vocabulary_of_the_target_alone_is_refused(tmp_path, theirs):
     apart = build(len(theirs), share_encoder_decoder_embeddings=False, tie_word_embeddings=False)
-    assert "share_encoder_decoder_embeddings" in refused(saved(tmp_path, apart, theirs))
+    assert "share_encoder_decoder_embeddings" in load_error(saved(tmp_path, apart, theirs))
 
 
 def test_files_of_tokens_that_cannot_be_read_are_named(folder, tmp_path):
     whole = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
     for broken in ({**whole, "<pad>": 3}, {**whole, "<pad>": len(whole)}, {"a": 0}, {}):
         (tmp_path / "vocab.json").write_text(json.dumps(broken), encoding="utf-8")
-        assert "vocab.json" in refused(folder)
+        assert "vocab.json" in load_error(folder)
     (tmp_path / "vocab.json").write_text(json.dumps(whole), encoding="utf-8")
     (tmp_path / "source.spm").write_bytes(b"damaged")
-    assert "source.spm" in refused(folder)
+    assert "source.spm" in load_error(folder)
     (tmp_path / "source.spm").unlink()
-    assert "source.spm" in refused(folder)
+    assert "source.spm" in load_error(folder)
 
 
 def test_pieces_of_another_kind_are_refused(folder, tmp_path):
     other = tmp_path / "bpe"
     other.mkdir()
     (tmp_path / "source.spm").write_bytes((train(other, "bpe") / "source.spm").read_bytes())
-    assert "unigram" in refused(folder)
+    assert "unigram" in load_error(folder)
 
 
 def test_without_sentencepiece_one_sentence_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
-    assert "pip install 'mmx[marian]'" in refused(folder)
+    assert "pip install 'mmx[marian]'" in load_error(folder)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from parity_cases import assert_diverse, assert_logits, letters, read, saved, shaken, spoken, until_end
+from parity_cases import assert_diverse, assert_logits, byte_tokenizer, read, saved, randomized, generated, until_end
 from transformers import (
     GenerationMixin,
     WhisperConfig,
@@ -35,12 +35,12 @@ def build(seed=0):
     facts |= {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 40, "decoder_ffn_dim": 48}
     facts |= {"num_mel_bins": MEL, "max_source_positions": FRAMES, "max_target_positions": 30, "scale_embedding": True}
     special = {"bos_token_id": EOS, "pad_token_id": EOS, "eos_token_id": EOS, "decoder_start_token_id": START}
-    return shaken(WhisperForConditionalGeneration(WhisperConfig(**facts, **special)), seed, size=0.4)
+    return randomized(WhisperForConditionalGeneration(WhisperConfig(**facts, **special)), seed, size=0.4)
 
 
 def published(folder, reference, **generation):
     """A folder as it is published; `generation`: facts of generation_config.json."""
-    tokenizer = letters(SIZE, bos_token=NAMES[0], eos_token=NAMES[0])
+    tokenizer = byte_tokenizer(SIZE, bos_token=NAMES[0], eos_token=NAMES[0])
     tokenizer.add_special_tokens({"additional_special_tokens": NAMES[1:]})
     saved(folder, reference, tokenizer, WhisperFeatureExtractor(feature_size=MEL, chunk_length=1))
     path = folder / "generation_config.json"
@@ -85,7 +85,7 @@ def test_texts_are_the_same(pair, batch, options):
             reference, spectra(batch), decoder_input_ids=prompts, max_new_tokens=16, **SUPPRESSED, **options
         )
         memory = encoded(model, spectra(batch))
-        ours = spoken(model, memory, [[PROMPT]] * batch, max_new_tokens=16, **SUPPRESSED, **options)
+        ours = generated(model, memory, [[PROMPT]] * batch, max_new_tokens=16, **SUPPRESSED, **options)
     assert [row[0] for row in ours] == until_end(theirs, len(PROMPT), EOS)
     if batch > 1:
         assert_diverse([row[0] for row in ours])
@@ -101,7 +101,7 @@ def test_as_it_is_published_it_says_what_transformers_own_whisper_says(tmp_path)
     reference = WhisperForConditionalGeneration.from_pretrained(folder).double()
     with torch.no_grad():
         theirs = reference.generate(spectra(3), max_new_tokens=26)
-        ours = spoken(model, encoded(model, spectra(3)), [[PROMPT]] * 3, **generation.model_dump())
+        ours = generated(model, encoded(model, spectra(3)), [[PROMPT]] * 3, **generation.model_dump())
     texts = [row[row.index(UNTIMED) + 1 :] if UNTIMED in row else row for row in theirs.tolist()]
     expected = [text[: text.index(EOS)] if EOS in text else text for text in texts]
     assert [row[0] for row in ours] == expected
@@ -166,7 +166,7 @@ def test_logits_are_the_same_at_the_published_size(tmp_path):
     special = {"bos_token_id": EOS, "pad_token_id": EOS, "eos_token_id": EOS, "decoder_start_token_id": START}
     torch.manual_seed(0)
     reference = WhisperForConditionalGeneration(WhisperConfig(**facts, **special)).eval()
-    tokenizer = letters(SIZE, bos_token=NAMES[0], eos_token=NAMES[0])
+    tokenizer = byte_tokenizer(SIZE, bos_token=NAMES[0], eos_token=NAMES[0])
     tokenizer.add_special_tokens({"additional_special_tokens": NAMES[1:]})
     folder = saved(tmp_path, reference, tokenizer, WhisperFeatureExtractor())
     path = tmp_path / "generation_config.json"
