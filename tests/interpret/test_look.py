@@ -192,7 +192,7 @@ def test_several_sources_share_the_attention_and_a_text_has_labels(photo):
 
 
 def test_a_question_read_by_a_text_source_is_labelled_and_no_part_of_what_looking_saved(photo):
-    model = randomize_parameters(tiny_model({"image": IMAGE, "text": TEXT}, question_to="text")).eval()
+    model = randomize_parameters(tiny_model({"image": IMAGE, "text": TEXT}, question_input="text")).eval()
     pipeline = Pipeline(model)
     found = pipeline.look(photo, "is it  red", text="yes")
     assert [place.segment.source for place in found.views] == ["image", "text"]
