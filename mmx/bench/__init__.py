@@ -1,11 +1,11 @@
-"""Bench: our decoding and training beside transformers, same machine, same weights, same inputs, in one process."""
+"""Benchmarks: decoding and training compared with transformers, in one process with the same weights and inputs."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -27,10 +27,10 @@ WORKLOADS: dict[str, Callable[[BenchSetting], Iterator[BenchResult]]] = {
     "beams": beams,
     "questions": questions,
     "cache": cache,
-    "looking": attention_maps,
+    "attention-maps": attention_maps,
     "training": training,
-    "pictures": images,
-    "start": startup,
+    "images": images,
+    "startup": startup,
 }
 SIZES = ("tiny", "base")
 
@@ -43,31 +43,33 @@ def run(
     device: str = "cpu",
     progress: Callable[[str], object] = lambda name: None,
 ) -> Iterator[BenchResult]:
-    """Measure some workloads, or all; yield each figure once it is known. `progress` is told what begins.
+    """Run workloads and yield each result as soon as it is known.
 
-    Raises MmxError, before anything is measured, for a name, size or type that does not exist.
+    Args:
+        names: names of WORKLOADS; all if empty.
+        size: one of SIZES.
+        repeats: number of timed runs.
+        dtype: of the decoder's weights in mmx.
+        device: such as "cpu" or "cuda".
+        progress: called with the name of each workload before it runs.
+
+    Raises:
+        MmxError: code `bench.workload`, `bench.size` or `bench.dtype`, for an unknown name, before anything runs.
     """
     for name in names:
-        if name not in WORKLOADS:
-            raise MmxError(f"there is no workload {name!r}; {suggest(name, list(WORKLOADS))}")
+        _check_name("workload", name, list(WORKLOADS))
     if size not in SHAPES:
-        raise MmxError(f"there is no size {size!r}; {suggest(size, list(SIZES))}")
-    if dtype not in (known := get_args(Precision)):
-        raise MmxError(f"there is no dtype {dtype!r}; {suggest(dtype, list(known))}")
-    return _figures(list(dict.fromkeys(names)) or list(WORKLOADS), BenchSetting(size, repeats, dtype, device), progress)
+        _check_name("size", size, list(SIZES))
+    _check_name("dtype", dtype, list(get_args(Precision)))
+    setting = BenchSetting(size, repeats, dtype, device)
+    return _results(list(dict.fromkeys(names)) or list(WORKLOADS), setting, progress)
 
 
-def _figures(names: Sequence[str], setting: BenchSetting, progress: Callable[[str], object]) -> Iterator[BenchResult]:
-    for name in names:
-        progress(name)
-        with suppress_hf_output():
-            yield from WORKLOADS[name](setting)
-
-
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """What has to be known beside a time: the processor, torch's threads, the versions."""
+def machine(device: str = "cpu") -> dict[str, str | int]:
+    """Return the processor, the number of threads and the versions that timings depend on."""
+    on_cpu = torch.device(device).type == "cpu"
     return {
-        "processor": _processor() if torch.device(device).type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": _processor() if on_cpu else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -75,10 +77,27 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def _check_name(kind: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise MmxError(
+            f"there is no {kind} {name!r}; {suggest(name, known)}", code=f"bench.{kind}", given=name, expected=known
+        )
+
+
+def _results(names: Sequence[str], setting: BenchSetting, progress: Callable[[str], object]) -> Iterator[BenchResult]:
+    for name in names:
+        progress(name)
+        with suppress_hf_output():
+            yield from WORKLOADS[name](setting)
+
+
 def _processor() -> str:
-    """Its name, where Linux tells it."""
+    """Return the name of the processor; from /proc/cpuinfo where there is one."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            for row in file:
+                if row.startswith("model name"):
+                    return row.split(":")[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""What it costs to look at where the words came from, beside saying them alone: both columns are ours."""
+"""Cost of attention maps: decoding with maps compared with decoding alone, both with mmx."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from mmx.bench.decoding import TOKENS, timed_generation
+from mmx.bench.decoding import NUM_TOKENS, decode, ms_per_token
 from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
 from mmx.bench.timing import BenchResult, alternate, compare
 from mmx.config.schema import GenerationConfig
@@ -18,23 +18,22 @@ METHODS: tuple[MapMethod, ...] = ("attention", "weighted", "relevance")
 
 
 def attention_maps(setting: BenchSetting) -> Iterator[BenchResult]:
-    """ViT-GPT2, twenty tokens said one by one, the picture encoded before; and the same with every word's maps."""
+    """ViT-GPT2, greedy, twenty tokens of an encoded image; the same with the maps of every word."""
     pair = build_pair("vit-gpt2", setting).for_inference()
-    memory, options = pair.encode(pair.pixels(1)), GenerationConfig(max_new_tokens=TOKENS, min_new_tokens=TOKENS)
-    contenders: dict[str, Callable[[], Any]] = {"alone": lambda: timed_generation(pair, memory, options)[0]}
-    for by in METHODS:
-        contenders[by] = partial(_with_maps, pair, memory, options, by)
-    runs = alternate(contenders, setting.repeats, setting.device)
-    text = pair.model.tokenizer.decode(runs["alone"].first[0])
-    for by in METHODS:
-        same = runs[by].first.text == text
-        yield compare(
-            f"looking ({by}), beside not", "ms a token", lambda s: 1000 * s / TOKENS, runs["alone"], runs[by], same,
-            "the first column says the text alone, the second looks as well: the ratio is what looking costs",
-        )  # fmt: skip
+    memory = pair.encode(pair.pixels(1))
+    options = GenerationConfig(max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS)
+    functions: dict[str, Callable[[], Any]] = {"decoding": lambda: decode(pair, memory, options).texts}
+    for method in METHODS:
+        functions[method] = partial(_decode_with_maps, pair, memory, options, method)
+    runs = alternate(functions, setting.repeats, setting.device)
+    text = pair.model.tokenizer.decode(runs["decoding"].output[0])
+    note = "column mmx: decoding alone; column reference: decoding with maps; their ratio is the cost of maps"
+    for method in METHODS:
+        quantity = ms_per_token(f"attention maps ({method})")
+        yield compare(quantity, runs["decoding"], runs[method], runs[method].output.text == text, note)
 
 
-def _with_maps(pair: ModelPair, memory: Memory, options: GenerationConfig, method: MapMethod) -> Look:
-    said = timed_generation(pair, memory, options)[0][0]
-    views = source_views(pair.model, memory, {})
-    return look_at_text(pair.model, memory, TargetText([pair.begin], said), views, method)
+def _decode_with_maps(pair: ModelPair, memory: Memory, options: GenerationConfig, method: MapMethod) -> Look:
+    generated = decode(pair, memory, options).texts[0]
+    target = TargetText([pair.bos], generated)
+    return look_at_text(pair.model, memory, target, source_views(pair.model, memory, {}), method)

@@ -1,20 +1,20 @@
-"""Decoding beside transformers: greedy, with beams, and many questions about one picture.
+"""Decoding compared with transformers: greedy, beam search, and many questions about one image.
 
-Alphabet: B pictures, K questions about each, T tokens.
+Axes: B images, K questions about each, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from mmx.bench.hf_references import QUESTIONS, BenchSetting, ModelPair, build_pair
-from mmx.bench.timing import BenchResult, TimedRuns, alternate, compare
+from mmx.bench.timing import BenchResult, Quantity, TimedRuns, alternate, compare
 from mmx.config.schema import GenerationConfig
 from mmx.generation import CachedDecodeStep, PromptBatch, generate
 from mmx.memory import Memory
@@ -22,207 +22,258 @@ from mmx.models.model import Model
 from mmx.models.source import SourceBatch
 from mmx.nn.prepack import MIN_NUMEL
 
-TOKENS, ANSWER, BEAMS = 20, 10, 5
-BATCHES = (1, 8)
-READ_MB = {"micro": 8}  # megabytes read to measure the bandwidth; else 512, more than any cache holds
-Contenders = dict[str, Callable[[], Any]]
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+NUM_TOKENS = 20
+NUM_ANSWER_TOKENS = 10
+NUM_BEAMS = 5
+BATCH_SIZES = (1, 8)
+BANDWIDTH_MB = {"micro": 8}  # megabytes read to measure the memory bandwidth; else 512, more than any CPU cache
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+Functions = dict[str, Callable[[], Any]]
+
+
+class Decoded(NamedTuple):
+    """The tokens of B*K texts, and the bytes of the memory after decoding."""
+
+    texts: list[list[int]]
+    memory_bytes: int
+
+
+def ms_per_token(name: str, tokens: int = NUM_TOKENS) -> Quantity:
+    """Milliseconds per token of runs that generate `tokens` tokens."""
+    return Quantity(name, "ms per token", lambda seconds: 1000 * seconds / tokens)
+
+
+# ---- greedy ----------------------------------------------------------------------------------------------------------
 
 
 def greedy(setting: BenchSetting) -> Iterator[BenchResult]:
-    """ViT-GPT2, twenty tokens, the picture encoded before: decoding alone."""
+    """ViT-GPT2, twenty tokens of encoded images: decoding alone."""
     pair = build_pair("vit-gpt2", setting)
-    size = bytes_read(pair.model, setting)
+    weight_bytes = bytes_read(pair.model, setting)
     pair.for_inference()
-    for batch in BATCHES:
-        runs = _greedy_runs(pair, pair.pixels(batch))
-        ours, theirs = runs["ours"], runs["theirs"]
-        same, name = ours.first == generated_tokens(theirs.first, 1), f"greedy, batch {batch}"
-        yield compare(name, "ms a token", lambda s: 1000 * s / TOKENS, ours, theirs, same, setting.description)
+    for batch in BATCH_SIZES:
+        runs = greedy_runs(pair, pair.pixels(batch))
+        same = runs["mmx"].output == generated_tokens(runs["reference"].output, 1)
+        name = f"greedy, batch {batch}"
+        yield compare(ms_per_token(name), runs["mmx"], runs["reference"], same, setting.description)
         if batch == 1:
-            yield _floor(name, ours, size, setting)
+            yield _bandwidth_result(name, runs["mmx"], weight_bytes, setting)
 
 
-def _greedy_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns]:
-    options = GenerationConfig(**_exactly(TOKENS))
+def greedy_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Any]]:
+    """Time greedy decoding of encoded images: tokens of mmx, token rows [B, 1 + T] of the reference."""
+    options = GenerationConfig(**_exact_length(NUM_TOKENS))
     memory = pair.encode(pixels)
     with torch.no_grad():
         states = pair.reference.encoder(pixels.to(pair.reference.dtype)).last_hidden_state
-    contenders: Contenders = {
-        "theirs": lambda: _from_states(pair, states),
-        "ours": lambda: timed_generation(pair, memory, options)[0],
+    functions: Functions = {
+        "reference": lambda: _reference_greedy(pair, states),
+        "mmx": lambda: decode(pair, memory, options).texts,
     }
-    return alternate(contenders, pair.setting.repeats, pair.setting.device)
+    return alternate(functions, pair.setting.repeats, pair.setting.device)
 
 
-def _from_states(pair: ModelPair, states: Tensor) -> Tensor:
-    # Made anew each time: transformers writes into what it is given.
-    encoded = BaseModelOutput(last_hidden_state=states)
-    return pair.reference.generate(encoder_outputs=encoded, do_sample=False, **_exactly(TOKENS))
+def _reference_greedy(pair: ModelPair, states: Tensor) -> Tensor:
+    encoder_outputs = BaseModelOutput(last_hidden_state=states)  # a new one each time: generate() writes into it
+    tokens: Tensor = pair.reference.generate(
+        encoder_outputs=encoder_outputs, do_sample=False, **_exact_length(NUM_TOKENS)
+    )
+    return tokens
 
 
 def bytes_read(model: Model, setting: BenchSetting) -> float:
-    """What one token of one text reads of our decoder, once: all but positions and, where it is not also the head, the
-    embedding (a row of each is read). Keys and values of what is looked at are no part of the decoder."""
-    tied = model.config.decoder.tie_word_embeddings
+    """Return the bytes of decoder weights that are read for one token.
+
+    All weights count except positions and, unless it is also the output projection, the token embedding, of which one
+    row is read. The keys and values of the memory are not part of the decoder.
+    """
+    is_tied = model.config.decoder.tie_word_embeddings
     total = 0
     for name, tensor in model.decoder.state_dict().items():
-        if "positions." in name or (name == "embedding.weight" and not tied):
+        if "positions." in name or (name == "embedding.weight" and not is_tied):
             continue
-        small = setting.dtype == "int8" and (tensor.ndim < 2 or tensor.numel() < MIN_NUMEL)
-        total += tensor.numel() * (4 if small else BYTES[setting.dtype])
+        is_quantized = setting.dtype == "int8" and tensor.ndim >= 2 and tensor.numel() >= MIN_NUMEL
+        dtype = "float32" if setting.dtype == "int8" and not is_quantized else setting.dtype
+        total += tensor.numel() * DTYPE_BYTES[dtype]
     return total
 
 
 def bandwidth(megabytes: int, device: str) -> float:
-    """Bytes that are read in a second: the best of five passes each of a sum, a maximum and a scalar product."""
+    """Return the memory bandwidth in bytes per second: the best of 15 passes (sum, maximum, scalar product)."""
     numbers = torch.ones(megabytes * 250_000, device=device)
-    passes: Contenders = {"sum": numbers.sum, "maximum": numbers.amax, "product": lambda: torch.dot(numbers, numbers)}
-    runs = alternate(passes, 5, device)
-    return numbers.nbytes / min(seconds for passed in runs.values() for seconds in passed.seconds)
+    functions: Functions = {"sum": numbers.sum, "maximum": numbers.amax, "product": lambda: torch.dot(numbers, numbers)}
+    runs = alternate(functions, 5, device)
+    return numbers.nbytes / min(min(run.seconds) for run in runs.values())
 
 
-def _floor(name: str, ours: TimedRuns, size: float, setting: BenchSetting) -> BenchResult:
-    megabytes = READ_MB.get(setting.size, 512)
-    speed = bandwidth(megabytes, setting.device)
+def _bandwidth_result(name: str, mmx: TimedRuns[Any], weight_bytes: float, setting: BenchSetting) -> BenchResult:
+    """Return the time of reading the weights at full memory bandwidth, in percent of the measured time."""
+    megabytes = BANDWIDTH_MB.get(setting.size, 512)
+    bytes_per_second = bandwidth(megabytes, setting.device)
+    bound = weight_bytes / bytes_per_second
     note = (
-        f"floor: {size / 1e6:.1f} MB of decoder weights a token at {speed / 1e9:.1f} GB/s, the best of 15 passes (sum, "
-        f"maximum, scalar product) over {megabytes} MB; weights that stay in a cache can do better than it"
+        f"100 % is {weight_bytes / 1e6:.1f} MB of decoder weights per token at {bytes_per_second / 1e9:.1f} GB/s, the "
+        f"best of 15 passes (sum, maximum, scalar product) over {megabytes} MB; weights that fit into the cache can "
+        "exceed it"
     )
-    bare = TimedRuns(ours.seconds)
-    return compare(f"{name}: of the bandwidth floor", "%", lambda s: 100 * size / speed / (s / TOKENS), bare, note=note)
+    quantity = Quantity(f"{name}: of the bandwidth bound", "%", lambda seconds: 100 * bound * NUM_TOKENS / seconds)
+    return compare(quantity, TimedRuns(mmx.seconds, None), note=note)
+
+
+# ---- beam search -----------------------------------------------------------------------------------------------------
 
 
 def beams(setting: BenchSetting) -> Iterator[BenchResult]:
-    """BLIP captions with five beams: from pixels, and decoding alone."""
+    """BLIP captions with five beams: with encoding of the image, and decoding alone."""
     pair = build_pair("blip", setting).for_inference()
-    for batch in BATCHES:
+    for batch in BATCH_SIZES:
         pixels = pair.pixels(batch)
-        runs, note = _beam_runs(pair, pixels), _told([cross_bytes(pair, pixels), setting.description])
-        per_caption = partial(_milliseconds, parts=batch)
-        for part, what in (("", "picture and all"), (" alone", "decoding alone")):
-            ours, theirs = runs[f"ours{part}"], runs[f"theirs{part}"]
-            same, name = ours.first == generated_tokens(theirs.first, 1), f"beams, batch {batch}, {what}"
-            yield compare(name, "ms a caption", per_caption, ours, theirs, same, note)
+        runs = _beam_runs(pair, pixels)
+        note = _join_notes(describe_memory_bytes(pair, pixels), setting.description)
+        for suffix, description in (("", "with encoding"), (" decoding", "decoding alone")):
+            mmx = runs[f"mmx{suffix}"]
+            reference = runs[f"reference{suffix}"]
+            same = mmx.output == generated_tokens(reference.output, 1)
+            convert = partial(_milliseconds, count=batch)
+            quantity = Quantity(f"beams, batch {batch}, {description}", "ms per caption", convert)
+            yield compare(quantity, mmx, reference, same, note)
 
 
-def _beam_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns]:
-    most, theirs_see = {**_exactly(TOKENS), "num_beams": BEAMS}, pixels.to(pair.reference.dtype)
-    options = GenerationConfig(**most)
+def _beam_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Any]]:
+    options = {**_exact_length(NUM_TOKENS), "num_beams": NUM_BEAMS}
+    config = GenerationConfig(**options)
+    reference_pixels = pixels.to(pair.reference.dtype)
     memory = pair.encode(pixels)
     with torch.no_grad():
-        states = pair.reference.vision_model(pixel_values=theirs_see)[0]
-    contenders: Contenders = {
-        "theirs": lambda: pair.reference.generate(theirs_see, **most),
-        "ours": lambda: timed_generation(pair, pair.encode(pixels), options)[0],
-        "theirs alone": lambda: _blip_decoder(pair, states),
-        "ours alone": lambda: timed_generation(pair, memory, options)[0],
+        states = pair.reference.vision_model(pixel_values=reference_pixels)[0]
+    functions: Functions = {
+        "reference": lambda: pair.reference.generate(reference_pixels, **options),
+        "mmx": lambda: decode(pair, pair.encode(pixels), config).texts,
+        "reference decoding": lambda: _reference_blip_decoding(pair, states),
+        "mmx decoding": lambda: decode(pair, memory, config).texts,
     }
-    return alternate(contenders, pair.setting.repeats, pair.setting.device)
+    return alternate(functions, pair.setting.repeats, pair.setting.device)
 
 
-def cross_bytes(pair: ModelPair, pixels: Tensor) -> str:
-    """What is held to be looked at while one beam is followed, and while five are."""
-    held = {
-        n: timed_generation(pair, pair.encode(pixels), GenerationConfig(num_beams=n, **_exactly(2)))[1]
-        for n in (1, BEAMS)
-    }
-    one, five = (held[n] / 1e6 for n in (1, BEAMS))
-    return f"our cross keys and values take {one:.2f} MB at 1 beam and {five:.2f} MB at {BEAMS}"
+def describe_memory_bytes(pair: ModelPair, pixels: Tensor) -> str:
+    """Describe the bytes of cross-attention keys and values at one beam and at five."""
+    megabytes = []
+    for num_beams in (1, NUM_BEAMS):
+        options = GenerationConfig(num_beams=num_beams, **_exact_length(2))
+        megabytes.append(decode(pair, pair.encode(pixels), options).memory_bytes / 1e6)
+    one, five = megabytes
+    return f"cross-attention keys and values of mmx take {one:.2f} MB at 1 beam and {five:.2f} MB at {NUM_BEAMS}"
 
 
-def _blip_decoder(pair: ModelPair, states: Tensor) -> Tensor:
-    """What transformers' BLIP does once it has looked."""
-    text = pair.reference.config.text_config
-    return pair.reference.text_decoder.generate(
-        input_ids=torch.full((len(states), 1), pair.begin, device=states.device),
-        eos_token_id=text.sep_token_id,
-        pad_token_id=text.pad_token_id,
+def _reference_blip_decoding(pair: ModelPair, states: Tensor) -> Tensor:
+    """Decode as BlipForConditionalGeneration.generate does, from encoded images [B, S, F]."""
+    config = pair.reference.config.text_config
+    tokens: Tensor = pair.reference.text_decoder.generate(
+        input_ids=torch.full((len(states), 1), pair.bos, device=states.device),
+        eos_token_id=config.sep_token_id,
+        pad_token_id=config.pad_token_id,
         encoder_hidden_states=states,
         encoder_attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
-        num_beams=BEAMS,
-        **_exactly(TOKENS),
+        num_beams=NUM_BEAMS,
+        **_exact_length(NUM_TOKENS),
     )
+    return tokens
+
+
+# ---- questions -------------------------------------------------------------------------------------------------------
 
 
 def questions(setting: BenchSetting) -> Iterator[BenchResult]:
-    """Sixteen questions about one picture: transformers takes the picture with each, padded; ours encodes it once."""
+    """Sixteen questions about one image: the reference encodes the image with each question, mmx encodes it once."""
     pair = build_pair("blip-vqa", setting)
-    shown = attend_padding(pair.model)
+    padding_model = attend_padding(pair.model)
     pair.for_inference()
-    given = pair.tokenizer(QUESTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
-    ids, mask = given["input_ids"].to(setting.device), given["attention_mask"].to(setting.device)
-    pixels, asked = pair.pixels(1), pair.model.collate("question_encoder", QUESTIONS)._replace(streams=len(QUESTIONS))
-    theirs_see = pixels.to(pair.reference.dtype)
-    repeated = theirs_see.repeat(len(QUESTIONS), 1, 1, 1)
-    contenders: Contenders = {
-        "theirs": lambda: _their_answers(pair, repeated, ids, mask),
-        "ours": lambda: _our_answers(pair, shown, pixels, asked),
-        "ours apart": lambda: _our_answers(pair, pair.model, pixels, asked),
+    batch = pair.tokenizer(QUESTIONS, padding=True, return_tensors="pt", return_token_type_ids=False)
+    ids = batch["input_ids"].to(setting.device)
+    mask = batch["attention_mask"].to(setting.device)
+    pixels = pair.pixels(1)
+    collated = pair.model.collate("question_encoder", QUESTIONS)._replace(streams=len(QUESTIONS))
+    reference_pixels = pixels.to(pair.reference.dtype)
+    repeated = reference_pixels.repeat(len(QUESTIONS), 1, 1, 1)
+    functions: Functions = {
+        "reference": lambda: _reference_answers(pair, repeated, ids, mask),
+        "mmx": lambda: _mmx_answers(pair, padding_model, pixels, collated),
+        "mmx default": lambda: _mmx_answers(pair, pair.model, pixels, collated),
     }
-    runs = alternate(contenders, setting.repeats, setting.device)
-    ours, apart, theirs = runs["ours"], runs["ours apart"], runs["theirs"]
-    note = _told(
-        ["padding is looked at, as transformers does it; it encodes the picture with each", setting.description]
+    runs = alternate(functions, setting.repeats, setting.device)
+    reference = runs["reference"]
+    same = runs["mmx"].output == generated_tokens(reference.output, 1)
+    note = _join_notes(
+        "padding is attended, as in the reference, which encodes the image 16 times", setting.description
     )
-    same, name = ours.first == generated_tokens(theirs.first, 1), f"{len(QUESTIONS)} questions, one picture"
-    yield compare(name, "ms for all", _milliseconds, ours, theirs, same, note)
-    one_by_one = [
-        _their_answers(pair, theirs_see, ids[k : k + 1, :length], None) for k, length in enumerate(mask.sum(1).tolist())
-    ]
-    same, name = apart.first == generated_tokens(torch.cat(one_by_one), 1), f"{len(QUESTIONS)} questions, each as alone"
-    note = _told(
-        ["our default, no padding is looked at; same as transformers' answers one by one", setting.description]
+    name = f"{len(QUESTIONS)} questions, one image"
+    yield compare(Quantity(name, "ms for all", _milliseconds), runs["mmx"], reference, same, note)
+    one_by_one = []
+    for index, length in enumerate(mask.sum(1).tolist()):
+        one_by_one.append(_reference_answers(pair, reference_pixels, ids[index : index + 1, :length], None))
+    same = runs["mmx default"].output == generated_tokens(torch.cat(one_by_one), 1)
+    note = _join_notes(
+        "padding is not attended, the default; same: as the answers of the reference one by one", setting.description
     )
-    yield compare(name, "ms for all", _milliseconds, apart, theirs, same, note)
+    name = f"{len(QUESTIONS)} questions, padding masked"
+    yield compare(Quantity(name, "ms for all", _milliseconds), runs["mmx default"], reference, same, note)
 
 
-def _their_answers(pair: ModelPair, pixels: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
-    return pair.reference.generate(
-        pixel_values=pixels, input_ids=ids, attention_mask=mask, do_sample=False, **_exactly(ANSWER)
+def _reference_answers(pair: ModelPair, pixels: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+    tokens: Tensor = pair.reference.generate(
+        pixel_values=pixels, input_ids=ids, attention_mask=mask, do_sample=False, **_exact_length(NUM_ANSWER_TOKENS)
     )
+    return tokens
 
 
-def _our_answers(pair: ModelPair, model: Model, pixels: Tensor, asked: SourceBatch) -> list[list[int]]:
+def _mmx_answers(pair: ModelPair, model: Model, pixels: Tensor, collated: SourceBatch) -> list[list[int]]:
     with torch.inference_mode():
-        memory = model.with_questions(pair.encode(pixels), asked).to(dtype=model.decoder.embedding.weight.dtype)
-    return timed_generation(pair, memory, GenerationConfig(**_exactly(ANSWER)), len(QUESTIONS))[0]
+        memory = model.with_questions(pair.encode(pixels), collated).to(dtype=model.decoder.embedding.weight.dtype)
+    options = GenerationConfig(**_exact_length(NUM_ANSWER_TOKENS))
+    return decode(pair, memory, options, len(QUESTIONS)).texts
 
 
 def attend_padding(model: Model) -> Model:
-    """The model with a reader that shows padding; decoder, sources and weights are the same, not copied."""
-    assert model.config.question_encoder is not None and model.question_encoder is not None, "only a reader can"
-    reader = model.config.question_encoder.model_copy(update={"attend_padding": True})
-    twin = Model(model.config.model_copy(update={"question_encoder": reader}), model.tokenizer).to(model.device).eval()
-    twin.sources, twin.decoder = model.sources, model.decoder
-    assert isinstance(twin.question_encoder, nn.Module)
-    twin.question_encoder.load_state_dict(model.question_encoder.state_dict(), assign=True)
-    return twin
+    """Return the model with a question encoder that attends to padding; all weights are shared, not copied."""
+    config = model.config.question_encoder
+    assert config is not None and model.question_encoder is not None, "the model needs a question encoder"
+    changed = config.model_copy(update={"attend_padding": True})
+    copied = Model(model.config.model_copy(update={"question_encoder": changed}), model.tokenizer)
+    copied = copied.to(model.device).eval()
+    copied.sources = model.sources
+    copied.decoder = model.decoder
+    assert isinstance(copied.question_encoder, nn.Module)
+    copied.question_encoder.load_state_dict(model.question_encoder.state_dict(), assign=True)
+    return copied
 
 
-def timed_generation(
-    pair: ModelPair, memory: Memory, options: GenerationConfig, streams: int = 1
-) -> tuple[list[list[int]], int]:
-    """Our tokens of each of B*K texts, and the bytes of the memory that was looked at in the end."""
-    tokens = torch.full((memory.batch_size, streams, 1), pair.begin, device=memory.mask.device)
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+def decode(pair: ModelPair, memory: Memory, options: GenerationConfig, streams: int = 1) -> Decoded:
+    """Generate `streams` texts over each memory with mmx."""
+    tokens = torch.full((memory.batch_size, streams, 1), pair.bos, device=memory.mask.device)
+    prompts = PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     with torch.inference_mode():
         step = CachedDecodeStep(pair.model.decoder, memory, options.max_new_tokens)
-        made = generate(step, PromptBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)), options, pair.model.tokenizer.eos_token_id)
-    return [list(texts[0].tokens) for row in made for texts in row], step.memory.nbytes
+        rows = generate(step, prompts, options, pair.model.tokenizer.eos_token_id)
+    texts = [list(candidates[0].tokens) for row in rows for candidates in row]
+    return Decoded(texts, step.memory.nbytes)
 
 
-def generated_tokens(rows: Tensor, prompt: int) -> list[list[int]]:
-    """Their tokens [B, prompt + T] without the prompt."""
-    return [row[prompt:] for row in rows.tolist()]
+def generated_tokens(rows: Tensor, prompt_length: int) -> list[list[int]]:
+    """Return the tokens of the reference, [B, prompt_length + T], without the prompt."""
+    return [row[prompt_length:] for row in rows.tolist()]
 
 
-def _exactly(tokens: int) -> dict[str, Any]:
+def _exact_length(tokens: int) -> dict[str, Any]:
     return {"max_new_tokens": tokens, "min_new_tokens": tokens}
 
 
-def _milliseconds(seconds: float, parts: int = 1) -> float:
-    return 1000 * seconds / parts
+def _milliseconds(seconds: float, count: int = 1) -> float:
+    return 1000 * seconds / count
 
 
-def _told(notes: list[str]) -> str:
+def _join_notes(*notes: str) -> str:
     return "; ".join(note for note in notes if note)

@@ -1,7 +1,7 @@
-"""References: models of transformers with random weights, and what mmx reads from their folders.
+"""References: transformers models with random weights, saved to a folder and converted by mmx.
 
-Sizes: `base`, as published (ViT-GPT2 with 12 layers of 768, BLIP base); `tiny`, about the bundled model's; `micro`, for
-tests. Random words cost what real ones cost.
+Sizes: `base`, as published (ViT-GPT2 with 12 layers of 768, BLIP base); `tiny`, about the size of the bundled model;
+`micro`, for tests. The time of decoding does not depend on the values of the weights.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from mmx.models.model import Model
 from mmx.models.source import SourceBatch
 from mmx.text.prompts import BOS
 
-transformers: Any = typed_transformers  # whose hints are narrower than what it takes
+transformers: Any = typed_transformers  # its type hints are narrower than what it accepts
 Kind = Literal["vit-gpt2", "blip", "blip-vqa"]
-# Of the weights, over the root of their width: texts then differ from row to row. Of the embeddings: small, or each
-# word, which is also its own row of the head, would call for itself again.
-SPREAD, EMBEDDED = 2.0, 0.5
-TABLES = ("wte.weight", "wpe.weight", "word_embeddings.weight", "position_embeddings.weight")
-END = "<|endoftext|>"
+# Standard deviations, times the root of the width. Weights: large, so that texts differ from row to row. Embeddings:
+# small, because a token whose embedding is also its row of the output projection would predict itself.
+WEIGHT_STD = 2.0
+EMBEDDING_STD = 0.5
+EMBEDDINGS = ("wte.weight", "wpe.weight", "word_embeddings.weight", "position_embeddings.weight")
+GPT2_EOS = "<|endoftext|>"
 QUESTIONS = [
     f"{start} {shape}?"
     for start in ("is there a", "what color is the", "how many", "where is the")
@@ -38,32 +39,53 @@ QUESTIONS = [
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Widths and depths; `side`: of the picture in pixels, of ViT-GPT2 and of BLIP."""
+    """Sizes of the reference models; the dictionaries have the keys `gpt2` and `blip`."""
 
     hidden_size: int
     num_layers: int
     num_heads: int
-    encoder_layers: int
-    vocabulary: dict[str, int]
-    positions: dict[str, int]
-    side: dict[str, int]
-    patch: int = 16
+    num_encoder_layers: int
+    vocab_size: dict[str, int]
+    max_position_embeddings: dict[str, int]
+    image_size: dict[str, int]
+    patch_size: int = 16
 
 
 SHAPES = {
-    "micro": ModelShape(32, 2, 4, 2, {"gpt2": 120, "blip": 120}, {"gpt2": 40, "blip": 40}, {"gpt2": 32, "blip": 32}, 8),
+    "micro": ModelShape(
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_encoder_layers=2,
+        vocab_size={"gpt2": 120, "blip": 120},
+        max_position_embeddings={"gpt2": 40, "blip": 40},
+        image_size={"gpt2": 32, "blip": 32},
+        patch_size=8,
+    ),
     "tiny": ModelShape(
-        256, 3, 4, 6, {"gpt2": 4096, "blip": 4096}, {"gpt2": 64, "blip": 64}, {"gpt2": 128, "blip": 128}
+        hidden_size=256,
+        num_layers=3,
+        num_heads=4,
+        num_encoder_layers=6,
+        vocab_size={"gpt2": 4096, "blip": 4096},
+        max_position_embeddings={"gpt2": 64, "blip": 64},
+        image_size={"gpt2": 128, "blip": 128},
     ),
     "base": ModelShape(
-        768, 12, 12, 12, {"gpt2": 50257, "blip": 30524}, {"gpt2": 1024, "blip": 512}, {"gpt2": 224, "blip": 384}
+        hidden_size=768,
+        num_layers=12,
+        num_heads=12,
+        num_encoder_layers=12,
+        vocab_size={"gpt2": 50257, "blip": 30524},
+        max_position_embeddings={"gpt2": 1024, "blip": 512},
+        image_size={"gpt2": 224, "blip": 384},
     ),
 }
 
 
 @dataclass(frozen=True)
 class BenchSetting:
-    """What is measured, how often, and how: `dtype` is that of our decoder's weights."""
+    """What is measured, how often, and how. `dtype` is that of the decoder's weights in mmx."""
 
     size: str = "tiny"
     repeats: int = 5
@@ -72,21 +94,21 @@ class BenchSetting:
 
     @property
     def shape(self) -> ModelShape:
-        """The widths of its size."""
+        """Sizes of the models."""
         return SHAPES[self.size]
 
     @property
     def description(self) -> str:
-        """What has to be known of `dtype` beside a ratio."""
+        """A note on `dtype`; empty for float32."""
         if self.dtype == "float32":
             return ""
-        peer = "all of transformers' model in it" if self.dtype == "bfloat16" else "transformers in float32"
-        return f"our decoder in {self.dtype}, {peer}: tokens may differ"
+        reference = "all of the reference too" if self.dtype == "bfloat16" else "the reference in float32"
+        return f"the decoder of mmx in {self.dtype}, {reference}: tokens may differ"
 
 
 @dataclass(frozen=True)
 class ModelPair:
-    """A reference and what mmx read from its folder, in float32, not yet laid out for speaking."""
+    """A transformers model with its processor and tokenizer, and the same model converted by mmx."""
 
     reference: Any
     processor: Any
@@ -96,122 +118,134 @@ class ModelPair:
     setting: BenchSetting
 
     @property
-    def begin(self) -> int:
-        """The token that every text begins with."""
+    def bos(self) -> int:
+        """The first token of every text."""
         return self.model.tokenizer.special_tokens[BOS][0]
 
     def for_inference(self) -> ModelPair:
-        """Both ready to be asked, in the setting's type."""
+        """Prepare both for inference in the dtype of the setting; return self."""
         self.model.prepare_for_inference(self.setting.dtype)
         if self.setting.dtype == "bfloat16":
             self.reference.to(torch.bfloat16)
         return self
 
     def pixels(self, count: int) -> Tensor:
-        """Some random pictures [B, 3, side, side]."""
-        side, generator = self.processor.size["height"], torch.Generator().manual_seed(7)
-        return torch.randn(count, 3, side, side, generator=generator).to(self.setting.device)
+        """Return random images [B, 3, image_size, image_size]."""
+        size = self.processor.size["height"]
+        generator = torch.Generator().manual_seed(7)
+        return torch.randn(count, 3, size, size, generator=generator).to(self.setting.device)
 
     def encode(self, pixels: Tensor) -> Memory:
-        """What our decoder looks at, in its type, as `Pipeline` gives it."""
+        """Encode images as `Pipeline` does: in the dtype of the decoder, unless a question encoder attends to them."""
         rows = torch.arange(len(pixels), device=pixels.device)
         with torch.inference_mode():
             memory = self.model.encode({"image": SourceBatch({"pixels": pixels}, rows)}, len(pixels))
-            return (
-                memory.to(dtype=self.model.decoder.embedding.weight.dtype)
-                if self.model.question_encoder is None
-                else memory
-            )
+            if self.model.question_encoder is not None:
+                return memory
+            return memory.to(dtype=self.model.decoder.embedding.weight.dtype)
 
 
 def build_pair(kind: Kind, setting: BenchSetting) -> ModelPair:
-    """A reference with the weights of one seed, saved as published, and read by mmx from there."""
-    reference = _blip(kind, setting.shape) if kind != "vit-gpt2" else _vit_gpt2(setting.shape)
-    _randomise(reference)
-    family = "blip" if kind != "vit-gpt2" else "gpt2"
-    side = setting.shape.side[family]
-    processors = {"gpt2": transformers.ViTImageProcessor, "blip": transformers.BlipImageProcessor}
-    processor = processors[family](size={"height": side, "width": side})
-    tokenizer = (_bert_words if family == "blip" else _gpt2_words)(setting.shape.vocabulary[family])
+    """Build a transformers model with random weights of a fixed seed, save it, and convert it with mmx."""
+    is_gpt2 = kind == "vit-gpt2"
+    family = "gpt2" if is_gpt2 else "blip"
+    reference = _vit_gpt2(setting.shape) if is_gpt2 else _blip(kind, setting.shape)
+    _randomize(reference)
+    size = setting.shape.image_size[family]
+    processor_class = transformers.ViTImageProcessor if is_gpt2 else transformers.BlipImageProcessor
+    processor = processor_class(size={"height": size, "width": size})
+    vocab_size = setting.shape.vocab_size[family]
+    tokenizer = _gpt2_tokenizer(vocab_size) if is_gpt2 else _blip_tokenizer(vocab_size)
     with TemporaryDirectory(prefix="mmx-bench-") as folder:
-        for part in (reference, processor, tokenizer):
-            part.save_pretrained(folder)
-        model, generation, _ = load_hf_model(folder, device=setting.device)
-    return ModelPair(reference.to(setting.device).eval(), processor, tokenizer, model, generation, setting)
+        reference.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        converted = load_hf_model(folder, device=setting.device)
+    reference = reference.to(setting.device).eval()
+    return ModelPair(reference, processor, tokenizer, converted.model, converted.generation, setting)
 
 
 def _vit_gpt2(shape: ModelShape) -> Any:
-    vision = transformers.ViTConfig(**_seeing(shape, "gpt2"))
+    vision = transformers.ViTConfig(**_vision_options(shape, "gpt2"))
     text = transformers.GPT2Config(
         n_embd=shape.hidden_size,
         n_layer=shape.num_layers,
         n_head=shape.num_heads,
-        vocab_size=shape.vocabulary["gpt2"],
-        n_positions=shape.positions["gpt2"],
+        vocab_size=shape.vocab_size["gpt2"],
+        n_positions=shape.max_position_embeddings["gpt2"],
         add_cross_attention=True,
         is_decoder=True,
         bos_token_id=0,
         eos_token_id=0,
     )
     config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text)
-    config.decoder_start_token_id = config.pad_token_id = config.eos_token_id = 0
+    config.eos_token_id = 0
+    config.pad_token_id = 0
+    config.decoder_start_token_id = 0
     return transformers.VisionEncoderDecoderModel(config)
 
 
 def _blip(kind: Kind, shape: ModelShape) -> Any:
-    vocabulary = shape.vocabulary["blip"]
+    vocab_size = shape.vocab_size["blip"]
     text = transformers.BlipTextConfig(
         hidden_size=shape.hidden_size,
         encoder_hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         intermediate_size=4 * shape.hidden_size,
-        vocab_size=vocabulary,
-        max_position_embeddings=shape.positions["blip"],
-        bos_token_id=vocabulary - 2,  # as published: the tables have two rows more than the tokenizer has words
+        vocab_size=vocab_size,
+        max_position_embeddings=shape.max_position_embeddings["blip"],
+        bos_token_id=vocab_size - 2,  # as published: the embedding has two rows more than the tokenizer has tokens
         pad_token_id=0,
         sep_token_id=3,
     )
-    vision = transformers.BlipVisionConfig(**_seeing(shape, "blip"))
+    vision = transformers.BlipVisionConfig(**_vision_options(shape, "blip"))
     config = transformers.BlipConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
-    whole = {"blip": transformers.BlipForConditionalGeneration, "blip-vqa": transformers.BlipForQuestionAnswering}
-    return whole[kind](config)
+    is_vqa = kind == "blip-vqa"
+    model_class = transformers.BlipForQuestionAnswering if is_vqa else transformers.BlipForConditionalGeneration
+    return model_class(config)
 
 
-def _seeing(shape: ModelShape, family: str) -> dict[str, int]:
+def _vision_options(shape: ModelShape, family: str) -> dict[str, int]:
     return {
         "hidden_size": shape.hidden_size,
-        "num_hidden_layers": shape.encoder_layers,
+        "num_hidden_layers": shape.num_encoder_layers,
         "num_attention_heads": shape.num_heads,
         "intermediate_size": 4 * shape.hidden_size,
-        "image_size": shape.side[family],
-        "patch_size": shape.patch,
+        "image_size": shape.image_size[family],
+        "patch_size": shape.patch_size,
     }
 
 
-def _randomise(reference: Any) -> None:
-    """Weights of one seed, from which the texts of a batch differ; vectors stay near those of a new model."""
+def _randomize(reference: Any) -> None:
+    """Draw weights of a fixed seed with which the texts of a batch differ; biases and norms stay close to the usual."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
             if parameter.ndim > 1:
-                spread = EMBEDDED if name.endswith(TABLES) else SPREAD
-                parameter.normal_(std=spread * parameter.shape[-1] ** -0.5, generator=generator)
+                std = EMBEDDING_STD if name.endswith(EMBEDDINGS) else WEIGHT_STD
+                parameter.normal_(std=std * parameter.shape[-1] ** -0.5, generator=generator)
             else:
-                parameter.normal_(std=0.1, generator=generator).add_(0.0 if name.endswith("bias") else 1.0)
+                mean = 0.0 if name.endswith("bias") else 1.0
+                parameter.normal_(std=0.1, generator=generator).add_(mean)
 
 
-def _gpt2_words(size: int) -> Any:
-    """A tokenizer of the end and `size - 1` words, no two alike."""
-    vocabulary = {END: 0, **{f"w{i}": i for i in range(1, size)}}
-    engine = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=END))
-    engine.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=engine, bos_token=END, eos_token=END)
+def _gpt2_tokenizer(vocab_size: int) -> Any:
+    """A tokenizer of an end-of-text token and `vocab_size - 1` distinct words."""
+    vocabulary = {GPT2_EOS: 0}
+    for index in range(1, vocab_size):
+        vocabulary[f"w{index}"] = index
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=GPT2_EOS))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=GPT2_EOS, eos_token=GPT2_EOS)
 
 
-def _bert_words(size: int) -> Any:
-    """A tokenizer of BERT's marks, the words of our questions, and others up to `size - 2`."""
-    asked = dict.fromkeys(word for question in QUESTIONS for word in question.removesuffix("?").split())
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *asked]
-    words += [f"w{i}" for i in range(len(words), size - 2)]
-    return transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+def _blip_tokenizer(vocab_size: int) -> Any:
+    """A tokenizer of BERT's special tokens, the words of QUESTIONS, and other words: `vocab_size - 2` tokens in all."""
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?"]
+    for question in QUESTIONS:
+        for word in question.removesuffix("?").split():
+            if word not in tokens:
+                tokens.append(word)
+    tokens += [f"w{index}" for index in range(len(tokens), vocab_size - 2)]
+    return transformers.BertTokenizer(vocab={token: index for index, token in enumerate(tokens)})

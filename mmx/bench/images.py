@@ -1,4 +1,4 @@
-"""From files to words: pictures a second beside transformers, and how long the bundled model takes to begin."""
+"""From files to captions: images per second compared with transformers, and the startup time of the bundled model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from PIL import Image
 
 from mmx.bench.hf_references import BenchSetting, ModelPair, build_pair
-from mmx.bench.timing import BenchResult, Spread, TimedRuns, alternate, compare
+from mmx.bench.timing import BenchResult, Measurement, Quantity, TimedRuns, alternate, compare
 from mmx.data.scenes import generate_scene, render_scene
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, load
 
-COUNT, BATCH, TOKENS = 32, 8, 20
-LANDSCAPE = (640, 480)
-COLD = """
+NUM_IMAGES = 32
+BATCH_SIZE = 8
+NUM_TOKENS = 20
+IMAGE_SIZE = (640, 480)
+# Prints the caption, then the peak resident memory in kilobytes (0 where there is no /proc). The process reads its own
+# memory, because what the system reports of child processes starts at the memory of their parent.
+STARTUP_SCRIPT = """
 import sys, mmx
 print(mmx.load(None, sys.argv[2], sys.argv[3]).caption(sys.argv[1]))
 try:
@@ -31,84 +36,98 @@ except OSError:
 """
 
 
+class StartupRun(NamedTuple):
+    """A process that captioned one image: seconds from its start to its end, peak memory in megabytes (0: unknown)."""
+
+    seconds: float
+    peak_mb: float
+
+
 def images(setting: BenchSetting) -> Iterator[BenchResult]:
-    """ViT-GPT2, greedy, from JPEG files to texts, in batches."""
+    """ViT-GPT2, greedy, from JPEG files to captions, in batches."""
     pair = build_pair("vit-gpt2", setting).for_inference()
     with TemporaryDirectory(prefix="mmx-bench-") as folder:
-        paths = write_pictures(Path(folder), COUNT)
-        runs = alternate(
-            {"theirs": lambda: _theirs(pair, paths), "ours": lambda: _ours(pair, paths)},
-            setting.repeats,
-            setting.device,
-        )
-    note = f"{COUNT} JPEG files of {LANDSCAPE[0]} x {LANDSCAPE[1]}, batches of {BATCH}, {TOKENS} tokens, one processor"
-    note = "; ".join(text for text in (note, setting.description) if text)
-    ours, theirs = runs["ours"], runs["theirs"]
-    same = ours.first == theirs.first
-    yield compare("pictures, from file to text", "a second", lambda s: COUNT / s, ours, theirs, same, note)
+        paths = write_images(Path(folder), NUM_IMAGES)
+        functions: dict[str, Callable[[], list[str]]] = {
+            "reference": lambda: _reference_captions(pair, paths),
+            "mmx": lambda: _mmx_captions(pair, paths),
+        }
+        runs = alternate(functions, setting.repeats, setting.device)
+    width, height = IMAGE_SIZE
+    note = f"{NUM_IMAGES} JPEG files of {width} x {height}, batches of {BATCH_SIZE}, {NUM_TOKENS} tokens, one processor"
+    if setting.description:
+        note = f"{note}; {setting.description}"
+    quantity = Quantity("images, from file to caption", "per second", lambda seconds: NUM_IMAGES / seconds)
+    same = runs["mmx"].output == runs["reference"].output
+    yield compare(quantity, runs["mmx"], runs["reference"], same, note)
 
 
-def write_pictures(folder: Path, count: int) -> list[str]:
-    """Scenes as JPEG files of a camera's proportions."""
-    paths = [str(folder / f"{number}.jpg") for number in range(count)]
-    for number, path in enumerate(paths):
-        render_scene(generate_scene(0, number)).resize(LANDSCAPE).save(path, quality=90)
+def write_images(folder: Path, count: int) -> list[str]:
+    """Write synthetic scenes as JPEG files with the proportions of a camera; return their paths."""
+    paths = []
+    for index in range(count):
+        path = str(folder / f"{index}.jpg")
+        render_scene(generate_scene(0, index)).resize(IMAGE_SIZE).save(path, quality=90)
+        paths.append(path)
     return paths
 
 
-def _theirs(pair: ModelPair, paths: Sequence[str]) -> list[str]:
-    """The text of each picture, as transformers' own examples get it, in batches."""
-    found: list[str] = []
-    for start in range(0, len(paths), BATCH):
-        images = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH]]
-        pixels = pair.processor(images, return_tensors="pt")["pixel_values"]
+def _reference_captions(pair: ModelPair, paths: Sequence[str]) -> list[str]:
+    """Caption in batches, as in the examples of transformers."""
+    captions: list[str] = []
+    for start in range(0, len(paths), BATCH_SIZE):
+        batch = [Image.open(path).convert("RGB") for path in paths[start : start + BATCH_SIZE]]
+        pixels = pair.processor(batch, return_tensors="pt")["pixel_values"]
         pixels = pixels.to(pair.setting.device, pair.reference.dtype)
-        rows = pair.reference.generate(pixels, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
-        found += pair.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    return found
+        rows = pair.reference.generate(pixels, max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, do_sample=False)
+        captions += pair.tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return captions
 
 
-def _ours(pair: ModelPair, paths: Sequence[str]) -> list[str]:
-    """The text of each picture; no two tokens are spelled alike, so equal texts are equal tokens."""
-    found = []
+def _mmx_captions(pair: ModelPair, paths: Sequence[str]) -> list[str]:
+    """Caption in batches. Every token of the tokenizer has its own text, so equal captions are equal tokens."""
+    captions = []
     pipeline = Pipeline(pair.model, pair.generation)
-    options = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "num_beams": 1}
-    for _, said in pipeline.captions(paths, BATCH, **options):
-        if isinstance(said, MmxError):
-            raise said
-        found.append(said.text)
-    return found
+    results = pipeline.captions(paths, BATCH_SIZE, max_new_tokens=NUM_TOKENS, min_new_tokens=NUM_TOKENS, num_beams=1)
+    for _, result in results:
+        if isinstance(result, MmxError):
+            raise result
+        captions.append(result.text)
+    return captions
 
 
 def startup(setting: BenchSetting) -> Iterator[BenchResult]:
-    """The bundled model: one caption in a new process, and the next one where it is loaded."""
+    """The bundled model: one caption in a new process, and the next one in a process that has loaded it."""
     with TemporaryDirectory(prefix="mmx-bench-") as folder:
-        (path,) = write_pictures(Path(folder), 1)
-        cold, held = zip(*(_cold(path, setting) for _ in range(setting.repeats)), strict=True)
+        (path,) = write_images(Path(folder), 1)
+        cold = [_startup_run(path, setting) for _ in range(setting.repeats)]
         pipeline = load(None, setting.device, setting.dtype)
-        warm = alternate({"ours": lambda: pipeline.caption(path)}, setting.repeats, setting.device)["ours"]
-    yield compare("start, a new process, one caption", "s", lambda s: s, TimedRuns(list(cold)))
-    if all(held):
-        yield BenchResult("start, a new process, most memory", "MB", Spread.of(held), note="peak resident, all of it")
-    yield compare("start, the next caption", "ms", lambda s: 1000 * s, warm)
+        warm = alternate({"mmx": lambda: pipeline.caption(path)}, setting.repeats, setting.device)["mmx"]
+    quantity = Quantity("startup, new process, first caption", "s", lambda seconds: seconds)
+    yield compare(quantity, TimedRuns([run.seconds for run in cold], None))
+    peaks = [run.peak_mb for run in cold]
+    if all(peaks):
+        yield BenchResult("startup, new process, peak memory", "MB", Measurement.of(peaks), note="resident memory")
+    yield compare(Quantity("startup, next caption", "ms", lambda seconds: 1000 * seconds), warm)
 
 
-def _cold(path: str, setting: BenchSetting) -> tuple[float, float]:
-    """Seconds from nothing to a caption, and the most megabytes that process held (0: not told here).
-
-    The process tells its memory itself: what the system reports of children begins with their parent's.
-    """
-    started = time.perf_counter()
-    package = str(Path(__file__).parents[2])  # the same mmx, installed or not
-    ran = subprocess.run(
-        [sys.executable, "-c", COLD, path, setting.device, setting.dtype],
+def _startup_run(path: str, setting: BenchSetting) -> StartupRun:
+    """Caption an image in a new process. Raises MmxError (code `bench.process`) if it fails."""
+    start = time.perf_counter()
+    package = str(Path(__file__).parents[2])  # the same mmx, whether installed or not
+    process = subprocess.run(
+        [sys.executable, "-c", STARTUP_SCRIPT, path, setting.device, setting.dtype],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])},
     )
-    seconds = time.perf_counter() - started
-    if ran.returncode:
-        last = (ran.stderr.strip().splitlines() or ["no word"])[-1]
-        raise MmxError(f"a new process could not caption a picture ({last}); look with `mmx caption {path}`.")
-    return seconds, int(ran.stdout.split()[-1]) * 1024 / 1e6
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or ["no message"]
+        raise MmxError(
+            f"a new process could not caption an image ({lines[-1]}); try `mmx caption {path}`.",
+            code="bench.process",
+            path=path,
+        )
+    return StartupRun(seconds, int(process.stdout.split()[-1]) * 1024 / 1e6)

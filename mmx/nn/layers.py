@@ -157,7 +157,7 @@ class TanhGate(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) with one random byte per element on a CPU, where random numbers are its main cost.
+    """Dropout (Srivastava et al. 2014) with one random byte per element on a CPU, where drawing dominates its cost.
 
     The probability is rounded to a multiple of 1/256, and the scale is that of the rounded probability.
     """
