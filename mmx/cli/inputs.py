@@ -277,7 +277,7 @@ def _line_inputs(location: RecordLocation, line: Mapping[str, object], pipeline:
         if raw == "" or (modality in TEXT_MODALITIES and not isinstance(raw, str)):
             expected = "a text" if modality == "text" else "the path of a file"
             message = f"has {name!r}: {json.dumps(raw)[:60]}; expected {expected}, correct the line."
-            raise location.error("type", message, key=name)
+            raise location.error("field_type", message, key=name, expected=expected)
         if isinstance(raw, str) and modality != "text":
             inputs[name] = resolve_path(raw, Path(location.path).parent)
     return inputs

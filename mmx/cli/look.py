@@ -74,7 +74,7 @@ def look(
         by_source(inputs, pipeline),
         question,
         region,
-        text,
+        text=text,
         method=map_method,
         num_beams=num_beams,
         max_new_tokens=max_new_tokens,

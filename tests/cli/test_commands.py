@@ -257,7 +257,7 @@ def test_the_error_of_an_image_is_printed_once_for_all_its_questions(mmx, model,
     [
         ([{"image": "a.png", "question": "a?"}, {"image": "a.png"}], "data.no_question", 2),
         ([{"question": "a?"}], "data.no_input", 1),
-        ([{"image": ["a.png"], "question": "a?"}], "data.type", 1),
+        ([{"image": ["a.png"], "question": "a?"}], "data.field_type", 1),
         ([{"image": "a.png", "question": "a?"}, ["a.png", "b?"]], "data.not_json", 2),
         ([], "data.no_questions", None),
     ],
@@ -327,7 +327,7 @@ def test_eval_counts_captions_that_are_not_in_the_training_data(mmx, model, imag
     ("words", "code"),
     [
         (["mun_examples=20"], "config.unknown_key"),
-        (["num_examples=few"], "config.invalid_value"),
+        (["num_examples=few"], "config.type"),
         (["num_examples"], "config.override"),
         (["path=/nowhere"], "data.missing"),
     ],
