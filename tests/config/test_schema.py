@@ -29,6 +29,7 @@ REQUIRED = {
     "path": "x",
     "model": {"sources": SOURCES},
     "train": [{"path": "x"}],
+    "teachers": ["x"],
 }
 CLASSES = [
     value
