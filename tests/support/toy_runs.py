@@ -1,32 +1,47 @@
-"""Small training runs on numbers: what they are made of, and a trainer that writes down what it does."""
+"""Small training runs on lists of numbers, and a trainer that records its steps."""
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from mmx.config.schema import RunConfig
-from mmx.training.loop import Trainer
+from mmx.data.batching import Batch
+from mmx.training.loop import StepResult, Trainer
+from mmx.training.lr_schedule import learning_rate
 
-COUNT = 23  # no multiple of any batch size: epochs end inside batches
+COUNT = 23  # not a multiple of any batch size: epochs end inside batches
 
 
-def write_numbers(folder: Path, count: int = COUNT, bad: int | None = None, name: str = "numbers.jsonl") -> str:
-    """A manifest of lists of one to three numbers, each with two captions; the one numbered `bad` holds a NaN."""
-    rows = [
-        {"numbers": [i % 7 / 7, *[i % 3 / 3] * (i % 3)], "captions": [f"number {i % 7}", f"the rest is {i % 3}."]}
-        for i in range(count)
-    ]
-    for number, row in enumerate(rows):
-        row["numbers"][0] = float("nan") if number == bad else row["numbers"][0] + number / 1000
+class RecordedStep(NamedTuple):
+    """One step of a run."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    ids: list[str]
+
+
+def write_numbers(folder: Path, count: int = COUNT, damaged: int | None = None, name: str = "numbers.jsonl") -> str:
+    """Write a manifest of lists of one to three numbers with two captions each; the line `damaged` holds a NaN."""
+    lines = []
+    for i in range(count):
+        numbers = [i % 7 / 7 + i / 1000, *[i % 3 / 3] * (i % 3)]
+        if i == damaged:
+            numbers[0] = float("nan")
+        captions = [f"number {i % 7}", f"the rest is {i % 3}."]
+        lines.append(json.dumps({"numbers": numbers, "captions": captions}) + "\n")
     path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(lines))
     return str(path)
 
 
-def number_config(data: str, out: Path, validate: bool = False, dropout: float = 0.1, **training: Any) -> RunConfig:
-    """A run of a tiny model on numbers; `training` changes fields of TrainingConfig."""
-    facts = {
+def number_config(
+    data: str, output_dir: Path, validate: bool = False, dropout: float = 0.1, **training: object
+) -> RunConfig:
+    """Return a run of a tiny model on numbers; `training` changes fields of TrainingConfig."""
+    options = {
         "max_steps": 12,
         "per_device_batch_size": 4,
         "texts_per_image": 2,
@@ -34,57 +49,66 @@ def number_config(data: str, out: Path, validate: bool = False, dropout: float =
         "learning_rate": 3e-3,
         "ema_decay": 0.9,
         "logging_steps": 1,
+        "save_steps": 4,
+        "eval_steps": 6,
+        **training,
     }
-    facts |= {"save_steps": 4, "eval_steps": 6} | training
     model = {
         "sources": {"numbers": {"encoder": "mmx.testing:ToyEncoder"}},
         "decoder": {"hidden_size": 32, "num_layers": 1, "num_heads": 4, "dropout": dropout},
         "vocab_size": 300,
     }
-    validation = {"some": {"path": data, "max_examples": 7}} if validate else {}
-    document = {"model": model, "train": [{"path": data}], "validation": validation, "training": facts}
-    return RunConfig.model_validate({**document, "generation": {"max_new_tokens": 4}, "output_dir": str(out)})
+    document = {
+        "model": model,
+        "train": [{"path": data}],
+        "validation": {"some": {"path": data, "max_examples": 7}} if validate else {},
+        "training": options,
+        "generation": {"max_new_tokens": 4},
+        "output_dir": str(output_dir),
+    }
+    return RunConfig.model_validate(document)
 
 
-def critical_config(data: str, out: Path, streams: int = 4, **training: Any) -> RunConfig:
-    """Captions of the numbers by reward, and beside them the same word by word."""
-    document = number_config(data, out, streams=streams, **training).model_dump(mode="json")
+def scst_config(data: str, output_dir: Path, texts_per_image: int = 4, **training: object) -> RunConfig:
+    """Return a run that trains the captions of numbers by reward, and the same captions by cross-entropy."""
+    config = number_config(data, output_dir, texts_per_image=texts_per_image, **training)
+    document = config.model_dump(mode="json")
     document["train"] = [{"path": data, "reward": "cider"}, {"path": data}]
     return RunConfig.model_validate(document)
 
 
-class Watched(Trainer):
-    """Notes (step, loss, rate, ids) of each step; asked to stop during the step `stop_in`."""
+class RecordingTrainer(Trainer):
+    """Records each step. SIGTERM is simulated during the step `stop_in`."""
 
     stop_in: int | None = None
 
     def __init__(self, config: RunConfig, resume: bool = False) -> None:
         super().__init__(config, resume, quiet=True)
-        self.taken: list[tuple[int, float, float, list[str]]] = []
+        self.recorded: list[RecordedStep] = []
 
-    def _step(self, batches: Any) -> tuple[float, bool]:
+    def _step(self, batches: Sequence[Batch]) -> StepResult:
         if self.progress.step + 1 == self.stop_in:
             self.stop.received = True
-        loss, stopping = super()._step(batches)
+        result = super()._step(batches)
         ids = [name for batch in batches for name in batch.ids]
-        self.taken.append((self.progress.step, loss, self._rate(), ids))
-        return loss, stopping
+        self.recorded.append(RecordedStep(self.progress.step, result.loss, learning_rate(self.optimizer), ids))
+        return result
 
 
-def state_bytes(out: Path) -> dict[str, bytes]:
-    """Every tensor file of the newest state, averaged weights, raw weights and optimizer, as bytes."""
-    last = (out / "last").resolve()
+def state_bytes(run: Path) -> dict[str, bytes]:
+    """Return the bytes of every tensor file of the newest state: averaged weights, raw weights and optimizer."""
+    last = (run / "last").resolve()
     return {str(path.relative_to(last)): path.read_bytes() for path in sorted(last.rglob("*.safetensors"))}
 
 
-def reports(out: Path) -> list[dict[str, float]]:
-    """What the run reported, but for the time."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def metrics_lines(run: Path) -> list[dict[str, float]]:
+    """Return the reported metrics of a run without the time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def child_environment() -> dict[str, str]:
-    """For another Python that must find this package and these files."""
+    """Return the environment of another Python process that must find this package and these files."""
     here = Path(__file__).resolve()
     paths = [str(here.parents[2]), str(here.parent), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}

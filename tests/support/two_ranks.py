@@ -1,4 +1,4 @@
-"""Run by torchrun on two processes: everything that must hold there, each finding written to a file of its own.
+"""Run by torchrun on two processes: trains and evaluates several runs, and writes what each rank found to a file.
 
 python -m torch.distributed.run --standalone --nproc_per_node 2 two_ranks.py FOLDER
 """
@@ -7,12 +7,12 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+import torch
 from accelerate.utils import gather_object
-from toy_runs import Watched, critical_config, number_config
+from toy_runs import RecordingTrainer, number_config, scst_config
 
-from mmx.config.schema import DataConfig
+from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.formats import read_examples
 from mmx.errors import TrainingError
 from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate
@@ -22,54 +22,69 @@ from mmx.testing import tiny_model
 folder = Path(sys.argv[1])
 
 
-def watched(config: Any, resume: bool = False, stop_in: int | None = None) -> dict[str, Any]:
-    """What a run did on both ranks, and the error it ended with."""
-    trainer, error = Watched(config, resume), None
+def run(config: RunConfig, resume: bool = False, stop_in: int | None = None) -> dict[str, object]:
+    """Train and return the recorded steps of this rank, and the error that ended the run."""
+    trainer = RecordingTrainer(config, resume)
     trainer.stop_in = stop_in
+    error = None
     try:
         trainer.run()
     except TrainingError as problem:
-        error = str(problem)
+        error = {"code": problem.code, "step": problem.details.get("step")}
     weights = sum(float(parameter.double().abs().sum()) for parameter in trainer.model.parameters())
-    return {"taken": trainer.taken, "error": error, "world": trainer.accelerator.num_processes, "weights": weights}
+    return {
+        "recorded": trainer.recorded,
+        "error": error,
+        "world_size": trainer.accelerator.num_processes,
+        "weights": weights,
+    }
 
 
-def note(name: str, finding: Any) -> None:
-    everyone = gather_object([finding])
-    if trainer_rank() == 0:
-        (folder / f"{name}.json").write_text(json.dumps(everyone))
+def save_finding(name: str, finding: object) -> None:
+    findings = gather_object([finding])
+    if rank() == 0:
+        (folder / f"{name}.json").write_text(json.dumps(findings))
 
 
-def trainer_rank() -> int:
-    import torch
-
+def rank() -> int:
     return torch.distributed.get_rank()
 
 
 data = str(folder / "numbers.jsonl")
-parts = {"sources.numbers.encoder": {"learning_rate": 0.5}}
-config = number_config(data, folder / "whole", validate=True, accumulation=2, parts=parts)
-note("whole", watched(config))
-for stop in (4, 7):  # 7: inside an epoch, at no save; only the second rank is asked
-    resumed = number_config(data, folder / f"stopped-{stop}", validate=True, accumulation=2, parts=parts)
-    first = watched(resumed, stop_in=stop if trainer_rank() == 1 else None)
-    second = watched(resumed, resume=True)
-    note(f"stopped-{stop}", {"first": first, "second": second})
+groups = {"sources.numbers.encoder": {"lr_scale": 0.5}}
 
-note("half", watched(number_config(data, folder / "half", dropout=0.0, batch_size=4, steps=20, save_every=20)))
+
+def accumulating(name: str) -> RunConfig:
+    """Return a run of two micro-batches a step with validation."""
+    return number_config(data, folder / name, validate=True, gradient_accumulation_steps=2, param_groups=groups)
+
+
+save_finding("whole", run(accumulating("whole")))
+for stop in (4, 7):  # 7 is inside an epoch and not at a save; only the second rank receives SIGTERM
+    config = accumulating(f"stopped-{stop}")
+    first = run(config, stop_in=stop if rank() == 1 else None)
+    second = run(config, resume=True)
+    save_finding(f"stopped-{stop}", {"first": first, "second": second})
+
+half = number_config(data, folder / "half", dropout=0.0, per_device_batch_size=4, max_steps=20, save_steps=20)
+save_finding("half", run(half))
 for accumulation in (1, 2):
     broken = number_config(
-        str(folder / "broken.jsonl"), folder / f"broken-{accumulation}", batch_size=2, save_every=1,
-        accumulation=accumulation, steps=12,
-    )  # fmt: skip
-    note(f"broken-{accumulation}", watched(broken))
+        str(folder / "broken.jsonl"),
+        folder / f"broken-{accumulation}",
+        per_device_batch_size=2,
+        save_steps=1,
+        gradient_accumulation_steps=accumulation,
+    )
+    save_finding(f"broken-{accumulation}", run(broken))
 
-note("rewarded", watched(critical_config(data, folder / "rewarded")))
+save_finding("scst", run(scst_config(data, folder / "scst")))
 
 examples = read_examples(DataConfig(path=data))
 for count in (1, 2, 5, 6, 7, 8):
     pipeline = Pipeline(tiny_model())
-    options = EvaluationOptions(pipeline.generation_config({"max_new_tokens": 4}), batch_size=2)
-    processes = ProcessGroup(trainer_rank(), 2, gather_object)
-    found = evaluate(pipeline, examples[:count], options, processes)
-    note(f"evaluated-{count}", {"metrics": found.metrics, "texts": [asdict(text) for text in found.predictions]})
+    generation = pipeline.generation.model_copy(update={"max_new_tokens": 4})
+    options = EvaluationOptions(generation, batch_size=2)
+    report = evaluate(pipeline, examples[:count], options, ProcessGroup(rank(), 2, gather_object))
+    predictions = [asdict(text) for text in report.predictions]
+    save_finding(f"evaluated-{count}", {"metrics": report.metrics, "predictions": predictions})

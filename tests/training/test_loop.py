@@ -1,4 +1,4 @@
-"""The training loop in one process: resumed to the bit, stopped in time, and never wrong in silence."""
+"""The training loop in one process: bit-exact resume, SIGTERM, skipped examples, and errors for wrong results."""
 
 import json
 import os
@@ -6,129 +6,154 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy_runs import COUNT, Watched, number_config, reports, state_bytes, write_numbers
+from toy_runs import COUNT, RecordingTrainer, metrics_lines, number_config, state_bytes, write_numbers
 
 from mmx.config.schema import RunConfig
+from mmx.data.batching import Batch
+from mmx.data.examples import Example
 from mmx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mmx.models.checkpoint import load_model, load_provenance
-from mmx.training.loop import train
+from mmx.training.loop import StepResult, train
 from mmx.training.state import latest_state
 
 
-def weights(out: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return load_file(out / name / "training" / "model.safetensors")
+def raw_weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / name / "training" / "model.safetensors")
 
 
-def watched(config: RunConfig, resume: bool = False, stop_in: int | None = None) -> Watched:
-    """A whole run; with `stop_in`, one that is asked to stop in that step and does."""
-    trainer = Watched(config, resume)
-    trainer.stop_in = stop_in
-    if stop_in is None:
-        trainer.run()
-        return trainer
-    with pytest.raises(TrainingError, match=f"asked to stop .* after step {stop_in};.*--resume"):
-        trainer.run()
+def run_to_end(config: RunConfig, resume: bool = False) -> RecordingTrainer:
+    trainer = RecordingTrainer(config, resume)
+    trainer.run()
     return trainer
 
 
-# ---- resuming ----------------------------------------------------------------------------------------------------
+def run_until_stopped(config: RunConfig, stop_in: int) -> RecordingTrainer:
+    """Run with a simulated SIGTERM during the step `stop_in`."""
+    trainer = RecordingTrainer(config)
+    trainer.stop_in = stop_in
+    with pytest.raises(TrainingError) as error:
+        trainer.run()
+    assert error.value.code == "training.stopped"
+    assert error.value.details["step"] == stop_in
+    assert "--resume" in str(error.value)
+    return trainer
+
+
+def recorded_ids(*trainers: RecordingTrainer) -> list[str]:
+    return [name for trainer in trainers for step in trainer.recorded for name in step.ids]
+
+
+# ---- resume ------------------------------------------------------------------------------------------------------
+
+
+class FinishedRun(NamedTuple):
+    """An uninterrupted run: its data, its folder and its trainer."""
+
+    data: str
+    folder: Path
+    trainer: RecordingTrainer
+
+    def config(self, folder: Path, **training: object) -> RunConfig:
+        """Return the same configuration for another folder."""
+        options = {"gradient_accumulation_steps": 2, **training}
+        return number_config(self.data, folder, validate=True, **options)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Watched]:
-    """Twelve uninterrupted steps of two micro-batches, with dropout, average, validation: what all else must equal."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    """Twelve steps of two micro-batches with dropout, moving average and validation: the reference of other runs."""
     folder = tmp_path_factory.mktemp("whole")
     data = write_numbers(folder)
-    return data, folder / "run", watched(number_config(data, folder / "run", validate=True, accumulation=2))
+    config = number_config(data, folder / "run", validate=True, gradient_accumulation_steps=2)
+    return FinishedRun(data, folder / "run", run_to_end(config))
 
 
-STOPS = sorted({6, *random.Random(7).sample(range(1, 12), 3)})  # 6: where a validation is due
+STOPS = sorted({6, *random.Random(7).sample(range(1, 12), 3)})  # a validation is due in step 6
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_resumed_is_uninterrupted_to_the_bit(whole, tmp_path, stop):
-    data, expected, uninterrupted = whole
-    config = number_config(data, tmp_path / "run", validate=True, accumulation=2)
-    first = watched(config, stop_in=stop)
-    second = watched(config, resume=True)
-    assert first.taken + second.taken == uninterrupted.taken
-    assert state_bytes(tmp_path / "run") == state_bytes(expected)
-    assert len(state_bytes(expected)) == 3
-    assert reports(tmp_path / "run") == reports(expected)
-    assert os.readlink(tmp_path / "run" / "best") == os.readlink(expected / "best")
+def test_resumed_run_is_bit_equal_to_uninterrupted_run(whole, tmp_path, stop):
+    config = whole.config(tmp_path / "run")
+    first = run_until_stopped(config, stop)
+    second = run_to_end(config, resume=True)
+    assert first.recorded + second.recorded == whole.trainer.recorded
+    assert state_bytes(tmp_path / "run") == state_bytes(whole.folder)
+    assert len(state_bytes(whole.folder)) == 3
+    assert metrics_lines(tmp_path / "run") == metrics_lines(whole.folder)
+    assert os.readlink(tmp_path / "run" / "best") == os.readlink(whole.folder / "best")
 
 
-def test_a_run_cut_off_without_warning_goes_on_from_its_last_save(whole, tmp_path):
-    """Steps 5 and 6 are taken twice and reported once."""
-    data, expected, uninterrupted = whole
-    config = number_config(data, tmp_path / "run", validate=True, accumulation=2)
-    trainer = Watched(config)
-    trainer._step = dying(trainer, at=7)  # type: ignore[method-assign]
+def test_killed_run_resumes_from_its_last_state(whole, tmp_path):
+    """Steps after the last state are trained again and reported once."""
+    config = whole.config(tmp_path / "run")
+    trainer = RecordingTrainer(config)
+    trainer._step = failing_step(trainer, fail_in=7)  # type: ignore[method-assign]
     with pytest.raises(ZeroDivisionError):
         trainer.run()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "lo')  # torn
-    again = watched(config, resume=True)
-    assert again.taken == uninterrupted.taken[6:]  # step 6 was the best so far, and so was saved
-    assert state_bytes(tmp_path / "run") == state_bytes(expected)
-    assert reports(tmp_path / "run") == reports(expected)
+        file.write('{"step": 7, "lo')  # incomplete line
+    resumed = run_to_end(config, resume=True)
+    assert resumed.recorded == whole.trainer.recorded[6:]  # step 6 was the best so far and was saved
+    assert state_bytes(tmp_path / "run") == state_bytes(whole.folder)
+    assert metrics_lines(tmp_path / "run") == metrics_lines(whole.folder)
 
 
-def dying(trainer: Watched, at: int) -> Any:
+def failing_step(trainer: RecordingTrainer, fail_in: int) -> Callable[[Sequence[Batch]], StepResult]:
     step = trainer._step
 
-    def stepping(batches: Any) -> Any:
-        if trainer.progress.step + 1 == at:
+    def failing(batches: Sequence[Batch]) -> StepResult:
+        if trainer.progress.step + 1 == fail_in:
             raise ZeroDivisionError
         return step(batches)
 
-    return stepping
+    return failing
 
 
-def test_the_same_seed_trains_the_same_and_another_does_not(whole, tmp_path):
-    data, expected, uninterrupted = whole
-    again = watched(number_config(data, tmp_path / "a", validate=True, accumulation=2))
-    assert again.taken == uninterrupted.taken
-    assert state_bytes(tmp_path / "a") == state_bytes(expected)
-    other = watched(number_config(data, tmp_path / "b", accumulation=2, seed=1, steps=2))
-    assert other.taken[0][1] != uninterrupted.taken[0][1]
-    assert other.taken[0][3] != uninterrupted.taken[0][3]
+def test_seed_determines_the_run(whole, tmp_path):
+    same = run_to_end(whole.config(tmp_path / "same"))
+    assert same.recorded == whole.trainer.recorded
+    assert state_bytes(tmp_path / "same") == state_bytes(whole.folder)
+    other = run_to_end(whole.config(tmp_path / "other", seed=1, max_steps=2))
+    assert other.recorded[0].loss != whole.trainer.recorded[0].loss
+    assert other.recorded[0].ids != whole.trainer.recorded[0].ids
 
 
-def test_every_epoch_sees_every_sample_once_across_a_resume(whole):
-    _, _, uninterrupted = whole
-    stream = [name for _, _, _, ids in uninterrupted.taken for name in ids]
+def test_every_epoch_has_every_sample_once(whole):
+    stream = recorded_ids(whole.trainer)
     assert len(stream) == 96
     for epoch in range(len(stream) // COUNT):
         assert len(set(stream[epoch * COUNT : (epoch + 1) * COUNT])) == COUNT
 
 
-def test_a_run_resumed_with_another_batch_size_repeats_and_skips_nothing(tmp_path):
+def test_resume_with_another_batch_size_repeats_and_skips_no_sample(tmp_path):
     data = write_numbers(tmp_path)
-    first = watched(number_config(data, tmp_path / "run", steps=3, batch_size=5))
-    second = watched(number_config(data, tmp_path / "run", steps=7, batch_size=2), resume=True)
-    stream = [name for run in (first, second) for _, _, _, ids in run.taken for name in ids]
+    first = run_to_end(number_config(data, tmp_path / "run", max_steps=3, per_device_batch_size=5))
+    config = number_config(data, tmp_path / "run", max_steps=7, per_device_batch_size=2)
+    second = run_to_end(config, resume=True)
+    stream = recorded_ids(first, second)
     assert len(stream) == COUNT
     assert len(set(stream)) == COUNT
 
 
-def test_workers_change_nothing(tmp_path):
+def test_data_workers_do_not_change_the_run(tmp_path):
     data = write_numbers(tmp_path)
-    runs = [watched(number_config(data, tmp_path / f"w{n}", workers=n, steps=5)) for n in (0, 2)]
-    assert runs[0].taken == runs[1].taken
+    runs = [run_to_end(number_config(data, tmp_path / f"w{n}", num_workers=n, max_steps=4)) for n in (0, 2)]
+    assert runs[0].recorded == runs[1].recorded
     assert state_bytes(tmp_path / "w0") == state_bytes(tmp_path / "w2")
 
 
-def scene_config(out: Path, **training: Any) -> RunConfig:
-    """A convolutional encoder with batch norms, and augmented pictures."""
-    options = {"backbone": "resnet10t", "size": 32, "stage": 1}
-    facts = {
+def scene_config(output_dir: Path, **training: object) -> RunConfig:
+    """Return a run with a convolutional encoder with batch norms, and augmented images."""
+    encoder = {"backbone": "resnet10t", "size": 32, "stage": 1}
+    augmentation = {"min_crop_scale": 0.5, "horizontal_flip": True, "color_jitter": 0.3}
+    options = {
         "max_steps": 4,
         "per_device_batch_size": 3,
         "texts_per_image": 2,
@@ -136,30 +161,32 @@ def scene_config(out: Path, **training: Any) -> RunConfig:
         "logging_steps": 1,
         "save_steps": 4,
         "ema_decay": 0.9,
+        **training,
     }
-    augment = {"min_crop_scale": 0.5, "horizontal_flip": True, "color_jitter": 0.3}
-    model = {
-        "sources": {"image": {"encoder": "image", "options": options}},
-        "decoder": {"hidden_size": 32, "num_layers": 1, "num_heads": 4},
-        "vocab_size": 300,
+    document = {
+        "model": {
+            "sources": {"image": {"encoder": "image", "options": encoder}},
+            "decoder": {"hidden_size": 32, "num_layers": 1, "num_heads": 4},
+            "vocab_size": 300,
+        },
+        "train": [{"path": "scenes", "num_examples": 10, "augmentation": augmentation}],
+        "training": options,
+        "output_dir": str(output_dir),
     }
-    data = {"path": "scenes", "num_examples": 10, "augmentation": augment}
-    return RunConfig.model_validate(
-        {"model": model, "train": [data], "training": facts | training, "output_dir": str(out)}
-    )
+    return RunConfig.model_validate(document)
 
 
-def test_pictures_resume_to_the_bit_too(tmp_path):
-    uninterrupted = watched(scene_config(tmp_path / "whole"))
-    first = watched(scene_config(tmp_path / "param_groups"), stop_in=2)
-    second = watched(scene_config(tmp_path / "param_groups"), resume=True)
-    assert first.taken + second.taken == uninterrupted.taken
-    assert state_bytes(tmp_path / "param_groups") == state_bytes(tmp_path / "whole")
+def test_run_with_images_resumes_bit_equal(tmp_path):
+    uninterrupted = run_to_end(scene_config(tmp_path / "whole"))
+    first = run_until_stopped(scene_config(tmp_path / "resumed"), stop_in=2)
+    second = run_to_end(scene_config(tmp_path / "resumed"), resume=True)
+    assert first.recorded + second.recorded == uninterrupted.recorded
+    assert state_bytes(tmp_path / "resumed") == state_bytes(tmp_path / "whole")
 
 
-def test_frozen_parts_stand_still(tmp_path):
-    config = scene_config(tmp_path / "run", parts={"sources.image.encoder": {"freeze": True}})
-    trainer = Watched(config)
+def test_frozen_groups_do_not_change(tmp_path):
+    config = scene_config(tmp_path / "run", max_steps=2, param_groups={"sources.image.encoder": {"freeze": True}})
+    trainer = RecordingTrainer(config)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     trainer.run()
     after = trainer.model.state_dict()
@@ -172,84 +199,102 @@ def test_frozen_parts_stand_still(tmp_path):
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
 
-def test_two_micro_batches_are_one_batch_of_both(tmp_path):
-    """Texts differ in length, so a mean of means would show, in the loss and in the gradient."""
+def test_two_micro_batches_equal_one_batch(tmp_path):
+    """Texts differ in length, so a mean of means would differ in the loss and in the gradient."""
     data = write_numbers(tmp_path)
-    facts = {"dropout": 0.0, "max_steps": 3, "ema_decay": 0.0, "learning_rate": 1e-5, "max_grad_norm": 1e9}
-    apart = Watched(number_config(data, tmp_path / "apart", batch_size=4, accumulation=2, **facts))
-    joined = Watched(number_config(data, tmp_path / "joined", batch_size=8, **facts))
-    gradients = [noting_gradients(trainer) for trainer in (apart, joined)]
-    start = {name: tensor.clone() for name, tensor in apart.model.state_dict().items()}
-    apart.run()
+    options = {"dropout": 0.0, "max_steps": 3, "ema_decay": 0.0, "learning_rate": 1e-5, "max_grad_norm": 1e9}
+    split_config = number_config(
+        data, tmp_path / "split", per_device_batch_size=4, gradient_accumulation_steps=2, **options
+    )
+    split = RecordingTrainer(split_config)
+    joined = RecordingTrainer(number_config(data, tmp_path / "joined", per_device_batch_size=8, **options))
+    split_gradients = record_gradients(split)
+    joined_gradients = record_gradients(joined)
+    start = {name: tensor.clone() for name, tensor in split.model.state_dict().items()}
+    split.run()
     joined.run()
-    for mine, theirs in zip(apart.taken, joined.taken, strict=True):
-        assert mine[3] == theirs[3]
-        assert mine[1] == pytest.approx(theirs[1], abs=1e-6)
-    for mine, theirs in zip(*gradients, strict=True):
-        assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-6
-    one, other = weights(tmp_path / "apart"), weights(tmp_path / "joined")
+    for ours, theirs in zip(split.recorded, joined.recorded, strict=True):
+        assert ours.ids == theirs.ids
+        assert ours.loss == pytest.approx(theirs.loss, abs=1e-6)
+    for ours, theirs in zip(split_gradients, joined_gradients, strict=True):
+        assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
+    one = raw_weights(tmp_path / "split")
+    other = raw_weights(tmp_path / "joined")
     assert max(float((one[name] - start[name]).abs().max()) for name in one) > 2e-5
-    table = "decoder.embedding.weight"  # biases of keys have no gradient but noise, which Adam would show
-    assert float((one[table] - other[table]).abs().max()) < 1e-6
+    name = "decoder.embedding.weight"  # biases of keys have only noise as gradient, which Adam would amplify
+    assert float((one[name] - other[name]).abs().max()) < 1e-6
 
 
-def noting_gradients(trainer: Watched) -> list[dict[str, torch.Tensor]]:
-    """The gradients of each step, as they are when the loss is checked."""
-    noted: list[dict[str, torch.Tensor]] = []
-    check = trainer._stop_unless_finite
+def record_gradients(trainer: RecordingTrainer) -> list[dict[str, torch.Tensor]]:
+    """Return a list that is filled with the gradients of each step, at the time the loss is checked."""
+    recorded: list[dict[str, torch.Tensor]] = []
+    check = trainer._check_finite
 
-    def noting(*facts: Any) -> None:
-        noted.append({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
-        check(*facts)
+    def recording(*args: object) -> None:
+        gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+        recorded.append(gradients)
+        check(*args)
 
-    trainer._stop_unless_finite = noting  # type: ignore[method-assign]
-    return noted
+    trainer._check_finite = recording  # type: ignore[method-assign]
+    return recorded
 
 
-@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, accumulation):
-    data = write_numbers(tmp_path, bad=11)
-    config = number_config(data, tmp_path / "run", batch_size=2, accumulation=accumulation, save_every=1)
-    trainer = Watched(config)
-    with pytest.raises(TrainingError, match=r"not finite at step \d+ \(samples .*lower training.learning_rate"):
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, accumulation):
+    data = write_numbers(tmp_path, damaged=11)
+    config = number_config(
+        data,
+        tmp_path / "run",
+        per_device_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        save_steps=1,
+    )
+    trainer = RecordingTrainer(config)
+    with pytest.raises(TrainingError) as error:
         trainer.run()
-    done = len(trainer.taken)
-    assert trainer.progress.step == done
+    done = len(trainer.recorded)
+    assert error.value.code == "training.not_finite"
+    assert error.value.details["step"] == done + 1
+    assert error.value.details["samples"]
+    assert "training.learning_rate" in str(error.value)
+    assert trainer.progress.step == done > 0
     assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
-    if done:
-        assert int(latest_state(tmp_path / "run").name) == done
-        saved = weights(tmp_path / "run")
-        assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())
-        again = Watched(config, resume=True)
-        assert again.progress.step == done
+    assert int(latest_state(tmp_path / "run").name) == done
+    saved = raw_weights(tmp_path / "run")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in trainer.model.state_dict().items())
+    assert RecordingTrainer(config, resume=True).progress.step == done
 
 
-def test_a_loss_not_finite_at_once_does_not_speak_of_a_saved_state(tmp_path):
-    data = write_numbers(tmp_path, count=2, bad=0)
-    with pytest.raises(TrainingError, match="nothing was saved yet"):
+def test_loss_that_is_not_finite_in_the_first_step_names_no_state(tmp_path):
+    data = write_numbers(tmp_path, count=2, damaged=0)
+    with pytest.raises(TrainingError) as error:
         train(number_config(data, tmp_path / "run"), quiet=True)
+    assert error.value.code == "training.not_finite"
+    assert error.value.details["state"] is None
 
 
 # ---- the run folder ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_leaves(whole):
-    data, out, _ = whole
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "metrics.jsonl", "steps", "last", "best"}
-    assert os.readlink(out / "last") == "steps/000012"
-    provenance = load_provenance(out / "last")
-    assert (provenance["step"], provenance["data"]) == (12, [data])
-    assert [line["step"] for line in reports(out) if "loss" in line] == list(range(1, 13))
-    assert [line["step"] for line in reports(out) if "some.loss" in line] == [6, 12]
-    losses = {line["step"]: line["some.loss"] for line in reports(out) if "some.loss" in line}
-    assert os.readlink(out / "best") == f"steps/{min(losses, key=losses.get):06d}"
-    assert not load_model(out / "best").training
+def test_files_of_a_run(whole):
+    folder = whole.folder
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "metrics.jsonl", "steps", "last", "best"}
+    assert os.readlink(folder / "last") == "steps/000012"
+    provenance = load_provenance(folder / "last")
+    assert (provenance["step"], provenance["data"]) == (12, [whole.data])
+    lines = metrics_lines(folder)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert all(line.keys() == {"step", "loss", "learning_rate"} for line in lines if "loss" in line)
+    losses = {line["step"]: line["some.loss"] for line in lines if "some.loss" in line}
+    assert list(losses) == [6, 12]
+    assert os.readlink(folder / "best") == f"steps/{min(losses, key=losses.get):06d}"
+    assert not load_model(folder / "best").training
 
 
-def test_the_best_is_kept_though_later_ones_are_worse(tmp_path):
+def test_best_state_is_kept_when_later_ones_are_worse(tmp_path):
     data = write_numbers(tmp_path)
-    config = number_config(data, tmp_path / "run", validate=True, validate_every=2, save_every=2, keep=1)
-    trainer = Watched(config)
+    config = number_config(data, tmp_path / "run", validate=True, eval_steps=2, save_steps=2, save_total_limit=1)
+    trainer = RecordingTrainer(config)
     values = iter([1.0, 3.0, 2.0, 0.0, 1.0, 2.5])
     trainer._evaluate = lambda examples: {"loss": 1.0, "score": next(values)}  # type: ignore[method-assign]
     trainer.options = trainer.options.model_copy(update={"metric_for_best_model": "some.score"})
@@ -259,161 +304,180 @@ def test_the_best_is_kept_though_later_ones_are_worse(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()) == ["000004", "000012"]
 
 
-def test_an_existing_run_is_refused_without_resume_and_nothing_with_it(whole, tmp_path):
-    data, out, _ = whole
-    before = state_bytes(out)
-    with pytest.raises(TrainingError, match="holds a run already; add --resume"):
-        train(number_config(data, out), quiet=True)
-    with pytest.raises(TrainingError, match="nothing to resume in .*leave --resume out"):
-        train(number_config(data, tmp_path / "new"), resume=True, quiet=True)
+def test_resume_must_fit_the_run_folder(whole, tmp_path):
+    before = state_bytes(whole.folder)
+    with pytest.raises(TrainingError) as error:
+        train(number_config(whole.data, whole.folder), quiet=True)
+    assert error.value.code == "training.run_exists"
+    with pytest.raises(TrainingError) as error:
+        train(number_config(whole.data, tmp_path / "new"), resume=True, quiet=True)
+    assert error.value.code == "training.nothing_to_resume"
     assert not (tmp_path / "new").exists()
-    assert state_bytes(out) == before
+    assert state_bytes(whole.folder) == before
 
 
-def test_a_finished_run_resumes_to_its_end_at_once(whole):
-    data, out, _ = whole
-    trainer = Watched(number_config(data, out, validate=True, accumulation=2), resume=True)
-    assert trainer.run() == out / "best"
-    assert trainer.taken == []
+def test_resuming_a_finished_run_ends_at_once(whole):
+    trainer = RecordingTrainer(whole.config(whole.folder), resume=True)
+    assert trainer.run() == whole.folder / "best"
+    assert trainer.recorded == []
 
 
-def test_a_run_that_saved_nothing_starts_clean(tmp_path):
-    data, out = write_numbers(tmp_path), tmp_path / "run"
-    out.mkdir()
-    (out / "metrics.jsonl").write_text('{"step": 1, "loss": 9}\n')
-    watched(number_config(data, out, steps=2))
-    assert [line["step"] for line in reports(out)] == [1, 2]
-
-
-def test_a_monitor_that_cannot_be_is_refused_at_once(tmp_path):
+def test_run_without_a_saved_state_starts_from_the_beginning(tmp_path):
     data = write_numbers(tmp_path)
-    with pytest.raises(ConfigError, match="did you mean 'some'"):
-        Watched(number_config(data, tmp_path / "run", validate=True, monitor="sme.CIDEr"))
-    trainer = Watched(number_config(data, tmp_path / "run", validate=True, monitor="some.CIDER"))
-    with pytest.raises(TrainingError, match="expected 'loss' or one of .*some.CIDEr"):
-        trainer.run()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 9}\n')
+    run_to_end(number_config(data, folder, max_steps=2))
+    assert [line["step"] for line in metrics_lines(folder)] == [1, 2]
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+def test_unknown_metric_for_the_best_model_is_refused(tmp_path):
     data = write_numbers(tmp_path)
-    config = number_config(data, tmp_path / "run", save_every=2)
-    trainer = Watched(config)
-    real = os.fsync
+    with pytest.raises(ConfigError) as error:
+        RecordingTrainer(number_config(data, tmp_path, validate=True, metric_for_best_model="sme.CIDEr"))
+    assert error.value.code == "training.best_metric"
+    assert error.value.details["known"] == ["loss", "some"]
+    config = number_config(data, tmp_path, validate=True, metric_for_best_model="some.CIDER", eval_steps=1)
+    with pytest.raises(TrainingError) as error:
+        RecordingTrainer(config).run()
+    assert error.value.code == "training.best_metric"
+    assert "some.CIDEr" in error.value.details["known"]
 
-    def full(handle: int) -> None:
+
+def test_full_disk_keeps_the_previous_state(tmp_path, monkeypatch):
+    data = write_numbers(tmp_path)
+    config = number_config(data, tmp_path / "run", save_steps=2)
+    trainer = RecordingTrainer(config)
+    real_fsync = os.fsync
+
+    def full_disk(handle: int) -> None:
         if trainer.progress.step >= 4:
             raise OSError(28, "No space left on device")
-        real(handle)
+        real_fsync(handle)
 
-    monkeypatch.setattr("mmx.models.checkpoint.os.fsync", full)
-    with pytest.raises(CheckpointError, match="no space is left on the disk; what stood there is untouched"):
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(CheckpointError) as error:
         trainer.run()
+    assert error.value.code == "checkpoint.write"
+    assert "\n" not in str(error.value)
     monkeypatch.undo()
-    assert Watched(config, resume=True).progress.step == 2
+    assert RecordingTrainer(config, resume=True).progress.step == 2
     assert [path.name for path in (tmp_path / "run" / "steps").iterdir()] == ["000002"]
 
 
-def test_a_report_that_cannot_be_written_is_one_sentence(tmp_path):
+def test_metrics_that_cannot_be_written_are_an_error(tmp_path):
     data = write_numbers(tmp_path)
-    trainer = Watched(number_config(data, tmp_path / "run"))
+    trainer = RecordingTrainer(number_config(data, tmp_path / "run"))
     (tmp_path / "run" / "metrics.jsonl").mkdir()
-    with pytest.raises(TrainingError, match=r"metrics.jsonl cannot be written: Is a directory"):
+    with pytest.raises(TrainingError) as error:
         trainer.run()
+    assert error.value.code == "training.write"
+    assert error.value.details["path"] == str(tmp_path / "run" / "metrics.jsonl")
 
 
 # ---- SIGTERM -----------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_saves_a_complete_state_and_says_so(tmp_path):
+def test_sigterm_saves_a_complete_state(tmp_path):
     data = write_numbers(tmp_path)
-    config = number_config(data, tmp_path / "run", steps=10_000, save_every=10_000)
-    trainer, before = Watched(config), signal.getsignal(signal.SIGTERM)
+    config = number_config(data, tmp_path / "run", max_steps=10_000, save_steps=10_000)
+    trainer = RecordingTrainer(config)
+    previous_handler = signal.getsignal(signal.SIGTERM)
     step = trainer._step
 
-    def signalled(batches: Any) -> Any:
+    def signalling(batches: Sequence[Batch]) -> StepResult:
         if trainer.progress.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(batches)
 
-    trainer._step = signalled  # type: ignore[method-assign]
+    trainer._step = signalling  # type: ignore[method-assign]
     started = time.monotonic()
-    with pytest.raises(TrainingError, match="asked to stop"):
+    with pytest.raises(TrainingError) as error:
         trainer.run()
+    assert error.value.code == "training.stopped"
     assert time.monotonic() - started < 30
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == previous_handler
     assert latest_state(tmp_path / "run").name == "000004"
     load_model(tmp_path / "run" / "last")
-    assert Watched(config, resume=True).progress.step == 4
+    assert RecordingTrainer(config, resume=True).progress.step == 4
 
 
-def test_sigterm_inside_a_validation_leaves_it_for_later(whole, tmp_path):
-    data, expected, uninterrupted = whole
-    config = number_config(data, tmp_path / "run", validate=True, accumulation=2)
-    trainer = Watched(config)
+def test_sigterm_during_validation_leaves_it_pending(whole, tmp_path):
+    config = whole.config(tmp_path / "run")
+    trainer = RecordingTrainer(config)
     evaluate = trainer._evaluate
 
-    def interrupted(examples: Any) -> Any:
+    def interrupted(examples: Sequence[Example]) -> dict[str, float]:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(examples)
 
     trainer._evaluate = interrupted  # type: ignore[method-assign]
-    with pytest.raises(TrainingError, match="after step 6"):
+    with pytest.raises(TrainingError) as error:
         trainer.run()
-    again = watched(config, resume=True)
-    assert trainer.taken + again.taken == uninterrupted.taken
-    assert reports(tmp_path / "run") == reports(expected)
-    assert state_bytes(tmp_path / "run") == state_bytes(expected)
+    assert error.value.details["step"] == 6
+    resumed = run_to_end(config, resume=True)
+    assert trainer.recorded + resumed.recorded == whole.trainer.recorded
+    assert metrics_lines(tmp_path / "run") == metrics_lines(whole.folder)
+    assert state_bytes(tmp_path / "run") == state_bytes(whole.folder)
 
 
 def test_training_runs_outside_the_main_thread(tmp_path):
-    data, done = write_numbers(tmp_path), []
-    config = number_config(data, tmp_path / "run", steps=2)
-    thread = threading.Thread(target=lambda: done.append(train(config, quiet=True)))
+    config = number_config(write_numbers(tmp_path), tmp_path / "run", max_steps=2)
+    finished: list[Path] = []
+    thread = threading.Thread(target=lambda: finished.append(train(config, quiet=True)))
     thread.start()
     thread.join(120)
-    assert done == [tmp_path / "run" / "last"]
+    assert finished == [tmp_path / "run" / "last"]
 
 
-# ---- bad samples -------------------------------------------------------------------------------------------------
+# ---- skipped examples --------------------------------------------------------------------------------------------
 
 
 def write_questions(folder: Path, unanswered: int, count: int = 40) -> str:
-    """Numbers with a question each; the first few have no answer to learn."""
-    rows = [
-        {"numbers": [i / 10], "question": f"what is {i}?"} | ({} if i < unanswered else {"answer": str(i)})
-        for i in range(count)
-    ]
+    """Write numbers with a question each; the first few have no answer to learn."""
+    rows = []
+    for i in range(count):
+        row = {"numbers": [i / 10], "question": f"what is {i}?"}
+        if i >= unanswered:
+            row["answer"] = str(i)
+        rows.append(row)
     random.Random(1).shuffle(rows)
     path = folder / f"questions-{unanswered}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
-def test_bad_samples_are_counted_named_and_remembered(tmp_path):
-    data = write_questions(tmp_path, unanswered=4)
-    config = number_config(data, tmp_path / "run", steps=20, log_every=20, save_every=20)
-    trainer = watched(config)
-    assert len(trainer.progress.skipped) == 4
-    assert all(
-        sentence.startswith(data) and "has nothing to learn" in sentence for sentence in trainer.progress.skipped
+def sparse_config(data: str, output_dir: Path, max_steps: int, **training: object) -> RunConfig:
+    """Return a run that saves and reports at its end only."""
+    return number_config(
+        data, output_dir, max_steps=max_steps, logging_steps=max_steps, save_steps=max_steps, **training
     )
-    assert load_provenance(tmp_path / "run" / "last")["bad samples"] == 4
-    again = Watched(number_config(data, tmp_path / "run", steps=24), resume=True)
-    assert again.progress.skipped == trainer.progress.skipped
 
 
-def test_too_many_bad_samples_stop_the_run_with_a_name(tmp_path):
+def test_skipped_examples_are_counted_named_and_remembered(tmp_path):
+    data = write_questions(tmp_path, unanswered=4)
+    trainer = run_to_end(sparse_config(data, tmp_path / "run", 20))
+    assert len(trainer.progress.skipped) == 4
+    assert all(message.startswith(data) for message in trainer.progress.skipped)
+    assert load_provenance(tmp_path / "run" / "last")["skipped examples"] == 4
+    resumed = RecordingTrainer(number_config(data, tmp_path / "run", max_steps=24), resume=True)
+    assert resumed.progress.skipped == trainer.progress.skipped
+
+
+def test_too_many_skipped_examples_stop_the_run(tmp_path):
     data = write_questions(tmp_path, unanswered=12)
-    with pytest.raises(
-        TrainingError, match=r"1[12] samples cannot be read, more than training.max_skip_fraction 0.001"
-    ) as caught:
-        train(number_config(data, tmp_path / "a", steps=60, log_every=60, save_every=60), quiet=True)
-    assert f"the first: {data}:" in str(caught.value)
-    config = number_config(data, tmp_path / "b", steps=20, bad_limit=0.5, log_every=20, save_every=20)
-    assert len(watched(config).progress.skipped) == 12
+    with pytest.raises(TrainingError) as error:
+        train(sparse_config(data, tmp_path / "refused", 60), quiet=True)
+    assert error.value.code == "training.too_many_skipped"
+    assert error.value.details["skipped"] in (11, 12)
+    assert error.value.details["first"].startswith(f"{data}:")
+    tolerant = run_to_end(sparse_config(data, tmp_path / "tolerant", 20, max_skip_fraction=0.5))
+    assert len(tolerant.progress.skipped) == 12
 
 
-def test_nothing_to_learn_at_all_is_said_at_once(tmp_path):
+def test_data_without_any_text_is_an_error(tmp_path):
     data = write_questions(tmp_path, unanswered=40)
-    with pytest.raises(DataError, match="10 examples in a row cannot be read; the last: .* has nothing to learn"):
+    with pytest.raises(DataError) as error:
         train(number_config(data, tmp_path / "run"), quiet=True)
+    assert error.value.code == "data.too_many_unreadable"
+    assert error.value.details["last"].startswith(f"{data}:")

@@ -1,190 +1,238 @@
-"""Self-critical training: what the model says itself, weighed against its fellows, in the place of people's texts."""
+"""Self-critical sequence training: sampled captions with their advantages replace the references."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from toy_runs import Watched, critical_config, number_config, reports, state_bytes, write_numbers
+from toy_runs import RecordingTrainer, metrics_lines, number_config, scst_config, state_bytes, write_numbers
 
 from mmx.config.schema import RunConfig
-from mmx.data.batching import IGNORE_INDEX, Batch
+from mmx.data.batching import Batch
 from mmx.errors import ConfigError, TrainingError
 from mmx.evaluation.metrics.captions import Cider
+from mmx.models.batching import IGNORE_INDEX
 from mmx.training.loop import Trainer
 from mmx.training.scst import END, tokens_with_end
 
 
-@pytest.fixture
-def trainer(tmp_path: Path) -> Trainer:
-    config = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12)
+class LabeledText(NamedTuple):
+    """One text of a batch: the decoded inputs, and the labels that are learned from it."""
+
+    text: str
+    labels: list[int]
+
+
+def build_trainer(config: RunConfig) -> Trainer:
     return Trainer(config, resume=False, quiet=True)
 
 
-@pytest.fixture
-def batches(trainer: Trainer) -> tuple[Batch, Batch]:
-    """A batch before and after the model spoke."""
-    (before,) = next(trainer._groups())
-    assert trainer.critic is not None
-    return before, trainer.critic.sample_batch(before, seed=5)
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    folder = tmp_path_factory.mktemp("scst")
+    return build_trainer(scst_config(write_numbers(folder), folder / "run", per_device_batch_size=12))
 
 
-def texts_of(trainer: Trainer, batch: Batch) -> list[list[tuple[str, list[int]]]]:
-    """Each text of each row: its words, and the labels that are learned from it."""
+@pytest.fixture(scope="module")
+def before(trainer: Trainer) -> Batch:
+    """A batch with its references."""
+    (batch,) = next(trainer._steps())
+    return batch
+
+
+@pytest.fixture(scope="module")
+def after(trainer: Trainer, before: Batch) -> Batch:
+    """The same batch with sampled captions."""
+    assert trainer.scst is not None
+    return trainer.scst.sample_batch(before, seed=5)
+
+
+def labeled_texts(trainer: Trainer, batch: Batch) -> list[list[LabeledText]]:
+    """Return each text of each row."""
     targets = torch.full_like(batch.tokens, IGNORE_INDEX)
-    for place, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
+    for position, label in zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True):
         if label != IGNORE_INDEX:
-            targets.view(-1)[place] = label
-    decode = trainer.model.tokenizer.decode
-    return [
-        [(decode(t[m].tolist()), w[w != IGNORE_INDEX].tolist()) for t, m, w in zip(*row, strict=True)]
-        for row in zip(batch.tokens, batch.mask, targets, strict=True)
-    ]
+            targets.view(-1)[position] = label
+    rows = []
+    for row in zip(batch.tokens, batch.mask, targets, strict=True):
+        texts = []
+        for tokens, mask, labels in zip(*row, strict=True):
+            text = trainer.model.tokenizer.decode(tokens[mask].tolist())
+            texts.append(LabeledText(text, labels[labels != IGNORE_INDEX].tolist()))
+        rows.append(texts)
+    return rows
 
 
-def test_rows_by_reward_hold_what_was_said_and_the_others_what_people_said(trainer, batches):
-    before, after = batches
-    rewarded = [bool(references) for references in before.references]
-    assert set(rewarded) == {True, False}
-    for row, (old, new) in enumerate(zip(texts_of(trainer, before), texts_of(trainer, after), strict=True)):
-        assert after.advantages is not None
-        if not rewarded[row]:
+def test_rewarded_rows_hold_sampled_captions_and_others_their_references(trainer, before, after):
+    has_reward = [bool(references) for references in before.references]
+    assert set(has_reward) == {True, False}
+    assert after.advantages is not None
+    old_texts = labeled_texts(trainer, before)
+    new_texts = labeled_texts(trainer, after)
+    for row, (old, new) in enumerate(zip(old_texts, new_texts, strict=True)):
+        if not has_reward[row]:
             assert new == old
             assert after.advantages[row].isnan().all()
             continue
         assert not after.advantages[row].isnan().any()
-        assert float(after.advantages[row].sum()) == pytest.approx(0, abs=1e-5)  # each beside the mean of the others
-        for words, labels in new:  # what stands in the input is what is learned, but for a last word or the end
-            assert trainer.model.tokenizer.decode(labels[:-1]) == words
+        assert float(after.advantages[row].sum()) == pytest.approx(0, abs=1e-5)  # each minus the mean of the others
+        for text, labels in new:  # the labels are the inputs, and the last token or the end
+            assert trainer.model.tokenizer.decode(labels[:-1]) == text
             assert 1 <= len(labels) <= 4  # generation.max_new_tokens
 
 
-def test_advantages_are_ciders_of_the_texts(trainer, batches):
-    before, after = batches
+def test_advantages_are_cider_minus_the_mean_of_the_other_captions(trainer, before, after):
     assert any(before.references)
-    corpus = Cider([tokens_with_end(e.turns[0].targets) for e in trainer.data.sets[0][1]])
+    cider = Cider([tokens_with_end(example.tasks[0].targets) for example in trainer.data.sets[0][1]])
+    tokenizer = trainer.model.tokenizer
+    new_texts = labeled_texts(trainer, after)
     for row, references in enumerate(before.references):
-        if references:
-            rewards = []
-            for _, labels in texts_of(trainer, after)[row]:
-                finished = labels[-1] == trainer.model.tokenizer.eos_token_id
-                said = trainer.model.tokenizer.decode(labels[: -1 if finished else None])
-                tokens = tokens_with_end([said])[0]
-                rewards.append(corpus.score(tokens if finished else tokens[:-1], tokens_with_end(references)))
-            others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
-            expected = [reward - other for reward, other in zip(rewards, others, strict=True)]
-            assert after.advantages[row].tolist() == pytest.approx(expected, abs=1e-5)
+        if not references:
+            continue
+        rewards = []
+        for _, labels in new_texts[row]:
+            is_finished = labels[-1] == tokenizer.eos_token_id
+            words = tokens_with_end([tokenizer.decode(labels[:-1] if is_finished else labels)])[0]
+            rewards.append(cider.score(words if is_finished else words[:-1], tokens_with_end(references)))
+        means_of_others = [(sum(rewards) - reward) / (len(rewards) - 1) for reward in rewards]
+        expected = [reward - mean for reward, mean in zip(rewards, means_of_others, strict=True)]
+        assert after.advantages[row].tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_same_seed_says_the_same_and_dropout_stays_as_it_was(trainer, batches):
-    before, after = batches
+def test_seed_determines_the_samples_and_training_mode_is_restored(trainer, before, after):
     trainer.model.train()
-    again = trainer.critic.sample_batch(before, seed=5)
-    assert trainer.model.training
+    same = trainer.scst.sample_batch(before, seed=5)
     assert all(module.training for module in trainer.model.modules())
-    assert torch.equal(again.tokens, after.tokens)
-    assert not torch.equal(trainer.critic.sample_batch(before, seed=6).tokens, after.tokens)
+    assert torch.equal(same.tokens, after.tokens)
+    assert not torch.equal(trainer.scst.sample_batch(before, seed=6).tokens, after.tokens)
 
 
-def test_a_batch_without_rewards_is_left_alone(trainer, batches):
-    before, _ = batches
-    plain = Batch(**{**vars(before), "references": [() for _ in before.references]})
-    assert trainer.critic.sample_batch(plain, seed=5) is plain
+def test_batch_without_rewards_is_unchanged(trainer, before):
+    batch = replace(before, references=[() for _ in before.references])
+    assert trainer.scst.sample_batch(batch, seed=5) is batch
 
 
-def test_the_end_is_a_word_of_its_own():
+def test_end_is_a_word_of_its_own():
     assert tokens_with_end(["A dog runs ."]) == [["a", "dog", "runs", END]]
 
 
-def rewards_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sign: float) -> list[float]:
-    """The rewards of a run that has the captions by reward alone, begun from a few steps of them word by word."""
-    data = write_numbers(tmp_path, count=12)
-    facts = {
-        "learning_rate": 0.01,
-        "per_device_batch_size": 12,
-        "ema_decay": 0.0,
-        "logging_steps": 10,
-        "modality_dropout": 0.0,
-        "weight_decay": 0.0,
-    }
-    start = number_config(data, tmp_path / "start", dropout=0.0, steps=8, **facts)
-    best = Trainer(start, resume=False, quiet=True).run()
-    document = critical_config(data, tmp_path / "run", **facts | {"max_steps": 60, "learning_rate": 0.003}).model_dump(
-        mode="json"
-    )
-    document |= {"model": None, "init": str(best), "train": [{"path": data, "reward": "cider"}]}
-    trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
-    rewards = trainer.critic._rewards
-    monkeypatch.setattr(trainer.critic, "_rewards", lambda *given: [sign * reward for reward in rewards(*given)])
+def test_sampled_captions_fit_into_the_positions(tmp_path):
+    document = scst_config(write_numbers(tmp_path), tmp_path / "run", per_device_batch_size=12).model_dump(mode="json")
+    document["model"]["decoder"]["max_position_embeddings"] = 16
+    document["generation"]["max_new_tokens"] = 40
+    trainer = build_trainer(RunConfig.model_validate(document))
+    (batch,) = next(trainer._steps())
+    assert trainer.scst.sample_batch(batch, seed=1).mask.sum(-1).max() == 16
+
+
+def test_label_at_position_zero_is_kept(trainer, before):
+    """Position 0 is also where the padding of `label_positions` points to."""
+    references = [(), *[("number 1",)] * (len(before.ids) - 1)]
+    positions = torch.tensor([0, 1, 0])
+    labels = torch.tensor([7, 8, IGNORE_INDEX])
+    batch = replace(before, label_positions=positions, labels=labels, references=references)
+    after = trainer.scst.sample_batch(batch, seed=5)
+    assert after.labels[after.label_positions == 0].tolist()[0] == 7
+
+
+def test_one_text_per_image_is_refused(tmp_path):
+    config = scst_config(write_numbers(tmp_path), tmp_path / "run", texts_per_image=1)
+    with pytest.raises(ConfigError) as error:
+        build_trainer(config)
+    assert error.value.code == "training.texts_per_image"
+
+
+def test_captions_are_sampled_without_the_questions_of_other_rows(tmp_path):
+    """If a text source reads the questions, sampled captions are those of a batch without questions."""
+    document = scst_config(write_numbers(tmp_path), tmp_path / "run", per_device_batch_size=12).model_dump(mode="json")
+    encoder = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    document["model"]["sources"]["text"] = {"encoder": "text", "options": encoder}
+    document["model"]["question_input"] = "text"
+    rows = [{"numbers": [n / 9], "question": f"what is {n}?", "answer": "it"} for n in range(9)]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["train"][1] = {"path": str(tmp_path / "questions.jsonl")}
+    trainer = build_trainer(RunConfig.model_validate(document))
+    (batch,) = next(trainer._steps())
+    rewarded = [row for row, references in enumerate(batch.references) if references]
+    assert "text" in batch.sources
+    assert 0 < len(rewarded) < len(batch.ids)
+    sources = {name: source for name, source in batch.sources.items() if name != "text"}
+    expected = trainer.scst._sample(replace(batch, sources=sources), rewarded, seed=5)
+    assert trainer.scst._sample(batch, rewarded, seed=5) == expected
+    assert trainer._step([batch]).loss > 0
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "learning_rate": 0.01,
+    "per_device_batch_size": 12,
+    "ema_decay": 0.0,
+    "logging_steps": 8,
+    "save_steps": 100,
+    "modality_dropout": 0.0,
+    "weight_decay": 0.0,
+}
+
+
+class PretrainedRun(NamedTuple):
+    """Data and a model that was trained on it by cross-entropy for a few steps."""
+
+    data: str
+    checkpoint: Path
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> PretrainedRun:
+    folder = tmp_path_factory.mktemp("pretrained")
+    data = write_numbers(folder, count=12)
+    config = number_config(data, folder / "run", dropout=0.0, max_steps=8, **OPTIONS)
+    return PretrainedRun(data, build_trainer(config).run())
+
+
+def reported_rewards(
+    pretrained: PretrainedRun, folder: Path, monkeypatch: pytest.MonkeyPatch, sign: float
+) -> list[float]:
+    """Return the rewards of a run that is trained by reward alone, times `sign`."""
+    options = {**OPTIONS, "max_steps": 40, "learning_rate": 0.003}
+    document = scst_config(pretrained.data, folder, **options).model_dump(mode="json")
+    rewarded = {"path": pretrained.data, "reward": "cider"}
+    document |= {"model": None, "init": str(pretrained.checkpoint), "train": [rewarded]}
+    trainer = build_trainer(RunConfig.model_validate(document))
+    score = trainer.scst._score
+
+    def signed_score(*args: Sequence[object]) -> list[float]:
+        return [sign * reward for reward in score(*args)]
+
+    monkeypatch.setattr(trainer.scst, "_score", signed_score)
     trainer.run()
-    return [sign * line["reward"] for line in reports(tmp_path / "run") if "reward" in line]
+    return [sign * line["reward"] for line in metrics_lines(folder) if "reward" in line]
 
 
-def test_reward_rises_where_it_alone_is_trained(tmp_path, monkeypatch):
-    rewards = rewards_of(tmp_path, monkeypatch, sign=1.0)
+def test_reward_rises_when_it_is_trained(pretrained, tmp_path, monkeypatch):
+    rewards = reported_rewards(pretrained, tmp_path / "run", monkeypatch, sign=1.0)
     print(rewards)
-    assert len(rewards) == 6
+    assert len(rewards) == 5
     assert rewards[-1] > 1.5 * max(rewards[0], 0.05)
 
 
-def test_reward_falls_where_its_sign_is_turned(tmp_path, monkeypatch):
-    rewards = rewards_of(tmp_path, monkeypatch, sign=-1.0)
+def test_reward_falls_when_its_sign_is_reversed(pretrained, tmp_path, monkeypatch):
+    rewards = reported_rewards(pretrained, tmp_path / "run", monkeypatch, sign=-1.0)
     print(rewards)
     assert rewards[-1] < rewards[0]
 
 
-def test_a_caption_fits_into_the_positions(tmp_path):
-    document = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12).model_dump(mode="json")
-    document["model"]["decoder"]["max_position_embeddings"] = 16
-    document["generation"]["max_new_tokens"] = 40
-    trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
-    (batch,) = next(trainer._groups())
-    assert trainer.critic.sample_batch(batch, seed=1).mask.sum(-1).max() == 16
-
-
-def test_the_first_word_after_a_mark_of_one_token_is_learned(trainer, batches):
-    """Place 0 of the batch, which the filling of `wanted` points at as well."""
-    before, _ = batches
-    filled = Batch(**{**vars(before), "wanted": torch.tensor([0, 1, 0]), "labels": torch.tensor([7, 8, IGNORE_INDEX])})
-    filled.references = [(), *[("number 1",)] * (len(filled.ids) - 1)]
-    after = trainer.critic.sample_batch(filled, seed=5)
-    assert after.labels[after.wanted == 0].tolist()[0] == 7
-
-
-def test_resumed_is_uninterrupted_to_the_bit(tmp_path):
-    data, facts = write_numbers(tmp_path), {"max_steps": 4, "save_steps": 2, "logging_steps": 3}
-    Watched(critical_config(data, tmp_path / "whole", **facts)).run()
-    stopped = Watched(critical_config(data, tmp_path / "run", **facts))
+def test_resumed_run_is_bit_equal_to_uninterrupted_run(tmp_path):
+    data = write_numbers(tmp_path)
+    options = {"max_steps": 4, "save_steps": 2, "logging_steps": 3}
+    RecordingTrainer(scst_config(data, tmp_path / "whole", **options)).run()
+    stopped = RecordingTrainer(scst_config(data, tmp_path / "run", **options))
     stopped.stop_in = 2
-    with pytest.raises(TrainingError, match="asked to stop"):
+    with pytest.raises(TrainingError):
         stopped.run()
-    Watched(critical_config(data, tmp_path / "run", **facts), resume=True).run()
+    RecordingTrainer(scst_config(data, tmp_path / "run", **options), resume=True).run()
     assert state_bytes(tmp_path / "run") == state_bytes(tmp_path / "whole")
-    assert reports(tmp_path / "run") == reports(tmp_path / "whole")
-
-
-def test_one_caption_has_none_to_be_compared_with(tmp_path):
-    config = critical_config(write_numbers(tmp_path), tmp_path / "run", streams=1)
-    with pytest.raises(ConfigError, match=r"reward compares captions .* training.texts_per_image is 1; set it to 5"):
-        Trainer(config, resume=False, quiet=True)
-
-
-def test_where_questions_go_to_an_encoder_captions_are_said_of_the_picture_alone(tmp_path):
-    """Beside rows that are asked something, what is said of the others is what would be said of them alone."""
-    document = critical_config(write_numbers(tmp_path), tmp_path / "run", batch_size=12).model_dump(mode="json")
-    document["model"]["sources"]["text"] = {
-        "encoder": "text",
-        "options": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
-    }
-    document["model"]["question_input"] = "text"
-    rows = [{"numbers": [n / 9], "question": f"what is {n}?", "answer": "it"} for n in range(9)]
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    document["train"][1] = {"path": str(tmp_path / "asked.jsonl")}
-    trainer = Trainer(RunConfig.model_validate(document), resume=False, quiet=True)
-    (batch,) = next(trainer._groups())
-    rewarded = [row for row, references in enumerate(batch.references) if references]
-    assert "text" in batch.sources and 0 < len(rewarded) < len(batch.ids)
-    unasked = {name: source for name, source in batch.sources.items() if name != "text"}
-    alone = trainer.critic._sample(Batch(**{**vars(batch), "sources": unasked}), rewarded, seed=5)
-    assert trainer.critic._sample(batch, rewarded, seed=5) == alone
-    assert trainer._step([batch])[0] > 0
+    assert metrics_lines(tmp_path / "run") == metrics_lines(tmp_path / "whole")
