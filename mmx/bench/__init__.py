@@ -9,13 +9,9 @@ from typing import get_args
 
 import torch
 
-from mmx.bench.attention_maps import attention_maps
-from mmx.bench.cache import cache
-from mmx.bench.decoding import beams, greedy, questions
+from mmx.bench import attention_maps, cache, decoding, images, training
 from mmx.bench.hf_references import SHAPES, BenchSetting
-from mmx.bench.images import images, startup
 from mmx.bench.timing import BenchResult
-from mmx.bench.training import training
 from mmx.config.schema import Precision
 from mmx.encoders.pretrained.hf_models import suppress_hf_output
 from mmx.errors import MmxError, suggest
@@ -23,14 +19,14 @@ from mmx.errors import MmxError, suggest
 __all__ = ["SIZES", "WORKLOADS", "BenchResult", "machine", "run"]
 
 WORKLOADS: dict[str, Callable[[BenchSetting], Iterator[BenchResult]]] = {
-    "greedy": greedy,
-    "beams": beams,
-    "questions": questions,
-    "cache": cache,
-    "attention-maps": attention_maps,
-    "training": training,
-    "images": images,
-    "startup": startup,
+    "greedy": decoding.greedy,
+    "beams": decoding.beams,
+    "questions": decoding.questions,
+    "cache": cache.cache,
+    "attention-maps": attention_maps.attention_maps,
+    "training": training.training,
+    "images": images.images,
+    "startup": images.startup,
 }
 SIZES = ("tiny", "base")
 
