@@ -1,4 +1,4 @@
-"""Published folders as people have them: whole, in parts, pickled, half downloaded, of families nobody knows."""
+"""Hugging Face checkpoints: whole, sharded, pickled, damaged, of unsupported families, with code in them."""
 
 import json
 import os
@@ -9,268 +9,286 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import publish_vit_gpt2, load_error
+from parity_cases import load_error, rewrite_tensors, save_vit_gpt2, without
 from safetensors.torch import load_file, save_file
 
+from mmx.data.scenes import generate_scene, render_scene
 from mmx.errors import CheckpointError, ConfigError, MmxError
 from mmx.hub import FAMILIES, load_hf_model
 from mmx.inference.pipeline import Pipeline, load
 from mmx.models.checkpoint import load_model, save_model
+from mmx.testing import tiny_model
 
 WEIGHTS = "model.safetensors"
+MLP = "decoder.transformer.h.0.mlp.c_fc.weight"
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    return publish_vit_gpt2(tmp_path_factory.mktemp("published") / "whole")
+def checkpoint(tmp_path_factory):
+    return save_vit_gpt2(tmp_path_factory.mktemp("checkpoint") / "whole")
 
 
 @pytest.fixture
-def copy(published, tmp_path):
-    return Path(shutil.copytree(published, tmp_path / "copy"))
-
-
-def change(folder, **facts):
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
-
-
-def test_a_folder_speaks_at_once_and_as_a_checkpoint_of_ours(published, tmp_path, picture):
-    direct = load(published)
-    model, generation, origin = load_hf_model(str(published))
-    folder = save_model(tmp_path / "ours", model, origin, generation)
-    again = load(folder)
-    assert direct.caption(picture) == again.caption(picture) != ""
-    assert (again.generation, again.model.config) == (direct.generation, direct.model.config)
-    assert json.loads((folder / "provenance.json").read_text())["family"] == "vision-encoder-decoder gpt2"
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(load_model(folder).state_dict()[name], tensor), name
+def copy(checkpoint, tmp_path):
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
-def picture():
-    from mmx.data.scenes import generate_scene
-    from mmx.data.scenes import render_scene as paint
-
-    return paint(generate_scene(0, 3))
+def image():
+    return render_scene(generate_scene(0, 3))
 
 
-def test_what_it_was_not_made_for_is_one_sentence(published, picture):
-    with pytest.raises(MmxError, match="was made to caption, not to answer questions"):
-        load(published).ask(picture, "what is this?")
+def rewrite_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def test_weights_in_parts_are_read(copy, published):
+def test_checkpoint_captions_directly_and_after_conversion(checkpoint, tmp_path, image):
+    direct = load(checkpoint)
+    model, generation, provenance = load_hf_model(str(checkpoint))
+    folder = save_model(tmp_path / "ours", model, provenance, generation)
+    converted = load(folder)
+    assert direct.caption(image) == converted.caption(image) != ""
+    assert (converted.generation, converted.model.config) == (direct.generation, direct.model.config)
+    assert json.loads((folder / "provenance.json").read_text())["family"] == "vision-encoder-decoder gpt2"
+    loaded = load_model(folder).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_unsupported_task_is_an_error(checkpoint, image):
+    with pytest.raises(MmxError) as caught:
+        load(checkpoint).ask(image, "what is this?")
+    assert caught.value.code == "tokenizer.task"
+
+
+def test_sharded_weights_are_read(copy, checkpoint):
     tensors = load_file(copy / WEIGHTS)
     names = sorted(tensors)
     half = len(names) // 2
-    parts = {"a.safetensors": names[:half], "b.safetensors": names[half:]}
-    for file, own in parts.items():
-        save_file({name: tensors[name] for name in own}, copy / file)
-    index = {"weight_map": {name: file for file, own in parts.items() for name in own}}
-    (copy / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    shards = {"a.safetensors": names[:half], "b.safetensors": names[half:]}
+    weight_map = {}
+    for file, shard in shards.items():
+        save_file({name: tensors[name] for name in shard}, copy / file)
+        weight_map |= dict.fromkeys(shard, file)
+    (copy / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (copy / WEIGHTS).unlink()
-    ours, whole = (load_hf_model(str(f))[0].state_dict() for f in (copy, published))
-    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
+    sharded = load_hf_model(str(copy)).model.state_dict()
+    whole = load_hf_model(str(checkpoint)).model.state_dict()
+    assert all(torch.equal(sharded[name], tensor) for name, tensor in whole.items())
     (copy / "b.safetensors").unlink()
-    assert "b.safetensors is missing" in load_error(copy)
+    error = load_error(copy)
+    assert (error.code, error.details["file"]) == ("hub.file_missing", "b.safetensors")
 
 
-def test_weights_of_half_precision_become_float32(copy):
-    save_file({name: tensor.half() for name, tensor in load_file(copy / WEIGHTS).items()}, copy / WEIGHTS)
-    assert {tensor.dtype for tensor in load_hf_model(str(copy))[0].state_dict().values()} == {torch.float32}
+def test_half_precision_weights_become_float32(copy):
+    rewrite_tensors(copy, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
+    assert {tensor.dtype for tensor in load_hf_model(str(copy)).model.state_dict().values()} == {torch.float32}
 
 
-def test_a_family_nobody_knows_is_refused_with_those_that_are_known(copy):
-    change(copy, model_type="mllama", architectures=["MllamaForConditionalGeneration"], decoder=None)
-    sentence = load_error(copy)
-    assert "mllama" in sentence and all(family in sentence for family in FAMILIES)
-    change(copy, model_type=None, architectures=None)
-    assert "no model_type" in load_error(copy)
-
-
-@pytest.mark.parametrize(
-    "name", ["decoder.transformer.h.1.crossattention.c_attn.weight", "encoder.layernorm.bias"], ids=["ours", "encoder"]
-)
-def test_a_tensor_that_lacks_is_named(copy, name):
-    tensors = load_file(copy / WEIGHTS)
-    del tensors[name]
-    save_file(tensors, copy / WEIGHTS)
-    assert name.removeprefix("encoder.") in load_error(copy)
-
-
-@pytest.mark.parametrize("name", ["decoder.transformer.h.0.adapter.weight", "encoder.extra.weight", "stray"])
-def test_a_tensor_left_over_is_named(copy, name):
-    save_file({**load_file(copy / WEIGHTS), name: torch.ones(2)}, copy / WEIGHTS)
-    assert name.removeprefix("encoder.") in load_error(copy)
-
-
-def test_a_tensor_of_another_shape_is_named(copy):
-    tensors = load_file(copy / WEIGHTS)
-    name = "decoder.transformer.h.0.mlp.c_fc.weight"
-    save_file({**tensors, name: tensors[name][:, :-4].contiguous()}, copy / WEIGHTS)
-    assert name in load_error(copy)
+def test_unsupported_family_is_an_error_that_lists_the_supported_ones(copy):
+    rewrite_config(copy, model_type="mllama", architectures=["MllamaForConditionalGeneration"], decoder=None)
+    error = load_error(copy)
+    assert error.code == "hub.family"
+    assert "mllama" in error.details["given"]
+    assert error.details["expected"] == list(FAMILIES)
+    rewrite_config(copy, model_type=None, architectures=None)
+    assert load_error(copy).details["given"] == "no model_type"
 
 
 @pytest.mark.parametrize(
-    "file, named",
-    [
-        ("config.json", "config.json"),
-        (WEIGHTS, WEIGHTS),
-        ("tokenizer.json", "has no tokenizer that can be read"),
-        ("preprocessor_config.json", "preprocessor_config.json"),
-    ],
+    "name",
+    ["decoder.transformer.h.1.crossattention.c_attn.weight", "encoder.layernorm.bias"],
+    ids=["decoder", "encoder"],
 )
-def test_a_file_that_is_missing_or_half_downloaded_is_one_sentence(copy, file, named):
-    whole = (copy / file).read_bytes()
-    (copy / file).write_bytes(whole[: len(whole) // 2])
-    assert named in (half := load_error(copy)) and "download it again" in half
+def test_missing_tensor_is_named(copy, name):
+    rewrite_tensors(copy, without(name))
+    error = load_error(copy)
+    assert error.code in ("hub.missing_tensors", "encoder.missing_tensors")
+    assert name.removeprefix("encoder.") in error.details["tensors"]
+
+
+@pytest.mark.parametrize("name", ["decoder.transformer.h.0.adapter.weight", "encoder.extra.weight", "other"])
+def test_unexpected_tensor_is_named(copy, name):
+    rewrite_tensors(copy, lambda tensors: {**tensors, name: torch.ones(2)})
+    error = load_error(copy)
+    assert error.code in ("hub.unexpected_tensors", "encoder.unexpected_tensors")
+    assert error.details["tensors"] == [name.removeprefix("encoder.")]
+
+
+def test_misshapen_tensor_is_named(copy):
+    rewrite_tensors(copy, lambda tensors: {**tensors, MLP: tensors[MLP][:, :-4]})
+    error = load_error(copy)
+    assert (error.code, error.details["tensor"]) == ("hub.tensor_shape", MLP)
+
+
+@pytest.mark.parametrize("file", ["config.json", WEIGHTS, "tokenizer.json", "preprocessor_config.json"])
+def test_missing_or_damaged_file_is_an_error(copy, file):
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(content[: len(content) // 2])
+    damaged = load_error(copy)
+    assert damaged.code in ("hub.damaged", "hub.unreadable", "encoder.unreadable")
     (copy / file).unlink()
-    assert named in (missing := load_error(copy)) and "download" in missing
+    missing = load_error(copy)
+    assert missing.code in ("hub.file_missing", "hub.unreadable", "encoder.unreadable")
+    for error in (damaged, missing):
+        assert file in str(error) or "tokenizer" in str(error)
+        assert "download" in str(error)
 
 
-def test_a_folder_without_a_config_and_a_name_without_a_network(tmp_path):
+def test_folder_without_config_and_unknown_name(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "has no config.json" in load_error(tmp_path / "empty")
-    sentence = load_error("nobody/has-this-model")
-    assert "is no folder here and could not be downloaded" in sentence and "no network" in sentence
-    with pytest.raises(CheckpointError, match="expected a checkpoint folder"):
+    error = load_error(tmp_path / "empty")
+    assert (error.code, error.details["file"]) == ("hub.file_missing", "config.json")
+    error = load_error("nobody/has-this-model")
+    assert (error.code, error.details["name"]) == ("hub.not_found", "nobody/has-this-model")
+    with pytest.raises(CheckpointError):
         load(tmp_path / "empty")
 
 
-def test_facts_that_change_the_arithmetic_are_refused(copy):
+def test_unsupported_configuration_is_an_error(copy):
     decoder = json.loads((copy / "config.json").read_text())["decoder"]
-    change(copy, decoder={**decoder, "scale_attn_by_inverse_layer_idx": True})
-    assert "scale_attn_by_inverse_layer_idx" in load_error(copy)
-    change(copy, decoder={**decoder, "activation_function": "sinc"})
-    assert "'sinc'" in load_error(copy)
-    change(copy, decoder={key: value for key, value in decoder.items() if key != "n_embd"})
-    assert "n_embd" in load_error(copy)
-    change(copy, decoder={**decoder, "n_layer": 3})
-    assert "h.2" in load_error(copy)
+    rewrite_config(copy, decoder={**decoder, "scale_attn_by_inverse_layer_idx": True})
+    error = load_error(copy)
+    assert (error.code, error.details["key"]) == ("hub.unsupported_config", "scale_attn_by_inverse_layer_idx")
+    rewrite_config(copy, decoder={**decoder, "activation_function": "sinc"})
+    error = load_error(copy)
+    assert (error.code, error.details["given"]) == ("hub.activation", "sinc")
+    rewrite_config(copy, decoder={key: value for key, value in decoder.items() if key != "n_embd"})
+    error = load_error(copy)
+    assert error.code == "hub.config"
+    assert "n_embd" in str(error)
+    rewrite_config(copy, decoder={**decoder, "n_layer": 3})
+    error = load_error(copy)
+    assert error.code == "hub.missing_tensors"
+    assert "h.2" in str(error)
 
 
-# ---- pickles ---------------------------------------------------------------------------------------------------
+# ---- pickles
 
 
-class Trap:
-    """Run when it is unpickled without care."""
+class Exploit:
+    """Creates a folder when it is unpickled."""
 
-    def __init__(self, canary):
-        self.canary = str(canary)
+    def __init__(self, created):
+        self.created = str(created)
 
     def __reduce__(self):
-        return os.mkdir, (self.canary,)
+        return os.mkdir, (self.created,)
 
 
-def pickled(folder):
+def replace_by_pickle(folder):
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
 
 
-def test_a_pickle_is_refused_and_read_when_it_is_allowed(copy, published):
-    pickled(copy)
-    sentence = load_error(copy)
-    assert "pickle, which may run code" in sentence and "--allow-pickle" in sentence
-    ours, whole = load_hf_model(str(copy), pickles=True)[0], load_hf_model(str(published))[0]
-    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in whole.state_dict().items())
+def test_pickle_is_read_only_if_allowed(copy, checkpoint):
+    replace_by_pickle(copy)
+    error = load_error(copy)
+    assert (error.code, error.details["file"]) == ("hub.pickle", "pytorch_model.bin")
+    assert "--allow-pickle" in str(error)
+    pickled = load_hf_model(str(copy), allow_pickled_weights=True).model.state_dict()
+    whole = load_hf_model(str(checkpoint)).model.state_dict()
+    assert all(torch.equal(pickled[name], tensor) for name, tensor in whole.items())
 
 
-@pytest.mark.parametrize("make", ["trap", "zip", "list", "junk"])
-def test_a_pickle_that_holds_more_than_tensors_runs_nothing(copy, tmp_path, make):
-    pickled(copy)
-    canary, place = tmp_path / "canary", copy / "pytorch_model.bin"
-    if make == "trap":
-        place.write_bytes(pickle.dumps({"a": Trap(canary)}))
-    elif make == "zip":
-        torch.save({"a": Trap(canary)}, place)
-    elif make == "list":
-        torch.save([torch.ones(2)], place)
+@pytest.mark.parametrize("content", ["exploit", "exploit in zip", "list", "truncated"])
+def test_pickle_of_other_content_runs_nothing(copy, tmp_path, content):
+    replace_by_pickle(copy)
+    created = tmp_path / "created"
+    path = copy / "pytorch_model.bin"
+    if content == "exploit":
+        path.write_bytes(pickle.dumps({"a": Exploit(created)}))
+    elif content == "exploit in zip":
+        torch.save({"a": Exploit(created)}, path)
+    elif content == "list":
+        torch.save([torch.ones(2)], path)
     else:
-        place.write_bytes(place.read_bytes()[:1000])
-    sentence = load_error(copy, pickles=True)
-    assert "pytorch_model.bin" in sentence
-    assert not canary.exists()
+        path.write_bytes(path.read_bytes()[:1000])
+    error = load_error(copy, allow_pickled_weights=True)
+    assert (error.code, error.details["path"]) == ("hub.damaged", str(path))
+    assert not created.exists()
 
 
-def test_a_pipeline_of_a_published_model_has_its_own_way_of_choosing_words(copy):
-    (copy / "generation_config.json").write_text(
-        json.dumps({"num_beams": 4, "max_length": 17, "no_repeat_ngram_size": 3, "early_stopping": True})
-    )
-    asked = load(copy)
-    chosen = asked.generation
-    assert isinstance(asked, Pipeline)
-    assert (chosen.num_beams, chosen.max_new_tokens, chosen.no_repeat_ngram_size) == (4, 16, 3)
-    assert chosen.early_stopping
+# ---- generation settings and code in a folder
+
+
+def test_pipeline_uses_the_published_generation_settings(copy):
+    settings = {"num_beams": 4, "max_length": 17, "no_repeat_ngram_size": 3, "early_stopping": True}
+    (copy / "generation_config.json").write_text(json.dumps(settings))
+    pipeline = load(copy)
+    generation = pipeline.generation
+    assert isinstance(pipeline, Pipeline)
+    assert (generation.num_beams, generation.max_new_tokens, generation.no_repeat_ngram_size) == (4, 16, 3)
+    assert generation.early_stopping
     with pytest.raises(ConfigError):
-        asked.generation_config({"num_beans": 2})
-
-
-# ---- what a folder says of words, and of code ------------------------------------------------------------------
+        pipeline.generation_config({"num_beans": 2})
 
 
 @pytest.mark.parametrize(
-    "facts, named",
+    ("fields", "code", "named"),
     [
-        ({"suppress_tokens": [99999]}, "token 99999 for suppress_tokens"),
-        ({"bad_words_ids": [[99999]]}, "token 99999"),
-        ({"forced_eos_token_id": 99999}, "token 99999 for forced_eos_token_id"),
-        ({"decoder_start_token_id": -1}, "token -1 for the mark bos"),
-        ({"eos_token_id": []}, "config.json"),
-        ({"eos_token_id": [0, 82]}, "several eos_token_id"),
-        ({"forced_bos_token_id": 3}, "forced_bos_token_id"),
-        ({"bad_words_ids": [[3, 4]]}, "bad_words_ids of several tokens"),
-        ({"num_beams": 1000000}, "generation config"),
+        ({"suppress_tokens": [99999]}, "hub.token_id", "99999 for suppress_tokens"),
+        ({"bad_words_ids": [[99999]]}, "hub.token_id", "99999"),
+        ({"forced_eos_token_id": 99999}, "hub.token_id", "99999 for forced_eos_token_id"),
+        ({"decoder_start_token_id": -1}, "hub.token_id", "-1 for the special token bos"),
+        ({"eos_token_id": []}, "hub.config", "config.json"),
+        ({"eos_token_id": [0, 82]}, "hub.unsupported_generation", "several eos_token_id"),
+        ({"forced_bos_token_id": 3}, "hub.unsupported_generation", "forced_bos_token_id"),
+        ({"bad_words_ids": [[3, 4]]}, "hub.unsupported_generation", "bad_words_ids of several tokens"),
+        ({"num_beams": 1000000}, "hub.unreadable", "generation config"),
     ],
 )
-def test_words_that_cannot_be_chosen_so_are_refused_at_once(copy, facts, named):
-    (copy / "generation_config.json").write_text(json.dumps(facts))
-    assert named in load_error(copy)
+def test_invalid_generation_settings_are_an_error(copy, fields, code, named):
+    (copy / "generation_config.json").write_text(json.dumps(fields))
+    error = load_error(copy)
+    assert error.code == code
+    assert named in str(error)
 
 
-def test_beams_that_are_drawn_by_lot_become_plain_beams(copy):
+def test_beam_sampling_becomes_beam_search(copy):
     (copy / "generation_config.json").write_text(json.dumps({"num_beams": 3, "do_sample": True}))
-    chosen = load_hf_model(str(copy))[1]
-    assert (chosen.num_beams, chosen.do_sample) == (3, False)
+    generation = load_hf_model(str(copy)).generation
+    assert (generation.num_beams, generation.do_sample) == (3, False)
 
 
-@pytest.mark.parametrize("name", ["decoder.transformer.h.0.mlp.c_fc.weight", "encoder.layernorm.bias"])
+@pytest.mark.parametrize("name", [MLP, "encoder.layernorm.bias"])
 def test_values_that_are_not_finite_are_named(copy, name):
-    tensors = load_file(copy / WEIGHTS)
-    tensors[name][0] = float("nan")
-    save_file(tensors, copy / WEIGHTS)
-    assert "not finite" in load_error(copy)
+    def corrupt(tensors):
+        tensors[name][0] = float("nan")
+        return tensors
+
+    rewrite_tensors(copy, corrupt)
+    assert load_error(copy).code == "hub.not_finite"
 
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "tokenizer_config.json"])
-def test_code_that_comes_with_a_model_is_never_run(copy, tmp_path, file, capsys):
-    canary = tmp_path / "canary"
-    (copy / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\nclass Evil: pass\n")
+def test_code_in_a_folder_is_never_run(copy, tmp_path, file, capsys):
+    created = tmp_path / "created"
+    (copy / "evil.py").write_text(f"import os\nos.mkdir({str(created)!r})\nclass Evil: pass\n")
     path = copy / file
-    facts = json.loads(path.read_text())
-    facts |= {"auto_map": {"AutoImageProcessor": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}}
-    facts |= {"image_processor_type": "Evil"} if "image_processor_type" in facts else {"tokenizer_class": "Evil"}
-    path.write_text(json.dumps(facts))
+    fields = json.loads(path.read_text())
+    fields |= {"auto_map": {"AutoImageProcessor": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}}
+    fields["image_processor_type" if "image_processor_type" in fields else "tokenizer_class"] = "Evil"
+    path.write_text(json.dumps(fields))
     with suppress(MmxError):
         load_hf_model(str(copy))
-    assert not canary.exists()
+    assert not created.exists()
     assert "custom code" not in capsys.readouterr().out
 
 
-def test_a_published_folder_is_never_written_over(copy):
+def test_hf_checkpoint_is_never_overwritten(copy):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    model, generation, origin = load_hf_model(str(copy))
-    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
-        save_model(copy, model, origin, generation)
+    model, generation, provenance = load_hf_model(str(copy))
+    with pytest.raises(CheckpointError):
+        save_model(copy, model, provenance, generation)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
-    with pytest.raises(CheckpointError, match="convert it first: mmx import"):
+    with pytest.raises(CheckpointError, match="mmx import"):
         load_model(copy)
 
 
-def test_a_model_that_speaks_is_not_laid_out_again(tmp_path):
-    from mmx.testing import tiny_model
-
-    asked = load(save_model(tmp_path / "wide", tiny_model(width=256)))
+def test_prepared_model_cannot_be_prepared_again(tmp_path):
+    pipeline = load(save_model(tmp_path / "model", tiny_model(hidden_size=256)))
     with pytest.raises(MmxError, match="load the model again"):
-        asked.model.prepare_for_inference("int8")
+        pipeline.model.prepare_for_inference("int8")

@@ -1,4 +1,4 @@
-"""BLIP for questions in mmx against transformers: every answer is the one that transformers gives to the question alone.
+"""BLIP for questions in mmx against transformers: each question is answered as transformers answers it alone.
 
 With `question_encoder.attend_padding`, whole batches are answered as by transformers.
 """
