@@ -255,8 +255,8 @@ class DataConfig(FrozenModel):
     relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
     number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
     object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains captions by self-critical
-    sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a square
-    of this many pixels a side, and kept in memory as uint8.
+    sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a
+    square of this many pixels a side, and kept in memory as uint8.
     """
 
     path: str
