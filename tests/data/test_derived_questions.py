@@ -1,4 +1,4 @@
-"""Questions out of captions: what is agreed on is asked, what is not is left alone, and yes is as frequent as no."""
+"""Derived questions: asked where captions agree, and answered "yes" as often as "no"."""
 
 import json
 from collections import Counter
@@ -17,12 +17,11 @@ from mmx.data.lexicon import COLORS, THINGS
 from mmx.errors import ConfigError, DataError
 
 
-def asked(*captions: str) -> dict[str, str]:
-    """The questions that these captions of one picture answer, but for those of existence."""
-    example = derive_questions([Example("a", {}, (TextTask(captions),))])[0]
-    return {
-        turn.question: turn.targets[0] for turn in example.tasks if turn.question and turn.question_type != "exists"
-    }
+def derived_answers(*captions: str) -> dict[str, str]:
+    """Return the answers by question that the captions of one image give, without questions of existence."""
+    (example,) = derive_questions([Example("a", {}, (TextTask(captions),))])
+    questions = [task for task in example.tasks if task.question and task.question_type != "exists"]
+    return {task.question: task.targets[0] for task in questions}
 
 
 @pytest.mark.parametrize(
@@ -65,51 +64,56 @@ def asked(*captions: str) -> dict[str, str]:
         (["a man in the snow near a lake", "a man in snow near the lake"], "where is this?", None),
     ],
 )
-def test_a_question_is_asked_where_captions_agree(captions, question, answer):
-    assert asked(*captions).get(question) == answer
+def test_question_is_derived_where_captions_agree(captions, question, answer):
+    assert derived_answers(*captions).get(question) == answer
 
 
-def test_nothing_is_asked_of_what_says_nothing_known():
-    assert asked("colourless green ideas sleep furiously", "") == {}
+def test_captions_without_known_words_give_no_question():
+    assert derived_answers("colourless green ideas sleep furiously", "") == {}
 
 
-def test_what_was_there_stays_in_front():
-    turns = (TextTask(("a dog", "the dog runs", "a dog running")), TextTask(("yes",), "is it?", "own"))
-    found = derive_questions([Example("a", {"image": "a.jpg"}, turns, "here")])[0]
+def test_derived_questions_are_added_after_the_tasks():
+    tasks = (TextTask(("a dog", "the dog runs", "a dog running")), TextTask(("yes",), "is it?", "own"))
+    found = derive_questions([Example("a", {"image": "a.jpg"}, tasks, "here")])[0]
     assert (found.id, found.sources, found.origin) == ("a", {"image": "a.jpg"}, "here")
-    assert found.tasks[:2] == turns
-    assert [turn.question_type for turn in found.tasks[2:]] == ["count", "action"]
+    assert found.tasks[:2] == tasks
+    assert [task.question_type for task in found.tasks[2:]] == ["count", "action"]
 
 
 NOUNS = sorted({*THINGS, "person", "people", "player", "snowy", "pool", "tree"})
 SENTENCES = st.lists(st.sampled_from(NOUNS), min_size=1, max_size=4).map(lambda words: "a " + " and a ".join(words))
-PICTURES = st.lists(st.lists(SENTENCES, min_size=1, max_size=3), min_size=1, max_size=25)
+IMAGES = st.lists(st.lists(SENTENCES, min_size=1, max_size=3), min_size=1, max_size=25)
 
 
-@given(PICTURES, st.integers(0, 99))
+@given(IMAGES, st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_of_each_thing_yes_is_said_as_often_as_no(pictures, seed):
-    examples = [Example(str(n), {}, (TextTask(tuple(said)),)) for n, said in enumerate(pictures)]
+def test_existence_is_answered_yes_as_often_as_no(images, seed):
+    examples = [Example(str(n), {}, (TextTask(tuple(captions)),)) for n, captions in enumerate(images)]
     found = derive_questions(examples, seed)
-    turns = [(turn.question, turn.targets[0], e) for e in found for turn in e.tasks if turn.question_type == "exists"]
-    counts = Counter((question, answer) for question, answer, _ in turns)
+    rows = []
+    for example in found:
+        questions = [task for task in example.tasks if task.question_type == "exists"]
+        rows += [(task.question, task.targets[0], example) for task in questions]
+    counts = Counter((question, answer) for question, answer, _ in rows)
     for question, _ in counts:
         assert counts[question, "yes"] == counts[question, "no"]
-    for question, answer, example in turns:
+    for question, answer, example in rows:
         thing = question.removeprefix("is there ").removeprefix("a ").rstrip("?")
-        named = [{THINGS.get(word) for word in said.split()} for said in example.tasks[0].targets]
+        named = [{THINGS.get(word) for word in caption.split()} for caption in example.tasks[0].targets]
         assert sum(thing in names for names in named) >= (2 if answer == "yes" else 0)
         assert answer == "yes" or not any(thing in names for names in named)
     assert derive_questions(examples, seed) == found
 
 
-def test_no_is_not_said_where_a_thing_may_hide():
-    """A player may be a man: of the second picture it is not asked. Of a dog nobody knows that it is none."""
-    pictures = [["a man", "the man"], ["a player", "a player runs"], ["a dog", "the dog runs"]]
-    found = derive_questions([Example(str(n), {}, (TextTask(tuple(said)),)) for n, said in enumerate(pictures)])
-    answers = {
-        (turn.question, e.id): turn.targets[0] for e in found for turn in e.tasks if turn.question_type == "exists"
-    }
+def test_no_is_not_the_answer_where_a_word_may_include_the_thing():
+    """A player may be a man, so there is no such question about the second image; a dog is not a man."""
+    images = [["a man", "the man"], ["a player", "a player runs"], ["a dog", "the dog runs"]]
+    found = derive_questions([Example(str(n), {}, (TextTask(tuple(captions)),)) for n, captions in enumerate(images)])
+    answers = {}
+    for example in found:
+        for task in example.tasks:
+            if task.question_type == "exists":
+                answers[task.question, example.id] = task.targets[0]
     assert answers[("is there a man?", "0")] == "yes"
     assert answers[("is there a man?", "2")] == "no"
     assert ("is there a man?", "1") not in answers
@@ -119,7 +123,7 @@ def test_every_color_has_one_name():
     assert {COLORS[name] for name in COLORS.values()} == set(COLORS.values())
 
 
-def test_a_data_set_derives_them_when_told(tmp_path):
+def test_data_set_with_derive_questions(tmp_path):
     rows = [{"image": f"{n}.jpg", "captions": ["a red dog runs", "the dog is running"]} for n in range(4)]
     path = tmp_path / "some.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -132,40 +136,42 @@ def test_a_data_set_derives_them_when_told(tmp_path):
     assert [[(t.question, t.targets) for t in example.tasks] for example in found] == [
         [("what color is the dog?", ("red",)), ("what is the dog doing?", ("running",))]
     ] * 2
-    kinds = {t.question_type for e in read_examples(DataConfig(path=str(path), derive_questions=True)) for t in e.tasks}
-    assert kinds - {None} <= set(DERIVED_QUESTION_TYPES)
+    everything = read_examples(DataConfig(path=str(path), derive_questions=True))
+    types = {task.question_type for example in everything for task in example.tasks}
+    assert types - {None} <= set(DERIVED_QUESTION_TYPES)
 
 
-def test_a_limit_is_cut_before_yes_and_no_are_balanced(tmp_path):
+def test_max_examples_is_applied_before_balancing(tmp_path):
     path = tmp_path / "some.jsonl"
     captions = [["a bird", "the bird"], *[["a horse", "the horse"]] * 8]
-    rows = [{"image": f"{n}.jpg", "captions": said} for n, said in enumerate(captions)]
+    rows = [{"image": f"{n}.jpg", "captions": texts} for n, texts in enumerate(captions)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_examples(
         DataConfig(path=str(path), derive_questions=True, max_examples=3, tasks=("ask",), question_types=("exists",))
     )
-    said = Counter((turn.question, turn.targets[0]) for example in found for turn in example.tasks)
-    assert said == {(f"is there a {thing}?", word): 1 for thing in ("horse", "bird") for word in ("yes", "no")}
+    counts = Counter((task.question, task.targets[0]) for example in found for task in example.tasks)
+    assert counts == {(f"is there a {thing}?", word): 1 for thing in ("horse", "bird") for word in ("yes", "no")}
 
 
 @pytest.mark.parametrize(
-    ("facts", "complaint"),
+    ("fields", "problem"),
     [
         ({"tasks": ["caption"]}, "derive_questions is true, and tasks has no questions; add ask to tasks"),
-        ({"reward": "cider"}, "reward is for captions; list the data a second time for derive_questions"),
+        ({"reward": "cider"}, "reward applies to captions only; list the data a second time with derive_questions"),
     ],
 )
-def test_what_contradicts_it_is_refused(facts, complaint):
-    with pytest.raises(ConfigError, match=complaint):
-        parse_config({"path": "a.jsonl", "derive_questions": True, **facts}, DataConfig, where="data")
+def test_contradicting_options_are_refused(fields, problem):
+    with pytest.raises(ConfigError, match=problem):
+        parse_config({"path": "a.jsonl", "derive_questions": True, **fields}, DataConfig, where="data")
 
 
-def test_scenes_derive_nothing():
-    with pytest.raises(DataError, match="scenes have questions of their own; leave derive_questions out"):
+def test_scenes_derive_no_questions():
+    with pytest.raises(DataError) as error:
         read_examples(DataConfig(path="scenes", derive_questions=True))
+    assert error.value.code == "data.derive_questions"
 
 
-def test_of_rewarded_data_only_the_captions_are_read(tmp_path):
+def test_data_with_a_reward_has_captions_only(tmp_path):
     path = tmp_path / "some.jsonl"
     rows = [{"image": "a.jpg", "caption": "a dog"}, {"image": "a.jpg", "question": "why?", "answer": "so"}]
     rows += [{"image": "b.jpg", "question": "why?", "answer": "so"}]
@@ -174,8 +180,8 @@ def test_of_rewarded_data_only_the_captions_are_read(tmp_path):
     assert only.tasks == (TextTask(("a dog",)),)
 
 
-def test_the_seed_chooses_the_pictures_of_no():
+def test_seed_selects_the_images_of_existence_questions():
     rng = Random(0)
-    said = [rng.choice(["a dog runs", "a horse", "a bird sits"]) for _ in range(40)]
-    examples = [Example(str(n), {}, (TextTask((text, text)),)) for n, text in enumerate(said)]
+    captions = [rng.choice(["a dog runs", "a horse", "a bird sits"]) for _ in range(40)]
+    examples = [Example(str(n), {}, (TextTask((text, text)),)) for n, text in enumerate(captions)]
     assert derive_questions(examples, 1) != derive_questions(examples, 2)
