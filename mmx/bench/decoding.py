@@ -29,13 +29,14 @@ BATCH_SIZES = (1, 8)
 BANDWIDTH_MB = {"micro": 8}  # megabytes read to measure the memory bandwidth; else 512, more than any CPU cache
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
-Functions = dict[str, Callable[[], Any]]
+Tokens = list[list[int]]
+Functions = dict[str, Callable[[], Tokens]]
 
 
 class Decoded(NamedTuple):
     """The tokens of B*K texts, and the bytes of the memory after decoding."""
 
-    texts: list[list[int]]
+    texts: Tokens
     memory_bytes: int
 
 
@@ -54,15 +55,15 @@ def greedy(setting: BenchSetting) -> Iterator[BenchResult]:
     pair.for_inference()
     for batch in BATCH_SIZES:
         runs = greedy_runs(pair, pair.pixels(batch))
-        same = runs["mmx"].output == generated_tokens(runs["reference"].output, 1)
+        same = runs["mmx"].output == runs["reference"].output
         name = f"greedy, batch {batch}"
         yield compare(ms_per_token(name), runs["mmx"], runs["reference"], same, setting.description)
         if batch == 1:
             yield _bandwidth_result(name, runs["mmx"], weight_bytes, setting)
 
 
-def greedy_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Any]]:
-    """Time greedy decoding of encoded images: tokens of mmx, token rows [B, 1 + T] of the reference."""
+def greedy_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Tokens]]:
+    """Time greedy decoding of encoded images."""
     options = GenerationConfig(**_exact_length(NUM_TOKENS))
     memory = pair.encode(pixels)
     with torch.no_grad():
@@ -74,12 +75,12 @@ def greedy_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Any]]:
     return alternate(functions, pair.setting.repeats, pair.setting.device)
 
 
-def _reference_greedy(pair: ModelPair, states: Tensor) -> Tensor:
+def _reference_greedy(pair: ModelPair, states: Tensor) -> Tokens:
     encoder_outputs = BaseModelOutput(last_hidden_state=states)  # a new one each time: generate() writes into it
     tokens: Tensor = pair.reference.generate(
         encoder_outputs=encoder_outputs, do_sample=False, **_exact_length(NUM_TOKENS)
     )
-    return tokens
+    return _generated(tokens)
 
 
 def bytes_read(model: Model, setting: BenchSetting) -> float:
@@ -102,12 +103,16 @@ def bytes_read(model: Model, setting: BenchSetting) -> float:
 def bandwidth(megabytes: int, device: str) -> float:
     """Return the memory bandwidth in bytes per second: the best of 15 passes (sum, maximum, scalar product)."""
     numbers = torch.ones(megabytes * 250_000, device=device)
-    functions: Functions = {"sum": numbers.sum, "maximum": numbers.amax, "product": lambda: torch.dot(numbers, numbers)}
+    functions: dict[str, Callable[[], Tensor]] = {
+        "sum": numbers.sum,
+        "maximum": numbers.amax,
+        "product": lambda: torch.dot(numbers, numbers),
+    }
     runs = alternate(functions, 5, device)
     return numbers.nbytes / min(min(run.seconds) for run in runs.values())
 
 
-def _bandwidth_result(name: str, mmx: TimedRuns[Any], weight_bytes: float, setting: BenchSetting) -> BenchResult:
+def _bandwidth_result(name: str, mmx: TimedRuns[Tokens], weight_bytes: float, setting: BenchSetting) -> BenchResult:
     """Return the time of reading the weights at full memory bandwidth, in percent of the measured time."""
     megabytes = BANDWIDTH_MB.get(setting.size, 512)
     bytes_per_second = bandwidth(megabytes, setting.device)
@@ -134,13 +139,13 @@ def beams(setting: BenchSetting) -> Iterator[BenchResult]:
         for suffix, description in (("", "with encoding"), (" decoding", "decoding alone")):
             mmx = runs[f"mmx{suffix}"]
             reference = runs[f"reference{suffix}"]
-            same = mmx.output == generated_tokens(reference.output, 1)
+            same = mmx.output == reference.output
             convert = partial(_milliseconds, count=batch)
             quantity = Quantity(f"beams, batch {batch}, {description}", "ms per caption", convert)
             yield compare(quantity, mmx, reference, same, note)
 
 
-def _beam_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Any]]:
+def _beam_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Tokens]]:
     options = {**_exact_length(NUM_TOKENS), "num_beams": NUM_BEAMS}
     config = GenerationConfig(**options)
     reference_pixels = pixels.to(pair.reference.dtype)
@@ -148,7 +153,7 @@ def _beam_runs(pair: ModelPair, pixels: Tensor) -> dict[str, TimedRuns[Any]]:
     with torch.no_grad():
         states = pair.reference.vision_model(pixel_values=reference_pixels)[0]
     functions: Functions = {
-        "reference": lambda: pair.reference.generate(reference_pixels, **options),
+        "reference": lambda: _generated(pair.reference.generate(reference_pixels, **options)),
         "mmx": lambda: decode(pair, pair.encode(pixels), config).texts,
         "reference decoding": lambda: _reference_blip_decoding(pair, states),
         "mmx decoding": lambda: decode(pair, memory, config).texts,
@@ -166,7 +171,7 @@ def describe_memory_bytes(pair: ModelPair, pixels: Tensor) -> str:
     return f"cross-attention keys and values of mmx take {one:.2f} MB at 1 beam and {five:.2f} MB at {NUM_BEAMS}"
 
 
-def _reference_blip_decoding(pair: ModelPair, states: Tensor) -> Tensor:
+def _reference_blip_decoding(pair: ModelPair, states: Tensor) -> Tokens:
     """Decode as BlipForConditionalGeneration.generate does, from encoded images [B, S, F]."""
     config = pair.reference.config.text_config
     tokens: Tensor = pair.reference.text_decoder.generate(
@@ -178,7 +183,7 @@ def _reference_blip_decoding(pair: ModelPair, states: Tensor) -> Tensor:
         num_beams=NUM_BEAMS,
         **_exact_length(NUM_TOKENS),
     )
-    return tokens
+    return _generated(tokens)
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
@@ -203,16 +208,16 @@ def questions(setting: BenchSetting) -> Iterator[BenchResult]:
     }
     runs = alternate(functions, setting.repeats, setting.device)
     reference = runs["reference"]
-    same = runs["mmx"].output == generated_tokens(reference.output, 1)
+    same = runs["mmx"].output == reference.output
     note = _join_notes(
         "padding is attended, as in the reference, which encodes the image 16 times", setting.description
     )
     name = f"{len(QUESTIONS)} questions, one image"
     yield compare(Quantity(name, "ms for all", _milliseconds), runs["mmx"], reference, same, note)
-    one_by_one = []
+    one_by_one: Tokens = []
     for index, length in enumerate(mask.sum(1).tolist()):
-        one_by_one.append(_reference_answers(pair, reference_pixels, ids[index : index + 1, :length], None))
-    same = runs["mmx default"].output == generated_tokens(torch.cat(one_by_one), 1)
+        one_by_one += _reference_answers(pair, reference_pixels, ids[index : index + 1, :length], None)
+    same = runs["mmx default"].output == one_by_one
     note = _join_notes(
         "padding is not attended, the default; same: as the answers of the reference one by one", setting.description
     )
@@ -220,14 +225,14 @@ def questions(setting: BenchSetting) -> Iterator[BenchResult]:
     yield compare(Quantity(name, "ms for all", _milliseconds), runs["mmx default"], reference, same, note)
 
 
-def _reference_answers(pair: ModelPair, pixels: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+def _reference_answers(pair: ModelPair, pixels: Tensor, ids: Tensor, mask: Tensor | None) -> Tokens:
     tokens: Tensor = pair.reference.generate(
         pixel_values=pixels, input_ids=ids, attention_mask=mask, do_sample=False, **_exact_length(NUM_ANSWER_TOKENS)
     )
-    return tokens
+    return _generated(tokens)
 
 
-def _mmx_answers(pair: ModelPair, model: Model, pixels: Tensor, collated: SourceBatch) -> list[list[int]]:
+def _mmx_answers(pair: ModelPair, model: Model, pixels: Tensor, collated: SourceBatch) -> Tokens:
     with torch.inference_mode():
         memory = model.with_questions(pair.encode(pixels), collated).to(dtype=model.decoder.embedding.weight.dtype)
     options = GenerationConfig(**_exact_length(NUM_ANSWER_TOKENS))
@@ -262,9 +267,9 @@ def decode(pair: ModelPair, memory: Memory, options: GenerationConfig, streams: 
     return Decoded(texts, step.memory.nbytes)
 
 
-def generated_tokens(rows: Tensor, prompt_length: int) -> list[list[int]]:
-    """Return the tokens of the reference, [B, prompt_length + T], without the prompt."""
-    return [row[prompt_length:] for row in rows.tolist()]
+def _generated(tokens: Tensor) -> Tokens:
+    """Return the tokens of the reference, [B, 1 + T], without the prompt of one token."""
+    return [row[1:] for row in tokens.tolist()]
 
 
 def _exact_length(tokens: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _mmx_step(pair: ModelPair, pixels: Tensor, captions: Tensor) -> Callable[[],
 
 
 def _update(optimizer: Optimizer, loss: Tensor) -> float:
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())

@@ -10,7 +10,7 @@ loaded model can be computed. They replace an nn.Linear and write its weight and
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,17 +70,21 @@ class PrepackedLinear(nn.Module):
         return type(self), (self.dense_weight(), self.bias, self.persistent)
 
 
+class _Context(Protocol):
+    layer: PrepackedLinear
+
+
 class _PrepackedFunction(torch.autograd.Function):
     """The fast kernel forward, the dense weight backward. Unpacking it at each backward pass is rare enough."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PrepackedLinear) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, layer: PrepackedLinear) -> Tensor:
         ctx.layer = layer
         return layer.matmul(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.dense_weight().to(gradient.dtype), None
 
 
