@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from mmx.cli.app import app
 from mmx.config.schema import DataConfig
@@ -108,6 +109,17 @@ def test_python_examples_run(name, monkeypatch, tmp_path, capsys):
     for block in blocks:
         exec(compile(block, name, "exec"), namespace)  # noqa: S102 (our own documentation)
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+def test_the_model_card_has_front_matter():
+    _, front_matter, body = CARD.read_text(encoding="utf-8").split("---\n", 2)
+    fields = yaml.safe_load(front_matter)
+    assert fields["license"] == "apache-2.0"
+    assert fields["language"] == ["en"]
+    assert fields["pipeline_tag"] == "image-to-text"
+    assert fields["datasets"]
+    assert fields["metrics"]
+    assert body.lstrip().startswith("# ")
 
 
 def test_no_placeholder_is_left():
