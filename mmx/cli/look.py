@@ -59,8 +59,8 @@ def look(
 
     Writes an image, and prints one line a word.
 
-    bits: the information gain of the input, in bits: how much more probable it makes the word. spread: the mean entropy
-    of the attention as a fraction of its maximum; 1 is a uniform average over the input.
+    p: the probability of the word. bits: the information gain of the input. entropy: the mean entropy of the attention
+    as a fraction of its maximum; 1 is a uniform average over the input.
     """
     from mmx.interpret.look import check_suffix
 
@@ -98,18 +98,18 @@ def _parse_method(method: str) -> MapMethod:
 
 
 def _word_lines(look: Look) -> list[str]:
-    """A line a word: its probability, its information gain, the spread, and with several sources the share of each."""
+    """A line a word: its probability, its information gain, its entropy, and with several sources the share of each."""
     shares = look.shares()
     if len(shares) < 2:
         shares = {}
     width = max([4, *(len(word.text) for word in look.words)])
     sources = "".join(f"{name:>10}" for name in shares)
-    lines = [f"{'word':<{width}}  {'p':>5}  {'bits':>5}  {'spread':>6}{sources}"]
+    lines = [f"{'word':<{width}}  {'p':>5}  {'bits':>5}  {'entropy':>7}{sources}"]
     entropies = look.entropies()
     for index, word in enumerate(look.words):
         bits = round(word.gain, 1) + 0.0  # no minus sign before zero
-        spread = float(entropies[index].mean())
+        entropy = float(entropies[index].mean())
         columns = "".join(f"{float(share[index]):>10.2f}" for share in shares.values())
-        numbers = f"{exp(word.logprob):5.2f}  {bits:5.1f}  {spread:6.2f}{columns}"
+        numbers = f"{exp(word.logprob):5.2f}  {bits:5.1f}  {entropy:7.2f}{columns}"
         lines.append(f"{one_line(word.text):<{width}}  {numbers}")
     return lines

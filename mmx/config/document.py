@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 import yaml
 from pydantic import BaseModel
 
-from mmx.config.validation_errors import Keys, dotted_key, fields_by_key, single_line
-from mmx.errors import ConfigError
+from mmx.config.validation_errors import Keys, dotted_key, fields_by_key
+from mmx.errors import ConfigError, one_line
 
 Node: TypeAlias = yaml.Node
 MAX_NODES = 50_000  # aliases of aliases grow exponentially
@@ -212,7 +212,7 @@ class DocumentBuilder:
                 self._location(node), "config.too_large", "too many values, or nested too deeply; simplify it"
             )
         if node.tag not in TAGS:
-            tag = single_line(node.tag.replace("tag:yaml.org,2002:", "!!"))
+            tag = one_line(node.tag.replace("tag:yaml.org,2002:", "!!"), limit=200)
             self._refuse(node, keys, f"the tag {tag} is not allowed; write the plain value")
             return None
         if isinstance(node, yaml.MappingNode):

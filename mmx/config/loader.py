@@ -30,8 +30,8 @@ from mmx.config.document import (
     parse_scalar,
     read_document,
 )
-from mmx.config.validation_errors import Keys, describe_errors, dotted_key, format_value, single_line
-from mmx.errors import most_similar
+from mmx.config.validation_errors import Keys, describe_errors, dotted_key, format_value
+from mmx.errors import most_similar, one_line
 
 __all__ = ["ConfigProblem", "config_from_overrides", "dump_config", "load_config", "override_config", "parse_config"]
 
@@ -165,7 +165,7 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     for index, text in enumerate(overrides):
-        location = Location(10**9 + index, f"command line: {single_line(text)}")
+        location = Location(10**9 + index, f"command line: {one_line(text, limit=200)}")
         try:
             _apply_override(document, text, location)
         except InvalidDocument as stop:

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mmx.errors import most_similar, suggest
+from mmx.errors import most_similar, one_line, suggest
 
-__all__ = ["FieldProblem", "Keys", "describe_errors", "dotted_key", "fields_by_key", "format_value", "single_line"]
+__all__ = ["FieldProblem", "Keys", "describe_errors", "dotted_key", "fields_by_key", "format_value"]
 
 Keys = tuple[str | int, ...]  # the path to a value: ("train", 0, "sampling_weight")
 
@@ -241,7 +241,7 @@ def _describe(located: _LocatedError) -> _Description:
         return _Description("config.type", start, EXPECTED_TYPE[kind] + (" (put it in quotes)" if needs_quotes else ""))
     if kind in EXPECTED_VALUE:
         return _Description("config.value", start, EXPECTED_VALUE[kind].format(**context), _similar(given, context))
-    message = single_line(str(context.get("error", error["msg"])))
+    message = one_line(str(context.get("error", error["msg"])), limit=200)
     if message.startswith("Input should be "):
         return _Description("config.value", start, message.removeprefix("Input should be "))
     return _Description("config.contradiction", f"{name}: {message}")
@@ -275,10 +275,4 @@ def format_value(value: object) -> str:
 
 def dotted_key(keys: Keys) -> str:
     """The keys joined by dots, as on the command line; "the configuration" if there are none."""
-    return ".".join(single_line(str(key)) or "''" for key in keys) or "the configuration"
-
-
-def single_line(text: str) -> str:
-    """A text with control characters escaped, shortened to 200 characters."""
-    text = text if text.isprintable() else repr(text)[1:-1]
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return ".".join(one_line(str(key), limit=200) or "''" for key in keys) or "the configuration"

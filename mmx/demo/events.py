@@ -241,7 +241,8 @@ def click_region(
     if corner is None:
         return RegionUpdate(*numbers, (x, y), draw_region(session.image, corner=(x, y)))
     box = box_from_corners(corner, (x, y))
-    return RegionUpdate(*(round(edge, 3) for edge in box), None, draw_region(session.image, box))
+    x0, y0, x1, y1 = (round(edge, 3) for edge in box)
+    return RegionUpdate(x0, y0, x1, y1, None, draw_region(session.image, box))
 
 
 def show_region(x0: object, y0: object, x1: object, y1: object, session: Session | None) -> Outputs:
@@ -315,7 +316,7 @@ def bar_plots(session: Session | None) -> Outputs:
     names = [f"{number} {one_line(word.text)}" for number, word in enumerate(words, 1)]  # unique for repeated words
     bits = [word.gain for word in words]
     entropies = session.look.entropies().mean((1, 2)).tolist()
-    limits = [min(0.0, *bits), max(0.1, *bits)]  # a single bar would have no scale
+    limits: list[float | None] = [min(0.0, *bits), max(0.1, *bits)]  # a single bar would have no scale
     gains = gr.BarPlot(DataFrame({"word": names, "bits": bits}), y_lim=limits, sort=names)
     return gains, gr.BarPlot(DataFrame({"word": names, "entropy": entropies}), sort=names)
 

@@ -297,7 +297,7 @@ def _selection(name: str, count: int) -> gr.Dropdown:
     return gr.Dropdown(choices, value=-1, label=name.capitalize(), min_width=100, elem_id=name)
 
 
-def _bar_plot(column: str, title: str, y_lim: list[float] | None = None) -> gr.BarPlot:
+def _bar_plot(column: str, title: str, y_lim: list[float | None] | None = None) -> gr.BarPlot:
     """The title is inside of the plot: a label above it would cut off the names below its axis."""
     return gr.BarPlot(
         x="word",
@@ -305,7 +305,7 @@ def _bar_plot(column: str, title: str, y_lim: list[float] | None = None) -> gr.B
         x_title=" ",
         y_title=column,
         x_label_angle=-45,
-        y_lim=y_lim,
+        y_lim=y_lim,  # type: ignore[arg-type]
         height=280,
         buttons=[],
         title=title,

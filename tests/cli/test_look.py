@@ -16,11 +16,11 @@ def test_look_prints_the_text_a_line_a_word_and_the_file(mmx, model, images, tmp
     ran = mmx("look", images[0], "--model", model, "--text", "a dog runs", "--out", out)
     assert (ran.code, ran.err) == (0, "")
     assert ran.lines[0] == "a dog runs"
-    assert ran.lines[1].split() == ["word", "p", "bits", "spread"]
+    assert ran.lines[1].split() == ["word", "p", "bits", "entropy"]
     assert [line.split()[0] for line in ran.lines[2:5]] == ["a", "dog", "runs"]
     for line in ran.lines[2:5]:
-        probability, _, spread = map(float, line.split()[1:])
-        assert 0 <= probability <= 1 and 0 <= spread <= 1
+        probability, _, entropy = map(float, line.split()[1:])
+        assert 0 <= probability <= 1 and 0 <= entropy <= 1
     assert ran.lines[5:] == [str(out)]
     with Image.open(out) as image:
         assert image.width == 4 * (240 + 16) + 16, "the input and three words"

@@ -73,7 +73,10 @@ def choose(page, path: Path) -> None:
 def image_url(page, selector: str, before: str | None = None) -> str:
     """The URL of the image in an element, once there is one and it differs from `before`."""
     page.wait_for_function(
-        "([selector, before]) => { const img = document.querySelector(selector + ' img'); return img && img.src != before }",
+        """([selector, before]) => {
+          const img = document.querySelector(selector + ' img');
+          return img && img.src != before;
+        }""",
         arg=[selector, before],
     )
     return page.locator(f"{selector} img").get_attribute("src")

@@ -82,7 +82,7 @@ def test_every_other_command_works_beside_all_of_them(installed, tmp_path):
         "help": ["--help"],
         "caption": ["caption", tmp_path / "a.png", "--model", model],
         "ask": ["ask", tmp_path / "a.png", "what?", "--model", model],
-        "eval": ["eval", model, "--data", "scenes", "num_examples=2", "--out", tmp_path / "out", "--max-tokens", "2"],
+        "eval": ["eval", model, "--data", "scenes", "num_examples=2", "--out", tmp_path / "out", "--max-new-tokens", "2"],
         "scenes": ["scenes", tmp_path / "scenes", "-n", "1"],
         "check": ["encoders", "check", "good", "--only", "order", *(f"--sample={tmp_path / 'a.png'}",) * 3],
     }
