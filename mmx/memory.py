@@ -9,21 +9,16 @@ Masks are bool, True = may be attended.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from mmx.boxes import BoxInput, cells_in_boxes, validate_boxes
 from mmx.errors import MmxError
-
-Box: TypeAlias = tuple[float, float, float, float]
-# One box, a box for each memory [B][4], or a box or None for each stream [B][K][4].
-BoxInput: TypeAlias = Tensor | Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float] | None]]
-NO_BOX: Box = (float("nan"),) * 4  # stands for None in a tensor of boxes: the stream is not restricted
 
 
 @dataclass(frozen=True)
@@ -114,23 +109,16 @@ class Memory:
         """Return the memories at `rows`: indices in any order, or one bool for each memory."""
         index = torch.as_tensor(rows, device=self.mask.device)
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
-        return Memory(
-            self.keys.index_select(1, index),
-            self.values.index_select(1, index),
-            self.mask.index_select(0, index),
-            self.layout,
-            None if self.stream_mask is None else self.stream_mask.index_select(0, index),
-        )
+        return self._map_rows(lambda tensor, dim: tensor.index_select(dim, index))
 
     def scatter(self, rows: Tensor, batch_size: int) -> Memory:
         """Return `batch_size` memories in which memory i is at rows[i] (int [B]); all other rows are masked out."""
-        return Memory(
-            _scatter(self.keys, rows, batch_size, dim=1),
-            _scatter(self.values, rows, batch_size, dim=1),
-            _scatter(self.mask, rows, batch_size, dim=0),
-            self.layout,
-            None if self.stream_mask is None else _scatter(self.stream_mask, rows, batch_size, dim=0),
-        )
+        return self._map_rows(lambda tensor, dim: _scatter(tensor, rows, batch_size, dim))
+
+    def _map_rows(self, apply: Callable[[Tensor, int], Tensor]) -> Memory:
+        """Apply a function of a tensor and its batch dimension to all tensors."""
+        stream_mask = None if self.stream_mask is None else apply(self.stream_mask, 0)
+        return Memory(apply(self.keys, 1), apply(self.values, 1), apply(self.mask, 0), self.layout, stream_mask)
 
     # ---- streams -----------------------------------------------------------------------------------------------
 
@@ -210,7 +198,7 @@ class Memory:
         inside = boxes.new_ones(*boxes.shape[:-1], self.num_slots, dtype=torch.bool)
         for segment in self.layout:
             if segment.grid is not None:
-                cells = _cells_in_boxes(boxes, segment.grid)
+                cells = cells_in_boxes(boxes, segment.grid)
                 inside[..., segment.start : segment.stop] = False
                 inside[..., segment.stop - cells.shape[-1] : segment.stop] = cells
         inside |= boxes.isnan().any(-1, keepdim=True)
@@ -223,13 +211,10 @@ class Memory:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
         """Return the memory on another device, or with keys and values of another floating-point type."""
-        return Memory(
-            self.keys.to(device, dtype),
-            self.values.to(device, dtype),
-            self.mask.to(device),
-            self.layout,
-            None if self.stream_mask is None else self.stream_mask.to(device),
-        )
+        keys = self.keys.to(device, dtype)
+        values = self.values.to(device, dtype)
+        stream_mask = None if self.stream_mask is None else self.stream_mask.to(device)
+        return Memory(keys, values, self.mask.to(device), self.layout, stream_mask)
 
     def save(self, path: str | Path) -> None:
         """Write the memory to a safetensors file."""
@@ -383,58 +368,6 @@ def _check_same_shape(first: Memory, other: Memory) -> None:
         )
 
 
-def validate_boxes(box: BoxInput, batch_size: int) -> Tensor:
-    """Return boxes as a tensor [1, 4], [B, 4] or [B, K, 4], with NaN for None. Raises MmxError (memory.box)."""
-    try:
-        boxes = box if isinstance(box, Tensor) else torch.tensor(_replace_none(box), dtype=torch.float32)
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise _box_error(box, batch_size) from error
-    boxes = torch.atleast_2d(boxes.float())
-    if not (_has_box_shape(boxes, batch_size) and _are_regions(boxes)):
-        raise _box_error(box, batch_size)
-    return boxes
-
-
-def check_box(box: object) -> None:
-    """Raise MmxError (memory.box) unless this is one box, or None for no restriction."""
-    if box is not None and validate_boxes(box, 1).shape != (1, 4):  # type: ignore[arg-type]
-        raise _box_error(box, 1)
-
-
-def _has_box_shape(boxes: Tensor, batch_size: int) -> bool:
-    if boxes.ndim > 3 or boxes.numel() == 0 or boxes.shape[-1] != 4:
-        return False
-    return boxes.shape == (1, 4) or len(boxes) == batch_size
-
-
-def _are_regions(boxes: Tensor) -> bool:
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    is_region = (x0 >= 0) & (y0 >= 0) & (x1 <= 1) & (y1 <= 1) & (x0 < x1) & (y0 < y1)
-    if boxes.ndim == 3:
-        is_region |= boxes.isnan().all(-1)  # a stream without a box
-    return bool(is_region.all())
-
-
-def _replace_none(box: object) -> object:
-    """Nested lists with NO_BOX in place of None."""
-    if not isinstance(box, list | tuple):
-        return box
-    return [NO_BOX if item is None else _replace_none(item) for item in box]
-
-
-def _box_error(box: object, batch_size: int) -> MmxError:
-    given = box.tolist() if isinstance(box, Tensor) else box
-    return MmxError(
-        f"the box {given} is not a region; expected x0,y0,x1,y1 in 0..1 with x0 < x1 and y0 < y1, "
-        f"once, for each of {batch_size} memories, or for each stream of each.",
-        code="memory.box",
-        box=given,
-    )
-
-
-# ---- helpers ---------------------------------------------------------------------------------------------------
-
-
 def _scatter(tensor: Tensor, rows: Tensor, size: int, dim: int) -> Tensor:
     """Zeros of `size` along `dim`, with the slices of a tensor at `rows`."""
     shape = list(tensor.shape)
@@ -457,20 +390,6 @@ def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:
         mask = memory.stream_mask_for(streams)
         masks.append(memory.mask.new_ones(memory.batch_size, streams, memory.num_slots) if mask is None else mask)
     return torch.cat(masks, -1)
-
-
-def _cells_in_boxes(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which cells of a grid overlap each box [..., 4] by more than an edge: bool [..., rows * columns]."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    rows = _cells_in_interval(y0, y1, grid[0])
-    columns = _cells_in_interval(x0, x1, grid[1])
-    return (rows[..., :, None] & columns[..., None, :]).flatten(-2)
-
-
-def _cells_in_interval(low: Tensor, high: Tensor, count: int) -> Tensor:
-    """Which of `count` equal cells of 0..1 overlap each interval [...]: bool [..., count]."""
-    edges = torch.arange(count + 1, device=low.device) / count
-    return (edges[:-1] < high[..., None]) & (edges[1:] > low[..., None])
 
 
 def _format_bytes(count: int) -> str:

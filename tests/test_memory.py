@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from mmx.boxes import check_box
 from mmx.errors import MmxError
-from mmx.memory import Memory, Segment, cat, check_box
+from mmx.memory import Memory, Segment, cat
 
 properties = settings(max_examples=50, deadline=None)
 

@@ -37,9 +37,9 @@ from mmx.errors import MmxError, one_line
 from mmx.io.results_file import ID_FIELDS
 
 if TYPE_CHECKING:
+    from mmx.boxes import Box
     from mmx.inference.options import DecodingOptions
     from mmx.inference.pipeline import Pipeline
-    from mmx.memory import Box
 
 
 def ask(

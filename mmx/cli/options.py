@@ -13,9 +13,9 @@ import typer
 from mmx.errors import MmxError
 
 if TYPE_CHECKING:
+    from mmx.boxes import Box
     from mmx.config.schema import GenerationConfig, Precision
     from mmx.inference.pipeline import Pipeline
-    from mmx.memory import Box
 
 _MODEL_HELP = "A checkpoint folder, or the folder or public name of a published model. Default: the bundled model."
 _DTYPE_HELP = "Type of the decoder's weights: float32, bfloat16, or int8 (CPU only)."
@@ -97,7 +97,7 @@ def parse_box(text: str | None) -> Box | None:
     except ValueError as error:
         message = f"--box was given {text!r}; expected four numbers in 0..1, such as 0.1,0.2,0.5,0.6."
         raise MmxError(message, code="option.box", given=text) from error
-    from mmx.memory import check_box
+    from mmx.boxes import check_box
 
     box = (x0, y0, x1, y1)
     check_box(box)

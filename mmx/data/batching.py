@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmx.boxes import Box
 from mmx.config.schema import AugmentationConfig, DataConfig, TrainingConfig
 from mmx.data.augmentation import augment_image
 from mmx.data.examples import Example, TextTask
@@ -22,7 +23,6 @@ from mmx.data.sampling import ExampleSchedule
 from mmx.encoders.contract import PreparedInput, collate, prepare
 from mmx.errors import DataError, MmxError
 from mmx.io.images import load_image
-from mmx.memory import Box
 from mmx.models.batching import pad_texts, select_label_positions, stack_boxes
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch, collate_inputs, prepare_inputs

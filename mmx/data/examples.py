@@ -6,8 +6,8 @@ All captions of an image, and all questions about it, are tasks of one example, 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mmx.boxes import Box
 from mmx.errors import MmxError
-from mmx.memory import Box
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmx.boxes import Box, check_box
 from mmx.errors import DataError, MmxError
-from mmx.memory import Box, check_box
 
 JsonObject = dict[str, Any]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from PIL import Image
 
+from mmx.boxes import Box
 from mmx.demo.region import display_copy
 from mmx.encoders.registry import EncoderDescription
 from mmx.errors import MmxError, one_line
@@ -24,7 +25,7 @@ from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.render import format_gain, overlay_heatmap
 from mmx.io.files import ReadFailure, read_file
 from mmx.io.images import MAX_BYTES, load_image
-from mmx.memory import Box, Memory
+from mmx.memory import Memory
 from mmx.models.source import find_source
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw
 
+from mmx.boxes import Box
 from mmx.errors import MmxError
-from mmx.memory import Box
 
 Point = tuple[float, float]
 WHOLE_IMAGE: Box = (0.0, 0.0, 1.0, 1.0)

@@ -24,11 +24,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from mmx.boxes import Box
 from mmx.data.batching import all_texts, encode_target
 from mmx.data.examples import TextTask
 from mmx.encoders.contract import PreparedInput, prepare
 from mmx.inference.generator import TextGenerator
-from mmx.memory import Box, Memory
+from mmx.memory import Memory
 from mmx.models.batching import pad_texts, select_label_positions
 
 IMAGE = "image"

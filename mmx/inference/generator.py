@@ -13,9 +13,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from mmx.boxes import Box
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
-from mmx.models.batching import pad_texts, stack_boxes
 from mmx.encoders.contract import PreparedInput, accepts, prepare
 from mmx.errors import MmxError
 from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
@@ -23,7 +23,8 @@ from mmx.generation.guidance import GuidedDecodeStep
 from mmx.generation.logits_processors import StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
 from mmx.inference.outputs import GeneratedText, ModelInput
-from mmx.memory import Box, Memory
+from mmx.memory import Memory
+from mmx.models.batching import pad_texts, stack_boxes
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch, collate_inputs, find_source, prepare_inputs
 from mmx.text.prompts import normalize_question

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from mmx.memory import Box
+from mmx.boxes import Box
 
 if TYPE_CHECKING:
     from mmx.io.audio import AudioInput

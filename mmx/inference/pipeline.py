@@ -15,8 +15,8 @@ from typing import TypeVar, Unpack, overload
 
 import torch
 
+from mmx.boxes import Box
 from mmx.config.schema import GenerationConfig, Precision
-from mmx.models.batching import pad_texts
 from mmx.errors import MmxError
 from mmx.generation import score_texts
 from mmx.hub import load_hf_model
@@ -27,7 +27,8 @@ from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
-from mmx.memory import Box, Memory
+from mmx.memory import Memory
+from mmx.models.batching import pad_texts
 from mmx.models.checkpoint import BUNDLED, HF_CONFIG, is_checkpoint, load_generation, load_model
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch

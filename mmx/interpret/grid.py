@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmx.boxes import Box
 from mmx.encoders.base import Encoder
 from mmx.errors import MmxError
-from mmx.memory import Box, Segment
+from mmx.memory import Segment
 
 Displacement = tuple[float, float]  # (down, right), in cells
 Interpolation = Literal["bicubic", "bilinear"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from PIL import Image
 from torch import Tensor
 
+from mmx.boxes import Box
 from mmx.interpret.grid import FULL_BOX, Displacement, heatmap, segment_cells
-from mmx.memory import Box, Segment
+from mmx.memory import Segment
 
 EPSILON = 1e-12  # avoids a division by zero for maps that are all zero
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mmx.memory import NO_BOX, Box
+from mmx.boxes import NO_BOX, Box
 
 IGNORE_INDEX = -100
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmx.boxes import check_box
 from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.demo import actions
 from mmx.demo.region import MAX_SIDE, MIN_SIDE, box_from_corners, box_from_numbers, display_copy, draw_region
@@ -19,7 +20,6 @@ from mmx.errors import ConfigError, MmxError
 from mmx.inference.pipeline import Pipeline
 from mmx.interpret.attention_stats import normalized_entropy
 from mmx.interpret.render import overlay_heatmap
-from mmx.memory import check_box
 from mmx.testing import tiny_model
 
 SIDES = st.floats(0, 1, allow_nan=False)

@@ -5,12 +5,13 @@ import torch
 from decoder_cases import random_decoder, random_memory, random_tokens
 from torch import nn
 
+from mmx.boxes import NO_BOX
 from mmx.errors import MmxError
 from mmx.inference.pipeline import Pipeline, load
 from mmx.interpret import QueryRecorder, TextBatch
 from mmx.interpret.attention_stats import cross_attention_layers
 from mmx.interpret.relevance import relevance, relevance_maps
-from mmx.memory import NO_BOX, Memory, cat
+from mmx.memory import Memory, cat
 from mmx.models.checkpoint import save_model
 from mmx.nn.attention import attention_weights, fold_streams, unfold_streams
 from mmx.nn.layers import merge_heads, split_heads

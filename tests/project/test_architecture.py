@@ -12,6 +12,7 @@ import mmx
 # From the bottom to the top: a package imports itself and the packages before it.
 ORDER = (
     "errors",
+    "boxes",
     "memory",
     "config",
     "io",

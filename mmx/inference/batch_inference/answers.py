@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
+from mmx.boxes import check_box
 from mmx.config.schema import GenerationConfig
 from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
@@ -16,7 +17,7 @@ from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
 from mmx.inference.generator import PreparedOrError, TextGenerator
 from mmx.inference.outputs import GeneratedText, Question
-from mmx.memory import Memory, check_box
+from mmx.memory import Memory
 
 # Streams x (prompt + answer) x beams decoded at a time. For a decoder of 12 layers and hidden size 768 in float32 the
 # KV cache then holds 1.2 GB; 16 images with 16 short questions each are 11,000 and stay in one piece.
