@@ -1,9 +1,9 @@
-"""For plugin authors and for our own tests: the conformance kit, and small stand-ins that need no download.
+"""For plugin authors and tests: the conformance kit, and small test doubles that need no download.
 
     from mmx.testing import check_encoder
-    check_encoder("my_package:MyEncoder")          # raises EncoderError with every broken promise, reason and remedy
+    check_encoder("my_package:MyEncoder")          # raises EncoderError with every failed check and its remedy
 
-`toy_tokenizer` spells text by bytes, `ToyEncoder` reads numbers, `tiny_model` mounts any encoder on a small decoder.
+`toy_tokenizer` encodes text as bytes, `ToyEncoder` encodes numbers, `tiny_model` builds a small model with any encoder.
 """
 
 from mmx.testing.conformance import CheckResult, check_encoder, encoder_checks

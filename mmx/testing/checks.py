@@ -1,6 +1,6 @@
-"""The promises of an encoder, one function each: silent where it is kept, `Broken` with what was seen where it is not.
+"""The checks of the conformance kit, one function each: returns nothing, or raises CheckFailed or CheckSkipped.
 
-Alphabet: B rows, S slots, F feature width. Differences are in units of the root mean square of what is compared.
+Axes: B rows, S slots, F feature size. Differences are relative to the root mean square of the compared values.
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ from mmx.encoders.contract import collate
 from mmx.errors import ConfigError
 from mmx.models.checkpoint import unique_tensors
 from mmx.testing.encoder_under_test import (
+    SOURCE,
     EncoderUnderTest,
-    equal,
+    first_difference,
+    is_equal,
     max_relative_difference,
-    rebuilt_options,
-    unlike,
-    visible,
+    reloaded_options,
+    visible_states,
 )
-from mmx.testing.process_state import effects_of_import, process_state, reseed_all
+from mmx.testing.grid_influence import centers_of_influence
+from mmx.testing.process_state import advance_random_states, effects_of_import, process_state
 
-CLOSE = 1e-3  # kernels add up in another order when the batch has another size
-BFLOAT16 = 0.1  # of 8 bits of mantissa, after some layers; the median over slots
+TOLERANCE = 1e-3  # kernels add in another order if the batch has another size
+DEVICE_TOLERANCE = 1e-2
+BFLOAT16_TOLERANCE = 0.1  # 8 bits of mantissa, accumulated over layers; median over slots
 
 
 class CheckFailed(Exception):
-    """A promise is not kept; the text says what was seen."""
+    """A check failed; the message says what was found."""
 
 
 class CheckSkipped(Exception):
-    """A promise that does not apply; the text says why."""
+    """A check does not apply; the message says why."""
 
 
 class Check(NamedTuple):
-    """One promise: its name, what is run, why anybody cares, and what to do when it is broken."""
+    """One check: its name, its function, why it exists, and how to correct a failure."""
 
     name: str
     run: Callable[[EncoderUnderTest], None]
@@ -51,347 +54,356 @@ class Check(NamedTuple):
     remedy: str
 
 
-def options(subject: EncoderUnderTest) -> None:
-    """Options are validated, written and read back, and build the encoder again."""
+def check_options(subject: EncoderUnderTest) -> None:
+    """Options are validated, survive writing and reading, and rebuild the encoder."""
     try:
-        parse_config({"no_such_option": 1}, subject.kind.Options, where="kit")
+        parse_config({"no_such_option": 1}, subject.encoder_class.Options, where=SOURCE)
     except ConfigError:
         pass
     else:
-        raise CheckFailed("an option that does not exist, no_such_option, was accepted in silence")
+        raise CheckFailed("the unknown option no_such_option was accepted")
     encoder = subject.build()
-    if not isinstance(encoder.options, subject.kind.Options):
+    if not isinstance(encoder.options, subject.encoder_class.Options):
         raise CheckFailed(f"self.options is {type(encoder.options).__name__}, not its Options")
-    read = rebuilt_options(encoder)
-    if read != encoder.options:
-        raise CheckFailed("self.options, written as YAML and read again, are other options")
-    again, own = subject.build(read).state_dict(), encoder.state_dict()
-    if {n: t.shape for n, t in again.items()} != {n: t.shape for n, t in own.items()}:
-        raise CheckFailed("an encoder built from self.options has other tensors than the one that carries them")
+    options = reloaded_options(encoder)
+    if options != encoder.options:
+        raise CheckFailed("self.options changes when it is written as YAML and read again")
+    if _shapes(subject.build(options)) != _shapes(encoder):
+        raise CheckFailed("an encoder built from self.options has other tensors than the encoder itself")
 
 
-def preparing(subject: EncoderUnderTest) -> None:
-    """`prepare` gives plain tensors, and the same ones each time."""
+def check_prepare(subject: EncoderUnderTest) -> None:
+    """`prepare` is deterministic."""
     encoder = subject.build()
-    first, second = subject.prepared(encoder), subject.prepared(encoder)
+    first = subject.prepare_all(encoder)
+    second = subject.prepare_all(encoder)
     for number, (a, b) in enumerate(zip(first, second, strict=True)):
-        if name := unlike(a, b):
+        if name := first_difference(a, b):
             raise CheckFailed(f"{name!r} of sample {number} differs between two calls of prepare")
 
 
-def worker(subject: EncoderUnderTest) -> None:
-    """The encoder can be sent to a data worker, and prepares there what it prepares here; its tensors come back."""
+def check_data_worker(subject: EncoderUnderTest) -> None:
+    """The encoder can be pickled for a data worker, and prepares the same tensors there."""
     encoder = subject.build()
-    sent = ForkingPickler.loads(bytes(ForkingPickler.dumps(encoder)))
-    here, there = subject.prepared(encoder), subject.prepared(sent)
-    for number, (a, b) in enumerate(zip(here, there, strict=True)):
-        if name := unlike(a, b):
-            raise CheckFailed(f"{name!r} of sample {number} is prepared otherwise by a copy in another process")
+    copy = ForkingPickler.loads(bytes(ForkingPickler.dumps(encoder)))
+    own = subject.prepare_all(encoder)
+    copied = subject.prepare_all(copy)
+    for number, (a, b) in enumerate(zip(own, copied, strict=True)):
+        if name := first_difference(a, b):
+            raise CheckFailed(f"{name!r} of sample {number} differs in a pickled copy of the encoder")
 
 
-def form(subject: EncoderUnderTest) -> None:
-    """States [B, S, F] of floating numbers, a bool mask, a grid that fits, a row for each input."""
+def check_output_shapes(subject: EncoderUnderTest) -> None:
+    """States [B, S, F] of a floating dtype, a bool mask, a valid grid, one row per input."""
     encoder = subject.build()
-    rows = subject.prepared(encoder)
+    rows = subject.prepare_all(encoder)
     for batch in (rows, rows[:1]):
         features = subject.encode(encoder, batch)
         if len(features.states) != len(batch):
             raise CheckFailed(f"{len(batch)} inputs gave {len(features.states)} rows of states")
 
 
-def finite(subject: EncoderUnderTest) -> None:
-    """No NaN and no infinity where a slot may be attended."""
+def check_finite(subject: EncoderUnderTest) -> None:
+    """No NaN and no infinity in slots that may be attended."""
     encoder = subject.build()
-    features = subject.encode(encoder, subject.prepared(encoder))
-    bad = int((~torch.isfinite(features.states).all(-1) & features.mask).sum())
-    if bad:
-        raise CheckFailed(f"{bad} of {int(features.mask.sum())} visible slots hold NaN or infinity")
+    features = subject.encode(encoder, subject.prepare_all(encoder))
+    is_invalid = ~torch.isfinite(features.states).all(-1) & features.mask
+    num_invalid = int(is_invalid.sum())
+    if num_invalid:
+        raise CheckFailed(f"{num_invalid} of {int(features.mask.sum())} visible slots contain NaN or infinity")
 
 
-def mask(subject: EncoderUnderTest) -> None:
-    """True marks what may be attended: as much of an input in a batch as of the same input alone, and never nothing."""
+def check_mask(subject: EncoderUnderTest) -> None:
+    """The mask is True for slots that may be attended: as many in a batch as alone, and at least one."""
     encoder = subject.build()
-    rows = subject.prepared(encoder)
-    together = subject.encode(encoder, rows).mask.sum(-1).tolist()
+    rows = subject.prepare_all(encoder)
+    batched = subject.encode(encoder, rows).mask.sum(-1).tolist()
     alone = [int(subject.encode(encoder, [row]).mask.sum()) for row in rows]
     if min(alone) == 0:
-        raise CheckFailed(f"nothing of sample {alone.index(0)} may be attended when it is alone; is the mask inverted?")
-    if together != alone:
+        raise CheckFailed(f"no slot of sample {alone.index(0)} may be attended; is the mask inverted?")
+    if batched != alone:
         raise CheckFailed(
-            f"alone the samples have {alone} visible slots, in one batch {together}; is the mask inverted?"
+            f"the samples have {alone} visible slots alone, {batched} in one batch; is the mask inverted?"
         )
 
 
-def alone(subject: EncoderUnderTest) -> None:
-    """An input gives the same states alone and beside others."""
+def check_padding(subject: EncoderUnderTest) -> None:
+    """The values of padding do not change visible states."""
     encoder = subject.build()
-    rows = subject.prepared(encoder)
-    together = subject.encode(encoder, rows)
+    rows = subject.prepare_all(encoder)
+    padded = []
+    for name in rows[0]:
+        if rows[0][name].ndim and len({row[name].shape[0] for row in rows}) > 1:
+            padded.append(name)
+    if not padded:
+        raise CheckSkipped("all inputs have one shape; nothing is padded")
+    batch = collate(encoder, SOURCE, rows)
+    changed_batch = {name: tensor.clone() for name, tensor in batch.items()}
+    for name in padded:
+        for number, row in enumerate(rows):
+            _overwrite_padding(changed_batch[name][number, row[name].shape[0] :], row[name])
+    with torch.no_grad():
+        expected = subject.check_shapes(encoder, encoder(batch))
+        found = subject.check_shapes(encoder, encoder(changed_batch))
+    for number in range(len(rows)):
+        difference = max_relative_difference(visible_states(expected, number), visible_states(found, number))
+        if not difference <= TOLERANCE:
+            raise CheckFailed(f"other values in the padding change the states of sample {number} by {difference:.2g}")
+
+
+def check_batch_independence(subject: EncoderUnderTest) -> None:
+    """An input has the same states alone and in a batch."""
+    encoder = subject.build()
+    rows = subject.prepare_all(encoder)
+    batched = subject.encode(encoder, rows)
     for number, row in enumerate(rows):
-        far = max_relative_difference(visible(subject.encode(encoder, [row]), 0), visible(together, number))
-        if not far <= CLOSE:
+        alone = subject.encode(encoder, [row])
+        difference = max_relative_difference(visible_states(alone, 0), visible_states(batched, number))
+        if not difference <= TOLERANCE:
             raise CheckFailed(
-                f"sample {number} alone and in a batch of {len(rows)} differ by {far:.2g}, above {CLOSE:g}"
+                f"sample {number} alone and in a batch of {len(rows)} differ by {difference:.2g}, above {TOLERANCE:g}"
             )
 
 
-def padding(subject: EncoderUnderTest) -> None:
-    """What stands in the padding of a batch changes nothing that may be attended."""
+def check_order(subject: EncoderUnderTest) -> None:
+    """Reordering the rows of a batch reorders the rows of states."""
     encoder = subject.build()
-    rows = subject.prepared(encoder)
-    names = [n for n in rows[0] if rows[0][n].ndim and len({row[n].shape[0] for row in rows}) > 1]
-    if not names:
-        raise CheckSkipped("all inputs have one shape; nothing is padded")
-    clean = collate(encoder, "kit", rows)
-    dirty = {name: tensor.clone() for name, tensor in clean.items()}
-    for name in names:
-        for number, row in enumerate(rows):
-            _spoil(dirty[name][number, row[name].shape[0] :], row[name])
-    with torch.no_grad():
-        before, after = (subject.check(encoder, encoder(batch)) for batch in (clean, dirty))
+    rows = subject.prepare_all(encoder)
+    forward = subject.encode(encoder, rows)
+    reversed_ = subject.encode(encoder, rows[::-1])
     for number in range(len(rows)):
-        far = max_relative_difference(visible(before, number), visible(after, number))
-        if not far <= CLOSE:
-            raise CheckFailed(f"junk in the padding moves the visible states of sample {number} by {far:.2g}")
+        other = visible_states(reversed_, len(rows) - 1 - number)
+        difference = max_relative_difference(visible_states(forward, number), other)
+        if not difference <= TOLERANCE:
+            raise CheckFailed(f"sample {number} differs by {difference:.2g} if the batch is reversed")
 
 
-def order(subject: EncoderUnderTest) -> None:
-    """Rows in another order give the same rows in that order."""
+def check_deterministic(subject: EncoderUnderTest) -> None:
+    """In eval mode the same batch has exactly the same states, for any random state."""
     encoder = subject.build()
-    rows = subject.prepared(encoder)
-    forward, backward = subject.encode(encoder, rows), subject.encode(encoder, rows[::-1])
-    for number in range(len(rows)):
-        far = max_relative_difference(visible(forward, number), visible(backward, len(rows) - 1 - number))
-        if not far <= CLOSE:
-            raise CheckFailed(f"sample {number} differs by {far:.2g} when the batch is turned round")
-
-
-def deterministic(subject: EncoderUnderTest) -> None:
-    """In eval the same batch gives the same states to the bit, whatever the dice say."""
-    encoder = subject.build()
-    rows = subject.prepared(encoder)
+    rows = subject.prepare_all(encoder)
     torch.manual_seed(1)
     first = subject.encode(encoder, rows).states
     torch.manual_seed(2)
-    if not equal(first, subject.encode(encoder, rows).states):
-        raise CheckFailed("two passes in eval mode over one batch differ")
+    if not is_equal(first, subject.encode(encoder, rows).states):
+        raise CheckFailed("two forward passes of one batch in eval mode differ")
 
 
-def gradients(subject: EncoderUnderTest) -> None:
-    """A gradient reaches every parameter that wants one, and the input where that is made of numbers."""
+def check_gradients(subject: EncoderUnderTest) -> None:
+    """Every trainable parameter, and every floating-point input, gets a gradient."""
     encoder = subject.build()
-    _leave_zero(encoder)
-    batch = collate(encoder, "kit", subject.prepared(encoder))
-    lively = {name: t.clone().requires_grad_() for name, t in batch.items() if t.is_floating_point()}
-    features = subject.check(encoder, encoder({**batch, **lively}))
-    wanted = {n: p for n, p in encoder.named_parameters() if p.requires_grad} | {
-        f"input {n}": t for n, t in lively.items()
+    _perturb_parameters(encoder)
+    batch = collate(encoder, SOURCE, subject.prepare_all(encoder))
+    inputs = {name: tensor.clone().requires_grad_() for name, tensor in batch.items() if tensor.is_floating_point()}
+    features = subject.check_shapes(encoder, encoder({**batch, **inputs}))
+    targets: dict[str, Tensor] = {
+        name: parameter for name, parameter in encoder.named_parameters() if parameter.requires_grad
     }
-    if not wanted:
-        raise CheckSkipped("it has no parameters to train and no input of numbers")
+    targets |= {f"input {name}": tensor for name, tensor in inputs.items()}
+    if not targets:
+        raise CheckSkipped("it has no trainable parameters and no floating-point input")
     states = features.states[features.mask]
-    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states)
     if not states.requires_grad:
-        raise CheckFailed("the states carry no gradient at all")
-    found = torch.autograd.grad((states * weights).sum(), list(wanted.values()), allow_unused=True)
-    missed = [name for name, gradient in zip(wanted, found, strict=True) if gradient is None or not gradient.any()]
-    if missed:
-        raise CheckFailed(
-            f"no gradient reaches {', '.join(missed[:3])}{f' and {len(missed) - 3} more' * (len(missed) > 3)}"
-        )
+        raise CheckFailed("the states have no gradient")
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0)).to(states)
+    gradients = torch.autograd.grad((states * weights).sum(), list(targets.values()), allow_unused=True)
+    missing = []
+    for name, gradient in zip(targets, gradients, strict=True):
+        if gradient is None or not gradient.any():
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckFailed(f"no gradient reaches {', '.join(missing[:3])}{more}")
 
 
-def saved(subject: EncoderUnderTest) -> None:
-    """Options, tensors and files of a checkpoint give the same encoder again."""
+def check_save_load(subject: EncoderUnderTest) -> None:
+    """Options, tensors and files of a checkpoint restore the encoder."""
     encoder = subject.build()
-    with TemporaryDirectory() as place:
-        path = Path(place) / "tensors.safetensors"
-        tensors = {name: t.detach().clone().contiguous() for name, t in unique_tensors(encoder.state_dict()).items()}
-        save_file({name: _moved(tensor) for name, tensor in tensors.items()}, path)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        path = folder / "tensors.safetensors"
+        tensors = unique_tensors(encoder.state_dict())
+        save_file({name: _changed_copy(tensor) for name, tensor in tensors.items()}, path)
         encoder.load_state_dict(load_file(path), strict=False)
-        encoder.save_files(Path(place))
-        again = subject.build(rebuilt_options(encoder))
-        again.load_files(Path(place))
-        missing, extra = again.load_state_dict(load_file(path), strict=False)
-    names = unique_tensors(again.state_dict()).keys()
-    if lost := [name for name in missing if name in names] + extra:
-        raise CheckFailed(f"its tensors do not fit the encoder rebuilt from its options: {', '.join(lost[:3])}")
-    one, two = (subject.encode(part, subject.prepared(part)) for part in (encoder, again))
-    if not (equal(one.states, two.states) and equal(one.mask, two.mask)):
-        raise CheckFailed("after saving and loading, the same inputs give other states")
+        encoder.save_files(folder)
+        restored = subject.build(reloaded_options(encoder))
+        restored.load_files(folder)
+        missing, unexpected = restored.load_state_dict(load_file(path), strict=False)
+    names = unique_tensors(restored.state_dict()).keys()
+    mismatched = [name for name in missing if name in names] + unexpected
+    if mismatched:
+        listed = ", ".join(mismatched[:3])
+        raise CheckFailed(f"its tensors do not fit the encoder rebuilt from its options: {listed}")
+    expected = subject.encode(encoder, subject.prepare_all(encoder))
+    found = subject.encode(restored, subject.prepare_all(restored))
+    if not (is_equal(expected.states, found.states) and is_equal(expected.mask, found.mask)):
+        raise CheckFailed("after saving and loading, the same inputs have other states")
 
 
-def imports(subject: EncoderUnderTest) -> None:
-    """Importing the encoder does nothing else: no output, no switch, no seed, no logging, no threads."""
-    module = subject.kind.__module__
+def check_import(subject: EncoderUnderTest) -> None:
+    """Importing the encoder has no side effects: no output, and no change of settings, seeds, logging or threads."""
+    module = subject.encoder_class.__module__
     if module == "__main__":
         raise CheckSkipped("it was defined in the running script, not in a module")
-    if effects := effects_of_import(module):
+    effects = effects_of_import(module)
+    if effects:
         raise CheckFailed(f"importing {module} {effects}")
 
 
-def globals_(subject: EncoderUnderTest) -> None:
-    """Preparing and encoding leave the state of the process as it was."""
+def check_global_state(subject: EncoderUnderTest) -> None:
+    """Preparing and encoding do not change the global state of the process."""
     encoder = subject.build()
-    reseed_all()
+    advance_random_states()
     before = process_state()
-    subject.encode(encoder, subject.prepared(encoder))
-    changed = [name for name, value in process_state().items() if value != before[name]]
+    subject.encode(encoder, subject.prepare_all(encoder))
+    after = process_state()
+    changed = [name for name in before if after[name] != before[name]]
     if changed:
         raise CheckFailed(f"prepare or forward changed {', '.join(changed)}")
 
 
-def grid(subject: EncoderUnderTest) -> None:
-    """The cells of the grid lie on the picture as they say: what a cell depends on most lies around its place."""
+def check_grid(subject: EncoderUnderTest) -> None:
+    """The cells of the grid are in order: the pixels that influence a cell most are where the cell is."""
     encoder = subject.build()
-    batch = collate(encoder, "kit", subject.prepared(encoder))
-    planes = [n for n, t in batch.items() if t.is_floating_point() and t.ndim == 4]
-    if encoder.dimensions != 2 or encoder.modality != "image" or len(planes) != 1:
-        raise CheckSkipped("it gives no grid over pictures")
-    pixels = batch[planes[0]].clone().requires_grad_()
-    features = subject.check(encoder, encoder({**batch, planes[0]: pixels}))
+    batch = collate(encoder, SOURCE, subject.prepare_all(encoder))
+    images = [name for name, tensor in batch.items() if tensor.is_floating_point() and tensor.ndim == 4]
+    if encoder.dimensions != 2 or encoder.modality != "image" or len(images) != 1:
+        raise CheckSkipped("it has no grid over images")
+    pixels = batch[images[0]].clone().requires_grad_()
+    features = subject.check_shapes(encoder, encoder({**batch, images[0]: pixels}))
     assert features.grid is not None
     rows, columns = features.grid
     if min(rows, columns) < 2:
         raise CheckSkipped(f"a grid of {rows} x {columns} has no direction")
-    places = sorted({(row, column) for row in (0, rows // 2, rows - 1) for column in (0, columns // 2, columns - 1)})
-    slots = [row * columns + column - rows * columns for row, column in places]
-    centres = _centres_of_influence([features.states[:, slot] for slot in slots], pixels)
-    for (r1, c1), (y1, x1) in zip(places, centres, strict=True):
-        for (r2, c2), (y2, x2) in zip(places, centres, strict=True):
-            if (r1 < r2 and not y1 < y2) or (c1 < c2 and not x1 < x2):
+    cells = sorted({(row, column) for row in (0, rows // 2, rows - 1) for column in (0, columns // 2, columns - 1)})
+    slots = [row * columns + column - rows * columns for row, column in cells]
+    centers = centers_of_influence([features.states[:, slot] for slot in slots], pixels)
+    for first, (y1, x1) in zip(cells, centers, strict=True):
+        for second, (y2, x2) in zip(cells, centers, strict=True):
+            is_above = first[0] < second[0]
+            is_left = first[1] < second[1]
+            if (is_above and not y1 < y2) or (is_left and not x1 < x2):
                 raise CheckFailed(
-                    f"cell ({r1}, {c1}) of the grid {rows} x {columns} depends on the pixels around x {x1:.2f}, y "
-                    f"{y1:.2f}, and cell ({r2}, {c2}) on those around x {x2:.2f}, y {y2:.2f}"
+                    f"cell {first} of the grid {rows} x {columns} depends on the pixels around x {x1:.2f}, y {y1:.2f}, "
+                    f"and cell {second} on those around x {x2:.2f}, y {y2:.2f}"
                 )
 
 
-def bfloat16(subject: EncoderUnderTest) -> None:
-    """Under autocast in bfloat16, as in training, the states are those of float32 within a bound."""
+def check_bfloat16(subject: EncoderUnderTest) -> None:
+    """Autocast to bfloat16, as in training, changes the states by a bounded amount."""
     encoder = subject.build()
-    rows = subject.prepared(encoder)
+    rows = subject.prepare_all(encoder)
     exact = subject.encode(encoder, rows)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = subject.encode(encoder, rows)
-    before, after = (torch.cat([visible(features, n) for n in range(len(rows))]) for features in (exact, rough))
-    shares = (before - after).norm(dim=-1) / before.norm(dim=-1).clamp(min=1e-6)
-    far = float(shares[torch.isfinite(before).all(-1)].median())
-    if not far <= BFLOAT16:
-        raise CheckFailed(f"the median slot differs by {far:.2f} of its length in bfloat16, above {BFLOAT16:g}")
+        rounded = subject.encode(encoder, rows)
+    expected = torch.cat([visible_states(exact, number) for number in range(len(rows))])
+    found = torch.cat([visible_states(rounded, number) for number in range(len(rows))])
+    relative = (expected - found).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)
+    difference = float(relative[torch.isfinite(expected).all(-1)].median())
+    if not difference <= BFLOAT16_TOLERANCE:
+        raise CheckFailed(
+            f"the median slot differs by {difference:.2f} of its norm in bfloat16, above {BFLOAT16_TOLERANCE:g}"
+        )
 
 
-def compiled(subject: EncoderUnderTest) -> None:
-    """torch.compile gives the same states (traced and differentiated, without generating code for the machine)."""
+def check_compile(subject: EncoderUnderTest) -> None:
+    """torch.compile (tracing and autograd, without code generation) gives the same states."""
     encoder = subject.build()
-    batch = collate(encoder, "kit", subject.prepared(encoder))
+    batch = collate(encoder, SOURCE, subject.prepare_all(encoder))
     with torch.no_grad():
-        plain = subject.check(encoder, encoder(batch))
+        eager = subject.check_shapes(encoder, encoder(batch))
         try:
             torch._dynamo.reset()
-            fast = subject.check(encoder, torch.compile(encoder, backend="aot_eager")(batch))
+            compiled = subject.check_shapes(encoder, torch.compile(encoder, backend="aot_eager")(batch))
         finally:
             torch._dynamo.reset()
-    far = (
-        max_relative_difference(plain.states[plain.mask], fast.states[fast.mask])
-        if torch.equal(plain.mask, fast.mask)
-        else float("inf")
-    )
-    if not far <= CLOSE:
-        raise CheckFailed(f"compiled, it gives states that differ by {far:.2g}")
+    if not torch.equal(eager.mask, compiled.mask):
+        raise CheckFailed("compiled, it returns another mask")
+    difference = max_relative_difference(eager.states[eager.mask], compiled.states[compiled.mask])
+    if not difference <= TOLERANCE:
+        raise CheckFailed(f"compiled, its states differ by {difference:.2g}")
 
 
-def device(subject: EncoderUnderTest) -> None:
-    """On a GPU everything happens there."""
+def check_device(subject: EncoderUnderTest) -> None:
+    """On a GPU, all computation is on the GPU."""
     if not torch.cuda.is_available():
         raise CheckSkipped("there is no GPU here")
     encoder = subject.build()
-    here = subject.encode(encoder, subject.prepared(encoder))
-    batch = {n: t.cuda() for n, t in collate(encoder, "kit", subject.prepared(encoder)).items()}
+    on_cpu = subject.encode(encoder, subject.prepare_all(encoder))
+    batch = collate(encoder, SOURCE, subject.prepare_all(encoder))
+    gpu_batch = {name: tensor.cuda() for name, tensor in batch.items()}
     with torch.no_grad():
-        there = subject.check(encoder.cuda(), encoder(batch))
-    if there.states.device.type != "cuda":
-        raise CheckFailed(f"its states are on {there.states.device} when its weights and its batch are on a GPU")
-    far = max_relative_difference(here.states[here.mask], there.states.cpu()[there.mask.cpu()])
-    if not far <= 10 * CLOSE:
-        raise CheckFailed(f"on the GPU its states differ by {far:.2g}")
+        on_gpu = subject.check_shapes(encoder.cuda(), encoder(gpu_batch))
+    if on_gpu.states.device.type != "cuda":
+        raise CheckFailed(f"its states are on {on_gpu.states.device} with weights and batch on a GPU")
+    gpu_states = on_gpu.states.cpu()[on_gpu.mask.cpu()]
+    difference = max_relative_difference(on_cpu.states[on_cpu.mask], gpu_states)
+    if not difference <= DEVICE_TOLERANCE:
+        raise CheckFailed(f"on the GPU its states differ by {difference:.2g}")
 
 
 CHECKS = (
-    Check("options", options, "a slip of the finger in a configuration must be told, and a checkpoint must rebuild.",
-          "derive Options from mmx.config.schema.Frozen, and let self.options hold all that __init__ needs."),
-    Check("prepare", preparing, "a picture seen twice is the same picture, and workers return plain tensors.",
-          "return a dict of CPU tensors; draw nothing at random in prepare."),
-    Check("worker", worker, "inputs are prepared in other processes while the model works.",
-          "keep no open file, lambda, lock or local class on self; make them inside prepare."),
-    Check("form", form, "the projection reads states [B, S, F], a bool mask [B, S] and a grid.",
+    Check("options", check_options, "a misspelled option must be an error, and a checkpoint must rebuild the encoder.",
+          "derive Options from mmx.config.schema.FrozenModel, and let self.options hold all that __init__ needs."),
+    Check("prepare", check_prepare, "the same input must become the same tensors.",
+          "return a dict of CPU tensors; use no random numbers in prepare."),
+    Check("data_worker", check_data_worker, "inputs are prepared in other processes.",
+          "keep no open file, lambda, lock or local class on self; create them inside prepare."),
+    Check("output_shapes", check_output_shapes, "the projection reads states [B, S, F], a bool mask [B, S] and a grid.",
           "return Features(states, mask, grid) with F = self.width and as many rows as inputs."),
-    Check("finite", finite, "one NaN in a visible slot makes every word of every row NaN.",
-          "look for divisions by zero, logarithms of silence, and softmaxes over nothing."),
-    Check("mask", mask, "True means may be attended; inverted, the decoder looks at padding alone.",
-          "return True for slots that exist, False for padding; invert a mask that means the opposite."),
-    Check("padding", padding, "a batch may hold longer inputs; an answer must not depend on them.",
+    Check("finite", check_finite, "one NaN in a visible slot makes all logits of all rows NaN.",
+          "look for divisions by zero, logarithms of zero, and softmax over no slots."),
+    Check("mask", check_mask, "True means may be attended; with an inverted mask, only padding is attended.",
+          "return True for slots that exist, False for padding; invert a mask with the opposite meaning."),
+    Check("padding", check_padding, "a batch may hold longer inputs; an answer must not depend on them.",
           "use the mask inside the encoder: in attention, in pooling, before convolutions and norms over time."),
-    Check("alone", alone, "an answer must not depend on which other questions came with it.",
-          "take no statistics over the batch in eval; see also the padding check."),
-    Check("order", order, "rows must not be mixed up or numbered.",
-          "treat every row alike, and return the rows in the order of the batch."),
-    Check("deterministic", deterministic, "the same input must give the same answer.",
-          "draw nothing at random when self.training is False."),
-    Check("gradients", gradients, "what no gradient reaches is never trained.",
-          "do not detach or round on the way; remove parameters that are not used, or set requires_grad to False."),
-    Check("saved", saved, "a checkpoint is options, tensors and files; anything else is lost.",
-          "keep what was learned in parameters and buffers, all else in options or save_files."),
-    Check("import", imports, "a plugin is imported beside others, which it must not disturb.",
-          "define classes and constants only; print, seed and configure nothing at import."),
-    Check("globals", globals_, "other encoders and the trainer rely on their own dice and switches.",
-          "use a generator of your own for random numbers, and restore every switch."),
-    Check("grid", grid, "boxes and attention maps are drawn where the grid says.",
+    Check("batch_independence", check_batch_independence, "an answer must not depend on the rest of the batch.",
+          "compute no statistics over the batch in eval mode; see also the padding check."),
+    Check("order", check_order, "rows must not be exchanged or treated by their index.",
+          "treat all rows alike, and return them in the order of the batch."),
+    Check("deterministic", check_deterministic, "the same input must have the same answer.",
+          "use no random numbers if self.training is False."),
+    Check("gradients", check_gradients, "a parameter without gradient is never trained.",
+          "do not detach or round; remove unused parameters, or set requires_grad to False."),
+    Check("save_load", check_save_load, "a checkpoint consists of options, tensors and files; anything else is lost.",
+          "keep what is learned in parameters and buffers, everything else in options or save_files."),
+    Check("import", check_import, "a plugin is imported together with others, which it must not affect.",
+          "define only classes and constants; print, seed and configure nothing at import."),
+    Check("global_state", check_global_state, "other code relies on its own random states and settings.",
+          "use a torch.Generator for random numbers, and restore every setting."),
+    Check("grid", check_grid, "boxes and attention maps are placed by the grid.",
           "order the last rows*columns slots row by row from the top left, and give (rows, columns)."),
-    Check("bfloat16", bfloat16, "training and GPUs use bfloat16.",
+    Check("bfloat16", check_bfloat16, "training and GPUs use bfloat16.",
           "keep exponentials, logarithms and large sums in float32 (x.float())."),
-    Check("compile", compiled, "torch.compile is what makes large encoders fast.",
-          "compute with tensors only in forward: no state that changes from call to call, no branches on tracing."),
-    Check("device", device, "models run on GPUs.",
-          "make new tensors where the batch is: torch.arange(n, device=x.device)."),
+    Check("compile", check_compile, "torch.compile is used to speed up large encoders.",
+          "compute with tensors only in forward: no state that changes between calls, no branches on tracing."),
+    Check("device", check_device, "models run on GPUs.",
+          "create tensors on the device of the batch: torch.arange(n, device=x.device)."),
 )  # fmt: skip
 
 
-# ---- pieces ----------------------------------------------------------------------------------------------------
+def _shapes(encoder: Encoder) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in encoder.state_dict().items()}
 
 
-def _leave_zero(encoder: Encoder) -> None:
-    """Move every parameter a little: what starts at zero on purpose (the last norm of a residual branch, a gate) stops
-    all gradients until the first step."""
-    dice = torch.Generator().manual_seed(0)
+def _perturb_parameters(encoder: Encoder) -> None:
+    """Add noise to every parameter: those initialized to zero (gates, last norms) would block all gradients."""
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in encoder.parameters():
             if parameter.is_floating_point():
-                parameter.add_(torch.randn(parameter.shape, generator=dice).to(parameter), alpha=0.02)
+                parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.02)
 
 
-def _moved(tensor: Tensor) -> Tensor:
-    """Slightly other numbers, so that loading is seen to do something."""
-    return tensor * 1.01 if tensor.is_floating_point() else tensor
+def _changed_copy(tensor: Tensor) -> Tensor:
+    """Return a copy with slightly other values, so that loading has an effect."""
+    copy = tensor.detach().clone().contiguous()
+    return copy * 1.01 if copy.is_floating_point() else copy
 
 
-def _spoil(padded: Tensor, real: Tensor) -> None:
-    """Put into padding what might stand there; a mask stays as it is."""
-    if padded.dtype != torch.bool and padded.numel():
-        places = torch.arange(padded.shape[0]) % max(1, len(real))
-        padded.copy_(real[places] * 3 + 1 if real.is_floating_point() else real[places])
-
-
-def _centres_of_influence(slots: list[Tensor], pixels: Tensor) -> list[tuple[float, float]]:
-    """(y, x) in 0..1 for each slot's states [B, F]: the centre of the pixels [B, C, h, w] that move it more than they
-    move the others. What moves all alike, as in an encoder that mixes everything, says nothing about a place."""
-    maps = []
-    for slot in slots:
-        (gradient,) = torch.autograd.grad((slot * slot.detach().sign()).sum(), pixels, retain_graph=True)
-        energy = gradient.square().sum((0, 1), keepdim=True).double()
-        energy = torch.nn.functional.adaptive_avg_pool2d(energy, 16)[0, 0]
-        maps.append(energy / energy.sum().clamp(min=1e-30))
-    shares = torch.stack(maps) / torch.stack(maps).sum(0).clamp(min=1e-30)
-    above = (shares - 1 / len(slots)).clamp(min=0)
-    above = above / above.sum((1, 2), keepdim=True).clamp(min=1e-30)
-    scale = torch.linspace(0, 1, 16, dtype=torch.float64)
-    return [(float((each.sum(1) * scale).sum()), float((each.sum(0) * scale).sum())) for each in above]
+def _overwrite_padding(padding: Tensor, values: Tensor) -> None:
+    """Overwrite padding with other plausible values; a mask is unchanged."""
+    if padding.dtype == torch.bool or not padding.numel():
+        return
+    indices = torch.arange(padding.shape[0]) % max(1, len(values))
+    padding.copy_(values[indices] * 3 + 1 if values.is_floating_point() else values[indices])

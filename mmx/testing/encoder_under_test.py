@@ -1,6 +1,6 @@
-"""What a check works on: an encoder that can be built again and again, always with the same weights, and raw inputs.
+"""The subject of a check: an encoder that can be built repeatedly with the same weights, and raw inputs.
 
-Alphabet: B rows, S slots, F feature width.
+Axes: B rows, S slots, F feature size.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
 from mmx.config.loader import dump_config, parse_config
+from mmx.config.schema import FrozenModel
 from mmx.data.scenes import generate_scene, render_scene
 from mmx.encoders.base import Encoder
 from mmx.encoders.contract import PreparedInput, check_features, collate, encoder_errors, prepare
@@ -23,110 +23,127 @@ from mmx.models.source import construct_encoder
 from mmx.nn.features import Features
 from mmx.testing.toys import toy_tokenizer
 
-RATE = 16_000  # samples a second of the sounds made here
+SOURCE = "kit"  # name of the source in errors
+SAMPLING_RATE = 16_000  # of the generated audio
+MIN_SAMPLES = 3
+MIN_SCALE = 1e-6  # lower bound of a scale that is divided by
 
 
 @dataclass
 class EncoderUnderTest:
     """An encoder class, its options, and raw inputs for it."""
 
-    kind: type[Encoder]
-    options: Any
-    samples: Sequence[Any] = field(default_factory=list)
+    encoder_class: type[Encoder]
+    options: FrozenModel
+    samples: Sequence[object] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """What the sentences call it."""
-        return f"encoder {self.kind.__name__}"
+        """The encoder in messages."""
+        return f"encoder {self.encoder_class.__name__}"
 
-    def build(self, options: Any = None) -> Encoder:
-        """A new encoder in eval mode; every one has the same random weights."""
+    def build(self, options: FrozenModel | None = None) -> Encoder:
+        """Return a new encoder in eval mode, always with the same random weights."""
+        if options is None:
+            options = self.options
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return construct_encoder(
-                self.kind, self.options if options is None else options, toy_tokenizer(), "kit"
-            ).eval()
+            return construct_encoder(self.encoder_class, options, toy_tokenizer(), SOURCE).eval()
 
-    def prepared(self, encoder: Encoder) -> list[PreparedInput]:
-        """All samples as tensors."""
-        return [prepare(encoder, "kit", raw) for raw in self.samples]
+    def prepare_all(self, encoder: Encoder) -> list[PreparedInput]:
+        """Convert all samples to tensors."""
+        return [prepare(encoder, SOURCE, raw) for raw in self.samples]
 
     def encode(self, encoder: Encoder, rows: Sequence[PreparedInput]) -> Features:
-        """Prepared rows in one batch, without gradients, through the contract's door."""
+        """Encode prepared rows in one batch, without gradients."""
+        batch = collate(encoder, SOURCE, rows)
         with torch.no_grad(), encoder_errors(f"{self.name} failed in forward with"):
-            features = encoder(collate(encoder, "kit", rows))
-        return self.check(encoder, features)
+            features = encoder(batch)
+        return self.check_shapes(encoder, features)
 
-    def check(self, encoder: Encoder, features: Any) -> Features:
-        """The features, of which only the form is looked at here; values have a check of their own."""
+    def check_shapes(self, encoder: Encoder, features: object) -> Features:
+        """Check features without their values, which have checks of their own."""
         with torch.enable_grad():
-            return check_features(features, encoder, "kit")
+            return check_features(features, encoder, SOURCE)
 
 
-def samples_of(encoder: Encoder, given: Sequence[Any] | None) -> list[Any]:
-    """The given samples, those the encoder brings, or some of its modality. Raises EncoderError where few."""
-    with encoder_errors(f"encoder {type(encoder).__name__} has samples that cannot be listed:"):
+def samples_of(encoder: Encoder, given: Sequence[object] | None) -> list[object]:
+    """Return the given samples, those of the encoder, or generated ones of its modality.
+
+    Raises EncoderError if there are fewer than three.
+    """
+    with encoder_errors(f"{type(encoder).__name__}.samples() failed with", code="encoder.samples"):
         samples = list(encoder.samples() if given is None else given)
-    if not samples and encoder.modality in MADE:
-        samples = MADE[encoder.modality]()
-    if len(samples) < 3:
+    if not samples and encoder.modality in GENERATORS:
+        samples = GENERATORS[encoder.modality]()
+    if len(samples) < MIN_SAMPLES:
         raise EncoderError(
             f"the kit has {len(samples)} inputs for {type(encoder).__name__} of modality {encoder.modality!r}; give "
-            "three or more: define samples(self), or pass samples=[...] (--sample FILE on the command line)."
+            "three or more: define samples(self), or pass samples=[...] (--sample FILE on the command line).",
+            code="encoder.samples",
+            given=len(samples),
+            expected=MIN_SAMPLES,
         )
     return samples
 
 
-def visible(features: Features, row: int) -> Tensor:
-    """The states [n, F] of the slots of one row that may be attended."""
+def visible_states(features: Features, row: int) -> Tensor:
+    """Return the states [n, F] of the slots of one row that may be attended."""
     return features.states[row][features.mask[row]].float()
 
 
 def max_relative_difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference of two tensors, in units of the first one's root mean square; inf where shapes differ.
-    NaN and infinity are like themselves: whether they may be there is another question."""
+    """Return the largest difference relative to the root mean square of `a`; infinity for different shapes.
+
+    NaN equals NaN and infinity equals infinity: whether they are allowed is another check.
+    """
     if a.shape != b.shape:
         return math.inf
-    alike = (a == b) | (a.isnan() & b.isnan())
-    scale = a[torch.isfinite(a)].square().mean().sqrt().nan_to_num(1.0).clamp(min=1e-6)
-    return float((a - b).abs().masked_fill(alike, 0.0).max() / scale) if a.numel() else 0.0
+    if not a.numel():
+        return 0.0
+    is_equal = (a == b) | (a.isnan() & b.isnan())
+    scale = a[torch.isfinite(a)].square().mean().sqrt().nan_to_num(1.0).clamp(min=MIN_SCALE)
+    difference = (a - b).abs().masked_fill(is_equal, 0.0)
+    return float(difference.max() / scale)
 
 
-def rebuilt_options(encoder: Encoder) -> Any:
-    """The options of an encoder after a stay in a checkpoint's config.yaml."""
+def reloaded_options(encoder: Encoder) -> FrozenModel:
+    """Return the options of an encoder after writing and reading a checkpoint's config.yaml."""
     text = dump_config(encoder.options)
-    return parse_config(yaml.safe_load(text) or {}, type(encoder.options), where="kit")
+    return parse_config(yaml.safe_load(text) or {}, type(encoder.options), where=SOURCE)
 
 
-def unlike(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor that two dicts do not share, NaN being equal to NaN."""
+def first_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor that differs between two dicts, if any. NaN equals NaN."""
     if a.keys() != b.keys():
         return next(iter(a.keys() ^ b.keys()))
-    return next((n for n in a if a[n].dtype != b[n].dtype or not equal(a[n], b[n])), None)
+    for name in a:
+        if a[name].dtype != b[name].dtype or not is_equal(a[name], b[name]):
+            return name
+    return None
 
 
-def equal(a: Tensor, b: Tensor) -> bool:
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal, with NaN equal to NaN."""
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def _pictures() -> list[Any]:
-    return [
-        render_scene(generate_scene(0, number), 96).resize(size)
-        for number, size in enumerate([(96, 64), (64, 96), (80, 80)])
-    ]
+def _images() -> list[object]:
+    sizes = [(96, 64), (64, 96), (80, 80)]
+    return [render_scene(generate_scene(0, number), 96).resize(size) for number, size in enumerate(sizes)]
 
 
-def _texts() -> list[Any]:
+def _texts() -> list[object]:
     return ["a red star", "two dogs run through the snow behind a house", "where?"]
 
 
-def _sounds() -> list[Any]:
-    """Tones of different heights and lengths, as (samples, rate)."""
-    tones = []
-    for hertz, seconds in ((220.0, 0.5), (440.0, 0.9), (880.0, 0.7)):
-        time = torch.arange(round(seconds * RATE)) / RATE
-        tones.append((0.5 * torch.sin(2 * math.pi * hertz * time), RATE))
+def _audio() -> list[object]:
+    """Tones of different frequencies and lengths, as (samples, sampling rate)."""
+    tones: list[object] = []
+    for frequency, seconds in ((220.0, 0.5), (440.0, 0.9), (880.0, 0.7)):
+        time = torch.arange(round(seconds * SAMPLING_RATE)) / SAMPLING_RATE
+        tones.append((0.5 * torch.sin(2 * math.pi * frequency * time), SAMPLING_RATE))
     return tones
 
 
-MADE = {"image": _pictures, "text": _texts, "audio": _sounds}
+GENERATORS = {"image": _images, "text": _texts, "audio": _audio}

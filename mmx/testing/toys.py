@@ -1,9 +1,8 @@
-"""Small stand-ins that build in milliseconds: a tokenizer of bytes, an encoder of numbers, a model of two layers."""
+"""Small test doubles that build in milliseconds: a byte tokenizer, an encoder of numbers, a model of two layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from pydantic import PositiveInt
@@ -16,32 +15,35 @@ from mmx.text.tokenizer import Tokenizer
 
 
 class ToyEncoder(Encoder):
-    """A list of numbers -> one slot a number. The smallest honest encoder: it shows the whole contract."""
+    """A list of numbers to one slot per number. It uses all of the encoder contract."""
 
     modality = "numbers"
 
     class Options(FrozenModel):
-        """`features` is F."""
+        """`features`: F."""
 
         features: PositiveInt = 8
+
+    options: Options
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
         self.width = options.features
         self.linear = nn.Linear(1, options.features)
 
-    def prepare(self, raw: Any) -> dict[str, Tensor]:
-        """[1.0, 2.0, ...] -> {"numbers": [S], "mask": [S]}."""
+    def prepare(self, raw: object) -> dict[str, Tensor]:
+        """Convert [1.0, 2.0, ...] to {"numbers": [S], "mask": [S]}."""
         numbers = torch.tensor(raw, dtype=torch.float32)
         return {"numbers": numbers, "mask": torch.ones_like(numbers, dtype=torch.bool)}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
-        """{"numbers": [B, S], "mask": [B, S]} -> Features."""
-        return Features(self.linear(batch["numbers"][..., None]).tanh(), batch["mask"])
+        """Encode {"numbers": [B, S], "mask": [B, S]} to Features."""
+        states = self.linear(batch["numbers"][..., None]).tanh()
+        return Features(states, batch["mask"])
 
 
 def toy_tokenizer() -> Tokenizer:
-    """Every byte of a text is a token; nothing was learned."""
+    """Return a tokenizer in which every byte of a text is a token."""
     return Tokenizer.train([], 0)
 
 
@@ -51,20 +53,23 @@ def tiny_model(
     seed: int = 0,
     question_input: str = "prompt",
     projection: ProjectionConfig | None = None,
-    **decoder: Any,
+    **decoder: object,
 ) -> Model:
-    """A model in eval mode with given sources (name -> encoder name, address or SourceConfig); two layers, width 32.
+    """Return a model in eval mode with random weights, two layers and hidden size 32.
 
-    Without sources it mounts a ToyEncoder as `numbers`. `decoder` changes fields of DecoderConfig.
+    Args:
+        sources: source name to encoder name, address or SourceConfig. Default: a ToyEncoder as `numbers`.
+        projection: of the sources given by name or address.
+        decoder: fields of DecoderConfig.
     """
-    mounted = sources or {"numbers": "mmx.testing:ToyEncoder"}
-    projection = projection or ProjectionConfig()
-    configs = {
-        name: source if isinstance(source, SourceConfig) else SourceConfig(encoder=source, projection=projection)
-        for name, source in mounted.items()
-    }
-    facts = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128, **decoder}
-    config = ModelConfig(sources=configs, decoder=DecoderConfig(**facts), question_input=question_input)
+    encoders = sources or {"numbers": "mmx.testing:ToyEncoder"}
+    configs = {}
+    for name, source in encoders.items():
+        if not isinstance(source, SourceConfig):
+            source = SourceConfig(encoder=source, projection=projection or ProjectionConfig())
+        configs[name] = source
+    fields = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128, **decoder}
+    config = ModelConfig(sources=configs, decoder=DecoderConfig(**fields), question_input=question_input)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Model(config, tokenizer or toy_tokenizer()).eval()

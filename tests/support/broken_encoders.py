@@ -1,6 +1,6 @@
-"""Encoders that each break one promise, and the checks that must notice: these, and no others.
+"""Encoders that each break one rule of the contract, with the names of exactly those checks that must fail.
 
-All read a list of numbers (or, for the grid, a picture) in twenty lines, as a stranger would write them.
+All encode a list of numbers (or, for the grid, an image), untyped as plugins may be.
 """
 
 import os
@@ -14,33 +14,33 @@ from torch import nn
 from mmx.encoders.base import Encoder, Features
 from mmx.testing import ToyEncoder
 
-BROKEN = {}  # class -> names of the checks that must fail
+BROKEN = {}  # class to the names of the checks that must fail
 
 
-def breaks(*names):
-    def note(kind):
-        BROKEN[kind] = set(names)
-        return kind
+def breaks(*checks):
+    def register(encoder_class):
+        BROKEN[encoder_class] = set(checks)
+        return encoder_class
 
-    return note
+    return register
 
 
 class Numbers(ToyEncoder):
-    """A good one, to be broken."""
+    """Correct; the base of the others."""
 
     def samples(self):
         return [[1.0, -2.0, 0.5], [3.0], [0.25, 1.5, -1.0, 2.0, 1.0]]
 
 
 @breaks("options")
-class Careless(Numbers):
-    class Options(BaseModel):  # pydantic passes over what it does not know
+class UnvalidatedOptions(Numbers):
+    class Options(BaseModel):  # pydantic ignores unknown fields by default
         features: int = 8
 
 
-@breaks("options", "saved")
-class Forgetful(Numbers):
-    """Is built from more than its options tell."""
+@breaks("options", "save_load")
+class IncompleteOptions(Numbers):
+    """Is built from more than its saved options contain."""
 
     class Options(Numbers.Options):
         doubled: bool = True
@@ -52,14 +52,14 @@ class Forgetful(Numbers):
         self.options = options.model_copy(update={"doubled": False})
 
 
-@breaks("prepare", "worker", "saved", "globals")
-class Dicing(Numbers):
+@breaks("prepare", "data_worker", "save_load", "global_state")
+class RandomPrepare(Numbers):
     def prepare(self, raw):
         return super().prepare([number + random.random() for number in raw])
 
 
-@breaks("worker")
-class Clinging(Numbers):
+@breaks("data_worker")
+class NotPicklable(Numbers):
     def __init__(self, options):
         super().__init__(options)
         self.clean = lambda raw: [float(number) for number in raw]
@@ -68,9 +68,9 @@ class Clinging(Numbers):
         return super().prepare(self.clean(raw))
 
 
-@breaks("form", "mask")
-class OneRow(Numbers):
-    """Gives a row too many where the batch is one."""
+@breaks("output_shapes", "mask")
+class ExtraRow(Numbers):
+    """Returns two rows for a batch of one."""
 
     def forward(self, batch):
         features = super().forward(batch)
@@ -79,22 +79,30 @@ class OneRow(Numbers):
         return Features(features.states.repeat(2, 1, 1), features.mask.repeat(2, 1))
 
 
-EVERYTHING_ENCODED = {
-    "form", "finite", "mask", "padding", "alone", "order", "deterministic", "gradients", "saved", "globals",
-    "bfloat16", "compile",
-}  # fmt: skip
+CHECKS_OF_FORWARD = {
+    "output_shapes",
+    "finite",
+    "mask",
+    "padding",
+    "batch_independence",
+    "order",
+    "deterministic",
+    "gradients",
+    "save_load",
+    "global_state",
+    "bfloat16",
+    "compile",
+}
 
 
-@breaks(*EVERYTHING_ENCODED)
-class Flat(Numbers):
-    """States of two axes."""
-
+@breaks(*CHECKS_OF_FORWARD)
+class TwoAxes(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
         return Features(features.states.mean(1), features.mask)
 
 
-@breaks(*EVERYTHING_ENCODED)
+@breaks(*CHECKS_OF_FORWARD)
 class FloatMask(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
@@ -102,17 +110,15 @@ class FloatMask(Numbers):
 
 
 @breaks("finite")
-class Logarithmic(Numbers):
-    """log of a negative number."""
-
+class LogOfNegative(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
         return Features(features.states + batch["numbers"][..., None].log(), features.mask)
 
 
-@breaks("mask", "padding", "alone", "gradients")
-class Inverted(Numbers):
-    """True where there is padding: what upstream libraries often mean."""
+@breaks("mask", "padding", "batch_independence", "gradients")
+class InvertedMask(Numbers):
+    """True for padding, as in many libraries."""
 
     def forward(self, batch):
         features = super().forward(batch)
@@ -120,45 +126,43 @@ class Inverted(Numbers):
 
 
 @breaks("padding")
-class Summing(Numbers):
-    """Adds the mean of everything, padding included."""
+class SumOverPadding(Numbers):
+    """Adds the sum over all positions: zeros in padding do not change it, other values do."""
 
     def forward(self, batch):
         features = super().forward(batch)
-        total = batch["numbers"].sum(1)[:, None, None]  # zeros in clean padding change no sum
+        total = batch["numbers"].sum(1)[:, None, None]
         return Features(features.states + total, features.mask)
 
 
-@breaks("padding", "alone")
-class Averaging(Numbers):
-    """Means over the length of the batch."""
+@breaks("padding", "batch_independence")
+class MeanOverPadding(Numbers):
+    """Adds the mean over the padded length."""
 
     def forward(self, batch):
         features = super().forward(batch)
         return Features(features.states + batch["numbers"].mean(1)[:, None, None], features.mask)
 
 
-@breaks("alone", "padding")
-class Crowded(Numbers):
-    """Looks at the other rows."""
-
+@breaks("batch_independence", "padding")
+class MeanOverBatch(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
         return Features(features.states + batch["numbers"].mean(), features.mask)
 
 
-@breaks("alone", "order")
-class Numbering(Numbers):
-    """Adds the number of the row."""
-
+@breaks("batch_independence", "order")
+class AddsRowIndex(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
         rows = torch.arange(len(features.states))[:, None, None]
         return Features(features.states + rows, features.mask)
 
 
-@breaks("deterministic", "alone", "padding", "order", "saved", "globals", "bfloat16", "compile")
-class Noisy(Numbers):
+@breaks(
+    "deterministic", "batch_independence", "padding", "order", "save_load", "global_state", "bfloat16", "compile"
+)  # fmt: skip
+class RandomForward(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
         return Features(features.states + torch.randn_like(features.states), features.mask)
@@ -175,44 +179,45 @@ class Detached(Numbers):
         return Features(self.deep(features.states.detach()), features.mask)
 
 
-@breaks("saved")
-class Learned(Numbers):
-    """Keeps a number beside its parameters."""
+@breaks("save_load")
+class StateOutsideCheckpoint(Numbers):
+    """Keeps a value in an attribute that is not saved."""
 
     def __init__(self, options):
         super().__init__(options)
-        self.seen = 0.0
+        self.value = 0.0
+        self.was_loaded = False
 
-    def load_state_dict(self, tensors, *more, **facts):
-        self.seen = self.seen + 1.0 if not hasattr(self, "told") else 0.0
-        self.told = True
-        return super().load_state_dict(tensors, *more, **facts)
+    def load_state_dict(self, tensors, *args, **kwargs):
+        self.value = 0.0 if self.was_loaded else self.value + 1.0
+        self.was_loaded = True
+        return super().load_state_dict(tensors, *args, **kwargs)
 
     def forward(self, batch):
         features = super().forward(batch)
-        return Features(features.states + self.seen * len(self.state_dict()), features.mask)
+        return Features(features.states + self.value * len(self.state_dict()), features.mask)
 
     def save_files(self, folder):
-        self.seen = 2.0
+        self.value = 2.0
 
 
-@breaks("globals")
-class Meddling(Numbers):
+@breaks("global_state")
+class SeedsTorch(Numbers):
     def prepare(self, raw):
         torch.manual_seed(0)
         return super().prepare(raw)
 
 
-@breaks("globals")
-class Wandering(Numbers):
+@breaks("global_state")
+class ChangesFolder(Numbers):
     def prepare(self, raw):
         os.chdir("/")
         return super().prepare(raw)
 
 
 @breaks("bfloat16")
-class Exact(Numbers):
-    """Takes the difference of large numbers."""
+class Cancellation(Numbers):
+    """Subtracts large numbers."""
 
     def forward(self, batch):
         features = super().forward(batch)
@@ -222,22 +227,22 @@ class Exact(Numbers):
 
 
 @breaks("compile")
-class Shy(Numbers):
-    """Behaves otherwise when it is traced."""
-
+class BranchesOnTracing(Numbers):
     def forward(self, batch):
         features = super().forward(batch)
         return Features(features.states * (2 if torch.compiler.is_compiling() else 1), features.mask)
 
 
 class Pixels(Encoder):
-    """A picture, averaged over 8 x 8 cells: the smallest encoder with a grid."""
+    """An image, averaged over 8 x 8 pixels: the smallest encoder with a grid. Correct."""
 
-    modality, dimensions = "image", 2
+    modality = "image"
+    dimensions = 2
 
     def __init__(self, options):
         super().__init__(options)
-        self.width, self.linear = 16, nn.Conv2d(3, 16, 8, 8)
+        self.width = 16
+        self.linear = nn.Conv2d(3, 16, 8, 8)
 
     def prepare(self, raw):
         small = torch.frombuffer(bytearray(raw.resize((32, 24), Image.Resampling.BOX).tobytes()), dtype=torch.uint8)
@@ -254,7 +259,7 @@ class Pixels(Encoder):
 
 
 @breaks("grid")
-class Transposed(Pixels):
+class TransposedGrid(Pixels):
     """Column by column."""
 
     def arrange(self, cells):
@@ -262,12 +267,12 @@ class Transposed(Pixels):
 
 
 @breaks("grid")
-class Mirrored(Pixels):
+class MirroredGrid(Pixels):
     def arrange(self, cells):
         return cells.flip(3)
 
 
 @breaks("grid")
-class Shuffled(Pixels):
+class ShuffledGrid(Pixels):
     def arrange(self, cells):
         return cells.flatten(2)[:, :, torch.randperm(12, generator=torch.Generator().manual_seed(1))]
