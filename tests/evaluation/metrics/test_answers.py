@@ -1,8 +1,8 @@
-"""VQA accuracy: 5,000 generated questions against the official script's numbers and against a slow twin.
+"""VQA accuracy: 5,000 generated questions against the results of the official script and a slow reference.
 
 `golden/answers.json` holds what `vqaEval.py` of GT-Vision-Lab/VQA (commit c4e6a0e) gave; `golden/make_golden.py` made
-it. The twin below is written from what that script does, letter by letter, and shares nothing with the package; the
-spellings it repairs are the golden's.
+it. The reference below follows that script character by character and shares no code with the package; the spellings
+that it repairs are in the golden file.
 """
 
 import json
@@ -62,25 +62,25 @@ def phrase(rng):
 
 
 def question(seed):
-    """A prediction and people's answers: mostly ten, around a few phrases so that some agree, at times all."""
+    """A prediction and the annotators' answers: mostly ten, from a few phrases so that some or all are equal."""
     rng = Random(seed)
     common = [phrase(rng) for _ in range(pick(rng, [1, 2, 2, 3, 3, 4]))]
-    people = [pick(rng, common) for _ in range(pick(rng, [10] * 9 + [1, 2, 3, 5]))]
-    said = pick(rng, common)
+    answers = [pick(rng, common) for _ in range(pick(rng, [10] * 9 + [1, 2, 3, 5]))]
+    prediction = pick(rng, common)
     changes = [
-        said,
-        said,
-        said.lower(),
-        said.replace("-", " "),
-        f"the {said}",
-        said.rstrip(".!?"),
-        said.replace("2", "two"),
+        prediction,
+        prediction,
+        prediction.lower(),
+        prediction.replace("-", " "),
+        f"the {prediction}",
+        prediction.rstrip(".!?"),
+        prediction.replace("2", "two"),
     ]
-    return pick(rng, changes), people
+    return pick(rng, changes), answers
 
 
 def spellings():
-    """Contractions of English, each with every choice of its apostrophes lost."""
+    """English contractions, each without every subset of its apostrophes."""
     words = [start + end for start, end in product(STARTS.split(), ENDS.split())] + ["'twas", "'tis", "'ow's'at"]
     for word in words:
         parts = word.split("'")
@@ -92,8 +92,8 @@ def golden():
     return json.loads(GOLDEN.read_text())
 
 
-def twin_without_punctuation(text):
-    """Walk the text once per mark; never a regular expression."""
+def reference_without_punctuation(text):
+    """Pass over the text once for each mark, without regular expressions."""
     comma_number = any(
         text[i] == "," and text[i - 1].isdigit() and text[i + 1].isdigit() for i in range(1, len(text) - 1)
     )
@@ -119,20 +119,20 @@ def twin_without_punctuation(text):
     return "".join(kept)
 
 
-def twin_accuracy(prediction, people, repaired):
-    words = twin_without_punctuation(prediction.replace("\n", " ").replace("\t", " ").strip()).lower().split()
+def reference_accuracy(prediction, answers, repaired):
+    words = reference_without_punctuation(prediction.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     digits = dict(zip(NUMBERS.split(), [0, *range(11)], strict=True))
     words = [str(digits.get(word, word)) for word in words]
     words = [repaired.get(word, word) for word in words if word not in ("a", "an", "the")]
-    said = " ".join(words)
-    if any(answer != people[0] for answer in people):
-        people = [twin_without_punctuation(answer) for answer in people]
+    prediction = " ".join(words)
+    if any(answer != answers[0] for answer in answers):
+        answers = [reference_without_punctuation(answer) for answer in answers]
     total = 0
-    for left_out in range(len(people)):
-        others = people[:left_out] + people[left_out + 1 :]
-        matches = len([answer for answer in others if answer == said])
+    for left_out in range(len(answers)):
+        others = answers[:left_out] + answers[left_out + 1 :]
+        matches = len([answer for answer in others if answer == prediction])
         total += 1 if matches >= 3 else matches / 3
-    return total / len(people)
+    return total / len(answers)
 
 
 def test_five_thousand_questions_equal_the_official_script():
@@ -142,12 +142,12 @@ def test_five_thousand_questions_equal_the_official_script():
     assert unlike == []
 
 
-def test_five_thousand_questions_equal_the_slow_twin():
+def test_five_thousand_questions_equal_the_slow_reference():
     repaired = golden()["repaired"]
     unlike = [
         (seed, question(seed))
         for seed in range(QUESTIONS)
-        if vqa_accuracy(*question(seed)) != twin_accuracy(*question(seed), repaired)
+        if vqa_accuracy(*question(seed)) != reference_accuracy(*question(seed), repaired)
     ]
     assert unlike == []
 
@@ -173,19 +173,19 @@ def test_contractions_are_repaired_where_the_official_script_repairs_them_and_no
 def test_accuracy_of_one_two_three_and_four_who_agree():
     # m of ten agree: leaving out one of them leaves m-1, leaving out another leaves m.
     for agree, expected in enumerate([0, 0.3, 0.6, 0.9, 1.0, 1.0]):
-        people = ["dog"] * agree + [f"other {i}" for i in range(10 - agree)]
-        assert vqa_accuracy("dog", people) == pytest.approx(expected, abs=1e-12), agree
+        answers = ["dog"] * agree + [f"other {i}" for i in range(10 - agree)]
+        assert vqa_accuracy("dog", answers) == pytest.approx(expected, abs=1e-12), agree
 
 
 def test_habits_of_the_official_script():
     others = ["x"] * 5
-    assert vqa_accuracy("the dog", ["the dog"] * 10) == 0.0  # people keep their articles
+    assert vqa_accuracy("the dog", ["the dog"] * 10) == 0.0  # answers keep their articles
     assert vqa_accuracy("The two dogs!", ["2 dogs"] * 5 + others) == 1.0
     assert vqa_accuracy("two", ["two"] * 5 + others) == 0.0  # and their number words
     assert vqa_accuracy("none", ["0"] * 10) == 1.0
     assert vqa_accuracy("yes.", ["yes."] * 10) == 0.0  # punctuation stays where all agree
     assert vqa_accuracy("yes.", ["yes."] * 9 + ["no"]) == 1.0
-    assert vqa_accuracy("yes", ["Yes"] * 5 + others) == 0.0  # capitals of people count
+    assert vqa_accuracy("yes", ["Yes"] * 5 + others) == 0.0  # capitals of answers count
     assert vqa_accuracy("." * 40 + "x", ["." * 8 + "x"] * 10) == 1.0  # 32 full stops go, the rest stay
     assert vqa_accuracy("t-shirt-\tred", ["tshirt red"] * 10) == 1.0  # a tab is a space before hyphens are judged
     assert vqa_accuracy("t-shirt-\nred", ["tshirt red"] * 10) == 1.0
@@ -206,39 +206,38 @@ def test_answer_metrics_are_means_over_questions():
 
 
 @pytest.mark.parametrize(
-    ("predictions", "answers", "complaint"),
+    ("predictions", "answers", "message"),
     [
         ({}, {}, "at least one question"),
-        ({1: "a"}, {1: ["a"], 2: ["b"]}, "same ids: 1 are in one of the two only, 2 for one"),
+        ({1: "a"}, {1: ["a"], 2: ["b"]}, "same ids: 1 are in one of the two only, such as 2"),
         ({1: "a"}, {1: []}, r"at least one answer; got \[\]"),
         ({1: "a"}, {1: "a"}, "at least one answer; got 'a'"),
     ],
 )
-def test_bad_input_is_named(predictions, answers, complaint):
-    with pytest.raises(ValueError, match=complaint):
+def test_invalid_arguments(predictions, answers, message):
+    with pytest.raises(ValueError, match=message):
         answer_metrics(predictions, answers)
 
 
-# ---- without looking ---------------------------------------------------------------------------------------------
+# ---- most frequent answer ----------------------------------------------------------------------------------------
 
 
-def test_without_looking_gives_the_most_frequent_answer_to_the_same_question():
+def test_each_question_gets_its_most_frequent_answer():
     questions = dict.fromkeys(range(4), "what color?") | {4: "How  many?", 5: "how many?", 6: "where?"}
     answers = {0: ["red"], 1: ["Red"], 2: ["red"], 3: ["blue"], 4: ["two", "2"], 5: ["2"], 6: ["here"]}
-    assert (
-        most_frequent_answer_accuracy(questions, answers) == 5 / 7
-    )  # not the blue one, and not what is asked only once
+    # Wrong are "blue", and the question that occurs once.
+    assert most_frequent_answer_accuracy(questions, answers) == 5 / 7
 
 
-def test_without_looking_is_a_coin_where_yes_and_no_are_as_frequent():
+def test_equally_frequent_answers_give_one_half():
     assert most_frequent_answer_accuracy({1: "is it?", 2: "is it?"}, {1: ["yes"], 2: ["no"]}) == 0.5
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz")), min_size=1, max_size=12))
-def test_without_looking_by_its_definition(pairs):
+def test_most_frequent_answer_accuracy_by_definition(pairs):
     right = 0
     for question in "ab":
-        said = [answer for asked, answer in pairs if asked == question]
-        right += max(map(said.count, "xyz")) if len(said) > 1 else 0
+        prediction = [answer for asked, answer in pairs if asked == question]
+        right += max(map(prediction.count, "xyz")) if len(prediction) > 1 else 0
     questions, answers = {n: q for n, (q, _) in enumerate(pairs)}, {n: [a] for n, (_, a) in enumerate(pairs)}
     assert most_frequent_answer_accuracy(questions, answers) == right / len(pairs)

@@ -1,10 +1,10 @@
-"""Makes the golden files beside it, once: needs Java, pycocoevalcap 1.2, pytest, and the official `vqaEval.py`.
+"""Makes the golden files in this folder. Needs Java, pycocoevalcap 1.2, pytest, and the official `vqaEval.py`.
 
-    python tests/metrics/golden/make_golden.py captions
-    python tests/metrics/golden/make_golden.py tokens dataset_flickr8k.json
-    python tests/metrics/golden/make_golden.py answers FOLDER_OF_vqaEval.py
+    python tests/evaluation/metrics/golden/make_golden.py captions
+    python tests/evaluation/metrics/golden/make_golden.py tokens dataset_flickr8k.json
+    python tests/evaluation/metrics/golden/make_golden.py answers FOLDER_OF_vqaEval.py
 
-The inputs come from the tests themselves, so that a golden file holds little but the reference's own output.
+The inputs come from the tests, so that a golden file holds little more than the output of the reference.
 """
 
 import json
@@ -15,7 +15,7 @@ from random import Random
 
 HERE = Path(__file__).parent
 TESTS = HERE.parent
-sys.path.insert(0, str(TESTS.parent.parent))
+sys.path.insert(0, str(TESTS.parent.parent.parent))
 
 
 def write(name, **parts):
@@ -29,25 +29,27 @@ def make_captions():
     from pycocoevalcap.rouge.rouge import Rouge
 
     def scores(candidates, references):
-        said = {place: [" ".join(words)] for place, words in enumerate(candidates)}
-        asked = {place: [" ".join(words) for words in targets] for place, targets in enumerate(references)}
-        found = Bleu().compute_score(asked, said, verbose=0)[0]
-        found = [*found, Rouge().compute_score(asked, said)[0], Cider().compute_score(asked, said)[0]]
-        return [round(float(value), 9) for value in found]
+        predicted = {index: [" ".join(words)] for index, words in enumerate(candidates)}
+        expected = {}
+        for index, targets in enumerate(references):
+            expected[index] = [" ".join(words) for words in targets]
+        values = [*Bleu().compute_score(expected, predicted, verbose=0)[0]]
+        values += [metric().compute_score(expected, predicted)[0] for metric in (Rouge, Cider)]
+        return [round(float(value), 9) for value in values]
 
-    test = runpy.run_path(str(TESTS / "test_metrics_captions.py"))
+    test = runpy.run_path(str(TESTS / "test_captions.py"))
     corpora = [test["corpus"](seed) for seed in range(test["CORPORA"])]
-    everything = [[picture for part in corpora for picture in part[side]] for side in (0, 1)]
+    everything = [sum((part[side] for part in corpora), []) for side in (0, 1)]
     write("captions", names=test["NAMES"], all=scores(*everything), scores=[scores(*part) for part in corpora])
 
 
 def reference_lines(lines):
-    """Stanford's lexer reads over line ends; a plain line after each keeps it from seeing the next sentence."""
+    """Stanford's lexer reads across line ends; a plain line after each sentence separates it from the next."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     spaced = [text for line in lines for text in (line, "so on")]
-    tokens = PTBTokenizer().tokenize({place: [{"caption": text}] for place, text in enumerate(spaced)})
-    return [tokens[2 * place][0] for place in range(len(lines))]
+    tokens = PTBTokenizer().tokenize({index: [{"caption": text}] for index, text in enumerate(spaced)})
+    return [tokens[2 * index][0] for index in range(len(lines))]
 
 
 NOUNS = """dog boy man's woman girls' child's bike t-shirt tug-of-war bird's-eye snow-covered men's T-shirt ball JEEP
@@ -74,8 +76,10 @@ def sentence(rng):
 
 
 def make_tokens(flickr8k):
-    test = runpy.run_path(str(TESTS / "test_metrics_tokens.py"))
-    written = [line for line, _ in json.loads((HERE / "tokens.json").read_text())["written"]]  # add with any tokens
+    test = runpy.run_path(str(TESTS / "test_ptb_tokenizer.py"))
+    written = [
+        line for line, _ in json.loads((HERE / "tokens.json").read_text())["written"]
+    ]  # add new lines with any tokens
     rng = Random(2024)
     generated = list(dict.fromkeys(sentence(rng) for _ in range(1_100)))
     captions = test["flickr8k_captions"](flickr8k)
@@ -92,29 +96,29 @@ def make_answers(folder):
     from vqaEval import VQAEval
 
     class Answers:
-        """As much of the official data reader as the script asks for."""
+        """The part of the official data reader that the script uses."""
 
         def __init__(self, questions):
             self.qa = questions
 
-        def getQuesIds(self):  # noqa: N802 (the script calls it so)
+        def getQuesIds(self):  # noqa: N802 (called by the script)
             return list(self.qa)
 
-    test = runpy.run_path(str(TESTS / "test_metrics_answers.py"))
+    test = runpy.run_path(str(TESTS / "test_answers.py"))
     questions = [test["question"](seed) for seed in range(test["QUESTIONS"])]
-    predictions = {seed: {"answer": said} for seed, (said, _) in enumerate(questions)}
-    people = {
+    predictions = {seed: {"answer": prediction} for seed, (prediction, _) in enumerate(questions)}
+    annotations = {
         seed: {
-            "answers": [{"answer": answer, "answer_id": place} for place, answer in enumerate(answers)],
+            "answers": [{"answer": answer, "answer_id": index} for index, answer in enumerate(answers)],
             "question_type": "any",
             "answer_type": "any",
         }
         for seed, (_, answers) in enumerate(questions)
     }
-    judge = VQAEval(Answers(people), Answers(predictions), n=2)
+    judge = VQAEval(Answers(annotations), Answers(predictions), n=2)
     exact = {}
     judge.updateProgress = lambda progress: None
-    judge.setEvalQA = exact.__setitem__  # the script itself keeps two decimals
+    judge.setEvalQA = exact.__setitem__  # the script rounds to two decimals
     judge.evaluate()
     accuracy = [exact[seed] for seed in range(len(questions))]
     words = sorted({word.lower() for word in test["spellings"]()})
