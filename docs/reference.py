@@ -28,7 +28,7 @@ A configuration is a YAML file; its top level is [RunConfig](#runconfig). `mmx t
 values, with dots for nested keys and YAML for values: `training.max_steps=100`, `"tasks=[ask]"`. Unknown keys and wrong
 types are refused with file, line and a suggestion. `mmx encoders` lists the options of each encoder.
 
-Generated from `mmx/config/schema.py` by `python docs/reference.py`.
+Generated from `mmx/config` by `python docs/reference.py`.
 """
 ERROR_CODES = """# Error codes
 
@@ -55,7 +55,7 @@ def _classes() -> list[str]:
     without = {"FrozenModel", "BaseTransformerConfig", "RunConfig"}
     names = ["RunConfig"]
     for name, value in vars(schema).items():
-        if inspect.isclass(value) and value.__module__ == schema.__name__ and name not in without:
+        if inspect.isclass(value) and value.__module__.startswith("mmx.config.") and name not in without:
             names.append(name)
     return names
 
@@ -69,7 +69,7 @@ def error_codes() -> str:
             lines.append(f"| `{name}` | `{kind.default_code}` | {summary} |")
     lines += ["", "| code | exception | raised in |", "|---|---|---|"]
     for code, (classes, modules) in sorted(codes_in_source().items()):
-        lines.append(f"| `{code}` | {_listed(classes)} | {_listed(modules)} |")
+        lines.append(f"| `{code}` | {_listed(classes or _default_class(code))} | {_listed(modules)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -87,6 +87,12 @@ def codes_in_source() -> dict[str, tuple[set[str], set[str]]]:
                 named = [ast.unparse(node) for node in (call.func, *call.args[:1])]
                 classes.update(name for name in named if name.isidentifier() and name.endswith("Error"))
     return found
+
+
+def _default_class(code: str) -> set[str]:
+    """The exception class whose default code is the first part of a code."""
+    part = code.partition(".")[0]
+    return {name for name, kind in vars(errors).items() if getattr(kind, "default_code", None) == part}
 
 
 def _codes(call: ast.Call) -> list[str]:

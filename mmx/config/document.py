@@ -92,7 +92,7 @@ class InvalidDocument(Exception):  # noqa: N818 - becomes a ConfigError
     """A problem after which reading cannot go on."""
 
     def __init__(
-        self, location: Location, code: str, message: str, keys: Keys | None = None, suggestion: str | None = None
+        self, location: Location, message: str, keys: Keys | None = None, suggestion: str | None = None, *, code: str
     ) -> None:
         super().__init__(message)
         self.location = location
@@ -120,7 +120,7 @@ class Document:
         return self.locations[()]
 
     def add(
-        self, location: Location, code: str, message: str, keys: Keys | None = None, suggestion: str | None = None
+        self, location: Location, message: str, keys: Keys | None = None, suggestion: str | None = None, *, code: str
     ) -> None:
         """Record a problem."""
         key = dotted_key(keys) if keys else None
@@ -129,7 +129,7 @@ class Document:
 
     def add_stop(self, stop: InvalidDocument) -> None:
         """Record the problem that ended the reading."""
-        self.add(stop.location, stop.code, stop.message, stop.keys, stop.suggestion)
+        self.add(stop.location, stop.message, stop.keys, stop.suggestion, code=stop.code)
 
     def error(self) -> ConfigError:
         """Return one ConfigError for all problems, in the order of the file, then of the command line."""
@@ -169,7 +169,9 @@ def read_document(document: Document, text: str, schema: type[BaseModel]) -> Non
         problem = "the file is empty" if root is None else "this is not a mapping"
         known = ", ".join(fields_by_key(schema))
         raise InvalidDocument(
-            builder.location_of_line(1), "config.not_a_mapping", f"{problem}, expected 'key: value'; known: {known}."
+            builder.location_of_line(1),
+            f"{problem}, expected 'key: value'; known: {known}.",
+            code="config.not_a_mapping",
         )
     document.data = builder.build(root, ()) or {}
 
@@ -189,7 +191,7 @@ def compose(text: str, location_of_line: Callable[[int], Location]) -> Node | No
     except (RecursionError, ValueError, OverflowError):  # an escape beyond Unicode is a ValueError
         line = 1
         message = "this is nested too deeply, or holds an invalid escape; simplify it"
-    raise InvalidDocument(location_of_line(line), "config.syntax", message)
+    raise InvalidDocument(location_of_line(line), message, code="config.syntax")
 
 
 def _syntax_message(parser_text: str) -> _SyntaxMessage:
@@ -209,7 +211,7 @@ class DocumentBuilder:
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES or len(keys) > MAX_DEPTH:
             raise InvalidDocument(
-                self._location(node), "config.too_large", "too many values, or nested too deeply; simplify it"
+                self._location(node), "too many values, or nested too deeply; simplify it", code="config.too_large"
             )
         if node.tag not in TAGS:
             tag = one_line(node.tag.replace("tag:yaml.org,2002:", "!!"), limit=200)
@@ -245,10 +247,10 @@ class DocumentBuilder:
     def _report_duplicate(self, node: Node, keys: Keys) -> None:
         first = self.document.locations[keys].text
         message = f"{dotted_key(keys)} is given twice, first at {first}; keep one"
-        self.document.add(self._location(node), "config.duplicate_key", message, keys)
+        self.document.add(self._location(node), message, keys, code="config.duplicate_key")
 
     def _refuse(self, node: Node, keys: Keys, message: str) -> None:
-        self.document.add(self._location(node), "config.not_allowed", f"{dotted_key(keys)}: {message}", keys)
+        self.document.add(self._location(node), f"{dotted_key(keys)}: {message}", keys, code="config.not_allowed")
         self.document.refused.add(keys)
 
 

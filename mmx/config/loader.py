@@ -94,12 +94,12 @@ def _validate(document: Document, schema: type[ConfigT]) -> ConfigT:
             return config
     except ValidationError as error:
         for found in describe_errors(error, schema, document.refused):
-            document.add(document.location(found.keys), found.code, found.message, found.keys, found.suggestion)
+            document.add(document.location(found.keys), found.message, found.keys, found.suggestion, code=found.code)
     except (ValueError, RecursionError):
         document.add(
             document.location(()),
-            "config.type",
             "a value is of another type, expected strings, numbers, true, false, lists and mappings",
+            code="config.type",
         )
     raise document.error() from None
 
@@ -112,26 +112,28 @@ def _read_text(path: Path) -> str:
     name = str(path)
     location = Location(0, name, name)
     if path.is_dir():
-        raise InvalidDocument(location, "config.file", "this is a folder, expected a YAML file")
+        raise InvalidDocument(location, "this is a folder, expected a YAML file", code="config.file")
     if not path.is_file():
         similar = most_similar(path.name, _names_in(path.parent))
         hint = "check the path" if similar is None else f"did you mean {similar!r}?"
-        raise InvalidDocument(location, "config.file", f"there is no such file; {hint}", suggestion=similar)
+        raise InvalidDocument(location, f"there is no such file; {hint}", suggestion=similar, code="config.file")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError:
-        raise InvalidDocument(location, "config.file", "the file cannot be read; check its permissions") from None
+        raise InvalidDocument(location, "the file cannot be read; check its permissions", code="config.file") from None
     if len(content) > MAX_BYTES:
-        raise InvalidDocument(location, "config.too_large", f"the file is larger than {MAX_BYTES} bytes; shorten it")
+        raise InvalidDocument(
+            location, f"the file is larger than {MAX_BYTES} bytes; shorten it", code="config.too_large"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise InvalidDocument(
             Location(line, f"{name}:{line}", name, line),
-            "config.encoding",
             "this is not UTF-8 text; save the file as UTF-8",
+            code="config.encoding",
         ) from None
 
 
@@ -177,10 +179,10 @@ def _apply_override(document: Document, text: str, location: Location) -> None:
     name, equals, value = text.partition("=")
     names = name.strip().split(".")
     if not equals or not all(names):
-        raise InvalidDocument(location, "config.override", "expected key=value, as in training.max_steps=100")
+        raise InvalidDocument(location, "expected key=value, as in training.max_steps=100", code="config.override")
     node = compose(value.strip() or "null", lambda line: location)
     if node is None:
-        raise InvalidDocument(location, "config.override", "'#' begins a comment; put the value in quotes")
+        raise InvalidDocument(location, "'#' begins a comment; put the value in quotes", code="config.override")
     _set_value(document, names, node, location)
 
 
@@ -210,8 +212,8 @@ def _find_key(container: Any, name: str, keys: Keys, location: Location) -> str 
         return name
     if not isinstance(container, list):
         message = f"{dotted_key(keys)} is {format_value(container)}, expected a mapping"
-        raise InvalidDocument(location, "config.type", message, keys)
+        raise InvalidDocument(location, message, keys, code="config.type")
     if name.isdecimal() and len(name) < 9 and int(name) < len(container):
         return int(name)
     message = f"{dotted_key(keys)} has length {len(container)}, counted from 0; there is no item {name!r}"
-    raise InvalidDocument(location, "config.index", message, keys)
+    raise InvalidDocument(location, message, keys, code="config.index")

@@ -205,10 +205,10 @@ def _passes(one: _LocatedError, union: Keys) -> bool:
 class _Description(NamedTuple):
     """The start of a sentence, what was expected, and a similar name."""
 
-    code: str
     start: str
     expected: str | None = None
     suggestion: str | None = None
+    code: str = "config"
 
 
 def _join(keys: Keys, descriptions: list[_Description]) -> FieldProblem:
@@ -232,24 +232,30 @@ def _describe(located: _LocatedError) -> _Description:
     if kind == "extra_forbidden":
         return _unknown_key(name, str(located.keys[-1]), list(fields_by_key(located.holder)))
     if kind in ("missing", "union_tag_not_found"):
-        return _Description("config.missing_key", f"{name} is missing; add it")
+        return _Description(f"{name} is missing; add it", code="config.missing_key")
     if error["loc"][-1:] == ("[key]",):
         name = f"the key of {name}"
     start = f"{name} is {format_value(given)}"
     if kind in EXPECTED_TYPE:
         needs_quotes = kind == "string_type" and isinstance(given, int | float)
-        return _Description("config.type", start, EXPECTED_TYPE[kind] + (" (put it in quotes)" if needs_quotes else ""))
+        return _Description(
+            start, EXPECTED_TYPE[kind] + (" (put it in quotes)" if needs_quotes else ""), code="config.type"
+        )
     if kind in EXPECTED_VALUE:
-        return _Description("config.value", start, EXPECTED_VALUE[kind].format(**context), _similar(given, context))
+        return _Description(
+            start, EXPECTED_VALUE[kind].format(**context), _similar(given, context), code="config.value"
+        )
     message = one_line(str(context.get("error", error["msg"])), limit=200)
     if message.startswith("Input should be "):
-        return _Description("config.value", start, message.removeprefix("Input should be "))
-    return _Description("config.contradiction", f"{name}: {message}")
+        return _Description(start, message.removeprefix("Input should be "), code="config.value")
+    return _Description(f"{name}: {message}", code="config.contradiction")
 
 
 def _unknown_key(name: str, key: str, known: list[str]) -> _Description:
     hint = suggest(key, known)
-    return _Description("config.unknown_key", f"{name} is not a known key; {hint}", suggestion=most_similar(key, known))
+    return _Description(
+        f"{name} is not a known key; {hint}", suggestion=most_similar(key, known), code="config.unknown_key"
+    )
 
 
 def _similar(given: object, context: Mapping[str, Any]) -> str | None:

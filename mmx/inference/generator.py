@@ -247,7 +247,8 @@ class TextGenerator:
             missing = streams - len(row)
             texts.append([(prompt, [eos]) for prompt in [*row, *[padding] * missing]])
             padded.append([*asked, *[None] * missing])
-        tokens, mask, _ = (t.to(self.model.device) for t in pad_texts(texts, streams, self.model.tokenizer.pad_token_id))
+        batch = pad_texts(texts, streams, self.model.tokenizer.pad_token_id)
+        tokens, mask, _ = (tensor.to(self.model.device) for tensor in batch)
         has_questions = any(question is not None for row in questions for question in row)
         options = self._limit_new_tokens(options, has_questions)
         return DecodingInputs(self._step(memory, padded, options), tokens, mask, options)
@@ -272,8 +273,8 @@ class TextGenerator:
         """
         decoder = self.model.config.decoder
         prompt_length = self.max_prompt_length if has_questions else len(self.prompt_tokens(None))
-        available = decoder.max_position_embeddings + 1 - prompt_length  # the last token is not read again
-        if decoder.positions != "learned" or options.max_new_tokens <= available:
+        available = decoder.max_new_tokens_after(prompt_length)
+        if available is None or options.max_new_tokens <= available:
             return options
         return options.model_copy(update={"max_new_tokens": available})
 

@@ -150,12 +150,9 @@ def tokens_with_end(captions: Sequence[str]) -> list[list[str]]:
 
 def _max_new_tokens(model: Model, generation: GenerationConfig) -> int:
     """Return the length of a caption, limited by learned position embeddings."""
-    decoder = model.config.decoder
-    if decoder.positions != "learned":
-        return generation.max_new_tokens
     prompt_length = len(model.tokenizer.encode_prompt(model.prompt()))
-    # The last generated token is not an input, hence + 1.
-    return min(generation.max_new_tokens, decoder.max_position_embeddings + 1 - prompt_length)
+    available = model.config.decoder.max_new_tokens_after(prompt_length)
+    return generation.max_new_tokens if available is None else min(generation.max_new_tokens, available)
 
 
 @contextmanager
