@@ -34,10 +34,10 @@ from mmx.cli.options import (
 )
 from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
 from mmx.errors import MmxError, one_line
-from mmx.io.results_file import ID_FIELDS
 
 if TYPE_CHECKING:
     from mmx.boxes import Box
+    from mmx.data.manifest import ManifestQuestion
     from mmx.inference.options import DecodingOptions
     from mmx.inference.pipeline import Pipeline
 
@@ -97,24 +97,6 @@ def ask(
     exit_with_status(run.write(output))
 
 
-class _QuestionRequest(NamedTuple):
-    """A question before the model is known.
-
-    Attributes:
-        written: its inputs as written, with other fields of its line.
-        resolved: the same with resolved paths.
-        question: the text.
-        ids: the ids of its line.
-        box: the region that its line names.
-    """
-
-    written: Inputs
-    resolved: Inputs
-    question: str
-    ids: Mapping[str, object]
-    box: Box | None
-
-
 class _QuestionItem(NamedTuple):
     """A question: the fields with which its row starts, what messages call its input, and what the model is given."""
 
@@ -127,8 +109,11 @@ class _QuestionItem(NamedTuple):
 
 def _read_requests(
     image: str | None, questions: Sequence[str], data: Path | None, sources: Mapping[str, str]
-) -> list[_QuestionRequest]:
-    """Return the questions of the command line or of a file. Raises MmxError."""
+) -> list[ManifestQuestion]:
+    """Return the questions of the command line or of a file, before the model is loaded. Raises MmxError."""
+    from mmx.data.examples import TextTask
+    from mmx.data.manifest import ManifestQuestion, read_questions
+
     if (data is None) == (image is None):
         message = 'ask needs an image and a question, or --data FILE; type: mmx ask photo.jpg "what is this?"'
         raise MmxError(message, code="ask.arguments")
@@ -136,36 +121,28 @@ def _read_requests(
         if sources:
             message = "--source was given with --data; name each source in the lines of the file, next to the image."
             raise MmxError(message, code="ask.source_with_data")
-        return list(_requests_of_file(data))
+        return read_questions(data)
     check_names([image or ""])
     if not questions:
         message = f'ask was given {image} and no question; type: mmx ask {image} "what is this?"'
         raise MmxError(message, code="ask.no_question")
     inputs = {"": normalize_path(image or ""), **sources}
-    return [_QuestionRequest(inputs, inputs, question, {}, None) for question in questions]
+    return [ManifestQuestion(inputs, inputs, TextTask((), question), {}) for question in questions]
 
 
-def _requests_of_file(data: Path) -> Iterator[_QuestionRequest]:
-    from mmx.data.json_fields import read_lines
-    from mmx.data.manifest import read_questions
-
-    for line, (_, fields) in zip(read_questions(data), read_lines(data), strict=True):
-        ids = {name: fields[name] for name in ID_FIELDS if name in fields}
-        yield _QuestionRequest(line.written, line.sources, str(line.task.question), ids, line.task.box)
-
-
-def _question_item(request: _QuestionRequest, region: Box | None, pipeline: Pipeline) -> _QuestionItem:
+def _question_item(request: ManifestQuestion, region: Box | None, pipeline: Pipeline) -> _QuestionItem:
     """Find the sources of the inputs. Other fields of the line are kept in its row. region: that of --box."""
     others = request.written.keys() - pipeline.model.encoders.keys()
     if "" in others or len(others) == len(request.written):
         others = set()  # an unknown source is refused with the names of the known ones
     written = by_source({name: raw for name, raw in request.written.items() if name not in others}, pipeline)
-    resolved = by_source({name: raw for name, raw in request.resolved.items() if name not in others}, pipeline)
+    resolved = by_source({name: raw for name, raw in request.sources.items() if name not in others}, pipeline)
     kept = {name: raw for name, raw in request.written.items() if name in others}
-    fields = {**written, **kept, **request.ids, "question": request.question}
-    if request.box is not None:
-        fields["box"] = list(request.box)
-    return _QuestionItem(fields, display_name(written), resolved, request.question, request.box or region)
+    question = str(request.task.question)
+    fields = {**written, **kept, **request.ids, "question": question}
+    if request.task.box is not None:
+        fields["box"] = list(request.task.box)
+    return _QuestionItem(fields, display_name(written), resolved, question, request.task.box or region)
 
 
 def _answer_rows(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mmx.errors import MmxError
 from mmx.io.files import find_files, is_pattern
-from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, IdSet, hash_id, output_files
+from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, hash_id, output_files
 from mmx.io.tar import is_tar, read_tar
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _expand(names: Sequence[str], pipeline: Pipeline, out: Path | None) -> Itera
     from mmx.data.json_fields import is_url
 
     results = output_files(out)
-    found_paths = IdSet()
+    found_paths: set[int] = set()
     for name in names:
         inputs = parse_named_input(name, pipeline)
         if inputs is not None:
@@ -158,7 +158,7 @@ def _expand(names: Sequence[str], pipeline: Pipeline, out: Path | None) -> Itera
             yield normalize_path(name)
 
 
-def _search(name: str, pipeline: Pipeline, results: Sequence[Path], found_paths: IdSet) -> Iterator[InputItem | str]:
+def _search(name: str, pipeline: Pipeline, results: Sequence[Path], found_paths: set[int]) -> Iterator[InputItem | str]:
     """Yield the files that a folder or a pattern stands for, apart from those found before."""
     by_pattern = is_pattern(name)
     is_empty = True
@@ -166,7 +166,10 @@ def _search(name: str, pipeline: Pipeline, results: Sequence[Path], found_paths:
         is_empty = False
         if isinstance(path, MmxError):
             yield _error_item(name, path, pipeline)
-        elif found_paths.add(hash_id(os.path.abspath(path))):
+            continue
+        number = hash_id(os.path.abspath(path))
+        if number not in found_paths:
+            found_paths.add(number)
             yield str(path)
     if is_empty:
         problem = "no images match this pattern" if by_pattern else "no images are in this folder"

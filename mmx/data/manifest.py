@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
 from mmx.data.examples import Example, TextTask
@@ -19,6 +19,7 @@ from mmx.data.json_fields import (
     texts_field,
 )
 from mmx.errors import DataError
+from mmx.io.results_file import ID_FIELDS
 
 # Fields of a manifest line that are not inputs.
 TASK_FIELDS = {
@@ -40,16 +41,17 @@ class ManifestLine(NamedTuple):
     """One line of a manifest: where it was read, the inputs by source name as written, and its task."""
 
     location: RecordLocation
-    written: dict[str, Any]
+    written: dict[str, object]
     task: TextTask
 
 
 class ManifestQuestion(NamedTuple):
-    """One question of a manifest: the inputs by source name as written and with resolved paths, and its task."""
+    """One question of a manifest: the inputs by source name as written and with resolved paths, its task, its ids."""
 
-    written: dict[str, Any]
-    sources: dict[str, Any]
+    written: Mapping[str, object]
+    sources: Mapping[str, object]
     task: TextTask
+    ids: Mapping[str, object]
 
 
 def read_manifest(path: Path, config: DataConfig) -> list[Example]:
@@ -86,7 +88,8 @@ def read_questions(path: Path) -> list[ManifestQuestion]:
             raise location.error("no_question", message, key="question")
         parsed = _parse_manifest_line(location, line)
         sources = resolve_sources(parsed.written, path.parent)
-        questions.append(ManifestQuestion(parsed.written, sources, parsed.task))
+        ids = {name: line[name] for name in ID_FIELDS if name in line}
+        questions.append(ManifestQuestion(parsed.written, sources, parsed.task, ids))
     if not questions:
         raise DataError(
             f'{path} holds no questions; expected lines such as {{"image": "a.jpg", "question": "…"}}.',
@@ -96,16 +99,17 @@ def read_questions(path: Path) -> list[ManifestQuestion]:
     return questions
 
 
-def resolve_sources(written: Mapping[str, Any], base: Path) -> dict[str, Any]:
+def resolve_sources(written: Mapping[str, object], base: Path) -> dict[str, object]:
     """Resolve paths relative to the folder of the manifest. The value of a source named "text" is the text itself."""
-    sources = {}
+    sources: dict[str, object] = {}
     for name, value in written.items():
-        is_path = isinstance(value, str) and name != "text"
-        sources[name] = resolve_path(value, base) if is_path else value
+        if isinstance(value, str) and name != "text":
+            value = resolve_path(value, base)
+        sources[name] = value
     return sources
 
 
-def _parse_manifest_line(location: RecordLocation, line: Mapping[str, Any]) -> ManifestLine:
+def _parse_manifest_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
     written = {key: value for key, value in line.items() if key not in TASK_FIELDS and value is not None}
     if not written:
         raise location.error("no_input", "names no input; expected a field such as 'image' with a path.")
@@ -114,7 +118,7 @@ def _parse_manifest_line(location: RecordLocation, line: Mapping[str, Any]) -> M
     return ManifestLine(location, written, _parse_task(location, line))
 
 
-def _parse_task(location: RecordLocation, line: Mapping[str, Any]) -> TextTask:
+def _parse_task(location: RecordLocation, line: Mapping[str, object]) -> TextTask:
     if "question" in line:
         question = text_field(line, "question", location)
         question_type = optional_text_field(line, "question_type", location)
@@ -128,7 +132,7 @@ def _parse_task(location: RecordLocation, line: Mapping[str, Any]) -> TextTask:
     return TextTask(captions)
 
 
-def _parse_metadata_line(location: RecordLocation, line: Mapping[str, Any]) -> ManifestLine:
+def _parse_metadata_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
     text_field(line, "file_name", location)
     new_names = {"file_name": "image", "text": "caption"}
     renamed = {new_names.get(key, key): value for key, value in line.items()}

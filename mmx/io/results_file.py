@@ -14,13 +14,10 @@ import json
 import os
 import re
 import stat
-from array import array
-from bisect import bisect_left
 from codecs import BOM_UTF8
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from heapq import merge
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +29,6 @@ Fields = Mapping[str, object]
 RESULT_FIELDS = {"caption", "answer", "score", "error"}  # the other fields of a row are its inputs
 ID_FIELDS = ("id", "question_id")
 _IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
-_MAX_UNSORTED_IDS = 65_536
 _MAX_OPEN_ATTEMPTS = 100  # each fails if another process replaced the file at that moment
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them
 _REMEDY = "type --overwrite to start again, or choose another --out."
@@ -77,49 +73,41 @@ def output_files(out: Path | None) -> tuple[Path, ...]:
     return path, _run_file(path)
 
 
-class IdSet:
-    """A set of integers of 64 bits in 8 bytes each."""
-
-    def __init__(self) -> None:
-        self.sorted = array("Q")
-        self.unsorted: set[int] = set()
-
-    def __contains__(self, number: int) -> bool:
-        index = bisect_left(self.sorted, number)
-        return number in self.unsorted or (index < len(self.sorted) and self.sorted[index] == number)
-
-    def add(self, number: int) -> bool:
-        """Add a number; return whether it is new."""
-        if number in self:
-            return False
-        self.unsorted.add(number)
-        if len(self.unsorted) >= _MAX_UNSORTED_IDS:
-            self.sorted = array("Q", merge(self.sorted, sorted(self.unsorted)))
-            self.unsorted = set()
-        return True
-
-
 class ResultsFile:
     """An open results file. `num_errors`: how many error rows it had when it was opened."""
 
-    def __init__(self, file: BinaryIO, sources: Collection[str]) -> None:
+    def __init__(self, file: BinaryIO, path: Path, run: Fields, sources: Collection[str]) -> None:
         self._file = file
+        self._path = path
+        self._run = run
         self._sources = sources
-        self._ids = IdSet()
+        self._ids: set[int] = set()
+        self._overwrite = False
         self.num_errors = 0
 
-    def add_id(self, fields: Fields) -> bool:
-        """Return whether a row is new: neither in the file nor added before. From now on it is not."""
-        return self._ids.add(hash_id(row_id(fields, self._sources)))
+    def overwrite(self) -> None:
+        """Start again with the next row; until then the file keeps its content."""
+        self._overwrite = True
 
-    def read_rows(self, out: Path) -> None:
+    def continue_rows(self, out: Path) -> None:
         """Add the ids of the rows in the file, and count its errors."""
+        _write_run_file(self._path, self._run)
         for _, row in _read_rows(self._file, out):
             self.add_id(row)
             self.num_errors += "error" in row
 
+    def add_id(self, fields: Fields) -> bool:
+        """Return whether a row is new: neither in the file nor added before. From now on it is not."""
+        number = hash_id(row_id(fields, self._sources))
+        is_new = number not in self._ids
+        self._ids.add(number)
+        return is_new
+
     def write(self, fields: Fields) -> None:
         """Append a row, the whole line or nothing of it."""
+        if self._overwrite:  # a file without a run file is refused, one with that of another run would be accepted
+            _run_file(self._path).unlink(missing_ok=True)
+            self._file.truncate(0)
         end = self._file.seek(0, os.SEEK_END)
         try:
             _write_all(self._file, fields)
@@ -127,6 +115,9 @@ class ResultsFile:
             with suppress(OSError):
                 self._file.truncate(end)
             raise
+        if self._overwrite:
+            _write_run_file(self._path, self._run)
+            self._overwrite = False
 
 
 class _Stream(ResultsFile):
@@ -137,26 +128,6 @@ class _Stream(ResultsFile):
 
     def write(self, fields: Fields) -> None:
         _write_all(self._file, fields)
-
-
-class _Replacement(ResultsFile):
-    """A new file next to an older one, which it replaces with its first row."""
-
-    def __init__(self, file: BinaryIO, sources: Collection[str], temporary: Path, path: Path, run: Fields) -> None:
-        super().__init__(file, sources)
-        self._temporary = temporary
-        self._path = path
-        self._run = run
-        self._replaced = False
-
-    def write(self, fields: Fields) -> None:
-        super().write(fields)
-        if not self._replaced:
-            # In this order: a file without its run file is refused, one with that of another run would be accepted.
-            _run_file(self._path).unlink(missing_ok=True)
-            os.replace(self._temporary, self._path)
-            _write_run_file(self._path, self._run)
-            self._replaced = True
 
 
 @contextmanager
@@ -178,38 +149,24 @@ def open_results_file(
     """
     if is_stream(out):  # before links are resolved: /dev/stdout may be a link to a pipe without a path
         with open(out, "wb", buffering=0) as stream:
-            yield _Stream(stream, sources)
+            yield _Stream(stream, out, run, sources)
         return
     path = out.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if overwrite and path.is_file() and path.stat().st_size:
-        with _open_replacement(path, out, sources, run) as replacement:
-            yield replacement
-        return
-    if retry_errors and path.is_file():
+    if retry_errors and not overwrite and path.is_file():
         _remove_error_rows(path, out, run)
     with _open_locked(path, out) as file:
-        _check_and_repair(file, path, out, run)
-        _write_run_file(path, run)
-        results = ResultsFile(file, sources)
-        results.read_rows(out)
+        results = ResultsFile(file, path, run, sources)
+        if overwrite and path.stat().st_size:
+            results.overwrite()
+        else:
+            _check_and_repair(file, path, out, run)
+            results.continue_rows(out)
         yield results
         os.fsync(file.fileno())
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _open_replacement(path: Path, out: Path, sources: Collection[str], run: Fields) -> Iterator[ResultsFile]:
-    temporary = path.with_name(f".{path.name}.new")
-    with _open_locked(path, out), _open_locked(temporary, out) as file:
-        file.truncate(0)
-        try:
-            yield _Replacement(file, sources, temporary, path, run)
-            os.fsync(file.fileno())
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

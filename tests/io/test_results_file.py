@@ -5,13 +5,9 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mmx.errors import MmxError
 from mmx.io.results_file import (
-    _MAX_UNSORTED_IDS,
-    IdSet,
     hash_id,
     is_stream,
     open_results_file,
@@ -247,24 +243,3 @@ def test_rows_are_identified_by_inputs_id_and_question():
     assert all(row_id(a, SOURCES) != row_id(b, SOURCES) for a, b in other)
     odd = {"image": os.fsdecode(b"caf\xe9")}
     assert hash_id(row_id(odd, SOURCES)) == hash_id(row_id(json.loads(json.dumps(odd, ensure_ascii=False)), SOURCES))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 2**64 - 1), unique=True), st.integers(0, 2**64 - 1))
-def test_an_id_set_is_a_set(numbers, other):
-    known = IdSet()
-    for number in numbers:
-        assert number not in known
-        known.add(number)
-    assert all(number in known for number in numbers)
-    assert (other in known) == (other in numbers)
-
-
-def test_an_id_set_takes_eight_bytes_an_id():
-    known = IdSet()
-    numbers = [hash_id(str(n)) for n in range(3 * _MAX_UNSORTED_IDS + 5)]
-    for number in numbers:
-        known.add(number)
-    assert (len(known.sorted), known.sorted.itemsize, len(known.unsorted)) == (3 * _MAX_UNSORTED_IDS, 8, 5)
-    assert list(known.sorted) == sorted(numbers[: 3 * _MAX_UNSORTED_IDS])
-    assert all(number in known for number in numbers)
