@@ -13,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from itertools import chain
 from random import Random
 from typing import Literal, NamedTuple, get_args
 
@@ -57,7 +58,7 @@ class Subject(NamedTuple):
 class ExistenceQuestion(NamedTuple):
     """A question of existence, and the index of the image that it is about."""
 
-    index: int
+    image: int
     task: TextTask
 
 
@@ -83,7 +84,7 @@ def derive_questions(examples: Iterable[Example], seed: int = 0) -> list[Example
             ]
         )
     for question in _existence_questions(words_by_image, Random(f"exists-{seed}")):
-        derived[question.index].append(question.task)
+        derived[question.image].append(question.task)
     return [replace(example, tasks=(*example.tasks, *tasks)) for example, tasks in zip(examples, derived, strict=True)]
 
 
@@ -278,7 +279,7 @@ def _names_place(words_before: Words) -> bool:
 def _existence_questions(words_by_image: Sequence[Sequence[Words]], rng: Random) -> Iterator[ExistenceQuestion]:
     """Yield as many questions answered "yes" as "no" about each thing."""
     mentions = [_count_captions_naming(captions) for captions in words_by_image]
-    vocabularies = [{word for words in captions for word in words} for captions in words_by_image]
+    vocabularies = [set(chain.from_iterable(captions)) for captions in words_by_image]
     for thing in sorted(set(THINGS.values())):
         ambiguous = AMBIGUOUS_WORDS.get(thing, frozenset())
         present = [index for index, counts in enumerate(mentions) if counts[thing] >= 2]

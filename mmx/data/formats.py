@@ -6,7 +6,7 @@ Formats: `manifest` (JSONL), `karpathy` (dataset_*.json), `coco` (captions JSON)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +133,7 @@ def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
     for number, image in enumerate(list_field(_load_document(path), "images", RecordLocation(str(path)))):
         location = RecordLocation(str(path), record=f"image {number}")
         name = text_field(image, "filename", location)
-        split = image.get("split")
+        split = image.get("split") if isinstance(image, Mapping) else None
         splits.add(str(split))
         if config.split in (None, split, "train" if split == "restval" else None):
             examples.append(_karpathy_example(image, name, path.parent, location))
@@ -148,7 +148,7 @@ def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
     return examples
 
 
-def _karpathy_example(image: JsonObject, name: str, base: Path, location: RecordLocation) -> Example:
+def _karpathy_example(image: object, name: str, base: Path, location: RecordLocation) -> Example:
     folder = optional_text_field(image, "filepath", location) or ""
     sentences = list_field(image, "sentences", location)
     captions = tuple(single_spaced(text_field(sentence, "raw", location)) for sentence in sentences)

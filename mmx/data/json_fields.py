@@ -12,12 +12,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmx.boxes import Box, check_box
 from mmx.errors import DataError, MmxError
 
-JsonObject = dict[str, Any]
+JsonObject = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ def parse_line(location: RecordLocation, text: str, finite: bool = True) -> Json
     Raises:
         DataError: the line is not a JSON object, or holds a number that is not finite.
     """
-    parsers = {"parse_constant": _parse_finite, "parse_float": _parse_finite} if finite else {}
+    parse_number = _parse_finite if finite else float
     try:
-        line = json.loads(text, **parsers)
+        line = json.loads(text, parse_constant=parse_number, parse_float=parse_number)
     except OverflowError:
         message = "has a number that is not finite, such as NaN; write null, or leave it out."
         raise location.error("not_finite", message) from None
@@ -114,12 +113,14 @@ def text_field(record: object, name: str, location: RecordLocation) -> str:
     return _check_utf8(value, location)
 
 
-def optional_text_field(record: Mapping[str, Any], name: str, location: RecordLocation) -> str | None:
+def optional_text_field(record: object, name: str, location: RecordLocation) -> str | None:
     """Return a text, or None if the field is absent or null. Raises DataError."""
-    return None if record.get(name) is None else text_field(record, name, location)
+    if isinstance(record, Mapping) and record.get(name) is None:
+        return None
+    return text_field(record, name, location)
 
 
-def list_field(record: object, name: str, location: RecordLocation) -> list[Any]:
+def list_field(record: object, name: str, location: RecordLocation) -> list[object]:
     """Return a required list. Raises DataError."""
     value = _field(record, name, location)
     if not isinstance(value, list):
@@ -135,7 +136,7 @@ def id_field(record: object, name: str, location: RecordLocation) -> int | str:
     return _check_utf8(value, location) if isinstance(value, str) else value
 
 
-def texts_field(record: Mapping[str, Any], names: Sequence[str], location: RecordLocation) -> tuple[str, ...]:
+def texts_field(record: Mapping[str, object], names: Sequence[str], location: RecordLocation) -> tuple[str, ...]:
     """Return the text or texts under the first of `names` that the record has, () if it has none. Raises DataError."""
     name = next((name for name in names if record.get(name) is not None), None)
     if name is None:
@@ -147,7 +148,7 @@ def texts_field(record: Mapping[str, Any], names: Sequence[str], location: Recor
     return tuple(_check_utf8(text, location) for text in texts)
 
 
-def box_field(record: Mapping[str, Any], name: str, location: RecordLocation) -> Box | None:
+def box_field(record: Mapping[str, object], name: str, location: RecordLocation) -> Box | None:
     """Return a box, or None if the field is absent or null. Raises DataError for anything but a region in 0..1."""
     value = record.get(name)
     if value is None:

@@ -318,7 +318,8 @@ def _plural(phrase: str) -> str:
 
 def _matching_objects(scene: Scene, attributes: Attributes, naming: AttributeNames) -> list[SceneObject]:
     """Return the objects that a phrase fits."""
-    return [item for item in scene.objects if all(getattr(item, name) == attributes[name] for name in naming)]
+    described = [attributes[name] for name in naming]
+    return [item for item in scene.objects if [getattr(item, name) for name in naming] == described]
 
 
 def _named_objects(scene: Scene, rng: Random, hidden: str = "") -> list[NamedObject]:

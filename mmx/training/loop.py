@@ -5,7 +5,7 @@ by the number of tokens of all micro-batches on all ranks. A loss or gradient th
 the weights change. A decision that one rank can come to alone (not finite, SIGTERM) is reduced over all ranks;
 otherwise the others would wait forever.
 
-B images in a batch, K texts of each, T text positions, n label positions, V vocabulary.
+B images in a batch, K texts of each, T text positions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmx.config.loader import dump_config
 from mmx.config.schema import RunConfig
 from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
@@ -35,18 +34,16 @@ from mmx.errors import TrainingError
 from mmx.evaluation.evaluate import ProcessGroup, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
-from mmx.training.distillation import Teachers
 from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
-from mmx.training.losses import distillation_loss, scst_loss, token_loss
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
 from mmx.training.metrics_log import MetricsLog
 from mmx.training.model_setup import build_model, check_best_metric, resolve_generation
+from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
-from mmx.training.scst import SelfCriticalSampler
+from mmx.training.run_folder import find_saved_state, open_run_folder
 from mmx.training.sigterm import SigtermHandler
 from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_state, save_state
-from mmx.training.token_noise import noisy_tokens, plain_tokens
 
 MIN_SKIP_LIMIT = 10  # so many unreadable examples are accepted in any run
 
@@ -80,7 +77,9 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class Trainer:
-    """One run: its model, data, optimizer and progress."""
+    """One run: its model, data, objective, optimizer and progress."""
+
+    optimizer: torch.optim.Optimizer
 
     def __init__(self, config: RunConfig, resume: bool, quiet: bool) -> None:
         self.config = resolve_generation(config)
@@ -90,12 +89,15 @@ class Trainer:
         self.quiet = quiet or not self.accelerator.is_main_process
         self.stop = SigtermHandler()
         self.metrics_log = MetricsLog(self.run_folder, self.quiet)
-        saved_state = self._find_saved_state(resume)
+        saved_state = find_saved_state(self.run_folder, resume)
+        # Without this, a slow rank could find a state that a fast rank has just saved.
+        self.accelerator.wait_for_everyone()
         self._build_model_and_data(saved_state)
-        self._build_objective()
+        self.objective = Objective(self.model, self.config, self.options, self.data.sets, self.accelerator)
         self._build_optimizer(saved_state)
         if self.accelerator.is_main_process:
-            self._open_run_folder(is_new=saved_state is None)
+            is_new = saved_state is None
+            open_run_folder(self.run_folder, self.config, self.metrics_log, self.progress.step, is_new)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def run(self) -> Path:
@@ -122,25 +124,6 @@ class Trainer:
 
     # ---- set-up --------------------------------------------------------------------------------------------------
 
-    def _find_saved_state(self, resume: bool) -> Path | None:
-        """Return the state to resume from, None for a new run. Raises TrainingError if the run folder does not fit."""
-        saved_state = latest_state(self.run_folder)
-        if resume and saved_state is None:
-            raise TrainingError(
-                f"there is nothing to resume in {self.run_folder}; leave --resume out to start.",
-                code="training.nothing_to_resume",
-                path=str(self.run_folder),
-            )
-        if not resume and saved_state is not None:
-            raise TrainingError(
-                f"{self.run_folder} already holds a run; add --resume to continue it, or output_dir=ANOTHER_FOLDER.",
-                code="training.run_exists",
-                path=str(self.run_folder),
-            )
-        # Without this, a slow rank could find a state that a fast rank has just saved.
-        self.accelerator.wait_for_everyone()
-        return saved_state
-
     def _build_model_and_data(self, saved_state: Path | None) -> None:
         config = self.config
         sets = [(data, read_examples(data)) for data in config.train]
@@ -151,19 +134,8 @@ class Trainer:
         self.data = TrainingDataset(self.model, sets, self.options)
         self.model.to(self.accelerator.device)
 
-    def _build_objective(self) -> None:
-        """Create what the loss needs besides the model: the sampler of SCST, the teachers, the candidates of noise."""
-        options = self.options
-        device = self.accelerator.device
-        uses_reward = any(data.reward for data in self.config.train)
-        self.scst = SelfCriticalSampler(self.model, self.config, self.data.sets) if uses_reward else None
-        self.teachers: Teachers | None = None
-        if options.distillation is not None:
-            self.teachers = Teachers(options.distillation, self.model, self.data.sets, device)
-        self.noise_candidates = plain_tokens(self.model.tokenizer).to(device) if options.target_noise else None
-
     def _build_optimizer(self, saved_state: Path | None) -> None:
-        self.optimizer: torch.optim.Optimizer = build_optimizer(self.model, self.options)
+        self.optimizer = build_optimizer(self.model, self.options)
         self.average = ExponentialMovingAverage(self.model, self.options.ema_decay)
         state = TrainingState(self.model, self.optimizer, self.average)
         if saved_state is not None:
@@ -172,20 +144,6 @@ class Trainer:
         scaler = self.accelerator.scaler
         if scaler is not None and self.progress.scaler:
             scaler.load_state_dict(self.progress.scaler)
-
-    def _open_run_folder(self, is_new: bool) -> None:
-        """Write the resolved configuration of a new run, and remove metrics of steps that will be trained again."""
-        try:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            if is_new:
-                (self.run_folder / "config.yaml").write_text(dump_config(self.config), encoding="utf-8")
-            self.metrics_log.truncate(self.progress.step)
-        except OSError as error:
-            raise TrainingError(
-                f"{self.run_folder} cannot be written: {error.strerror}; set output_dir to another folder.",
-                code="training.write",
-                path=str(self.run_folder),
-            ) from error
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
@@ -221,8 +179,7 @@ class Trainer:
         options = self.options
         seed = step_seed(options.seed, self.progress.step, accelerator.process_index)
         set_training_mode(self.model, options.param_groups)
-        if self.scst is not None:
-            batches = [self.scst.sample_batch(batch, seed + number) for number, batch in enumerate(batches)]
+        batches = self.objective.sample_batches(batches, seed)
         set_learning_rate(self.optimizer, self.progress.step, options)
         loss = self._accumulate_gradients(batches, seed)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), options.max_grad_norm)
@@ -245,9 +202,9 @@ class Trainer:
         for number, batch in enumerate(batches):
             is_last = number == len(batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(self.wrapped):
-                tokens = self._decoder_inputs(batch, seed + number)
+                tokens = self.objective.decoder_inputs(batch, seed + number)
                 logits = self.wrapped(batch.sources, tokens, batch.mask, batch.label_positions, batch.boxes)
-                loss = self._loss(logits, batch) / num_tokens
+                loss = self.objective.loss(logits, batch) / num_tokens
             # DDP averages gradients over ranks, and the loss is a sum over ranks.
             accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
@@ -257,28 +214,6 @@ class Trainer:
         """Return the number of labels in the micro-batches of all ranks."""
         count = sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches)
         return self.accelerator.reduce(torch.tensor(float(count), device=self.accelerator.device), "sum")
-
-    def _decoder_inputs(self, batch: Batch, seed: int) -> Tensor:
-        if self.noise_candidates is None:
-            return batch.tokens
-        generator = torch.Generator(self.accelerator.device).manual_seed(seed)
-        return noisy_tokens(batch, self.options.target_noise, self.noise_candidates, generator)
-
-    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of logits [n, V], summed over tokens."""
-        options = self.options
-        if batch.advantages is not None:
-            text_index = batch.label_positions // batch.tokens.shape[-1]
-            advantages = batch.advantages.flatten()[text_index]
-            return scst_loss(logits, batch.labels, options.label_smoothing, advantages, options.reward_temperature)
-        loss = token_loss(logits, batch.labels, options.label_smoothing)
-        if self.teachers is None or options.distillation is None:
-            return loss
-        with self.accelerator.autocast():
-            teacher_probs = self.teachers.probabilities(batch)
-        weight = options.distillation.weight
-        soft_loss = distillation_loss(logits, teacher_probs, batch.labels, options.distillation.temperature)
-        return (1 - weight) * loss + weight * soft_loss
 
     def _check_finite(self, loss: Tensor, norm: Tensor | float | None, batches: Sequence[Batch]) -> None:
         """Raise TrainingError on all ranks if the loss or the gradient of any rank is not finite."""
@@ -328,7 +263,7 @@ class Trainer:
 
     def _record(self, result: StepResult) -> None:
         self.progress.recent_losses.append(result.loss)
-        reward = self.scst.take_mean_reward() if self.scst else None
+        reward = self.objective.take_mean_reward()
         if reward is not None:
             self.progress.recent_rewards.append(reward)
 

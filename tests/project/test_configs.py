@@ -148,6 +148,6 @@ def test_student_is_distilled_from_two_teachers(folder):
     assert len(student["training"]["distillation"]["teachers"]) == 2
     student["training"]["distillation"]["teachers"] = teachers
     trainer = Trainer(RunConfig.model_validate(student), resume=False, quiet=True)
-    assert trainer.teachers is not None
+    assert trainer.objective.teachers is not None
     best = trainer.run()
     assert load_model(best).config.sources["image"].options["backbone"] == "resnet10t"

@@ -47,9 +47,9 @@ def teacher_loss(model: Model, trainer: Trainer) -> float:
     """Return the cross-entropy of the mean of the teachers and a model on the first batch, in nats per token."""
     (batch,) = next(trainer._steps())
     is_label = batch.labels != IGNORE_INDEX
-    assert trainer.teachers is not None
+    assert trainer.objective.teachers is not None
     with torch.no_grad():
-        probs = trainer.teachers.probabilities(batch)[is_label]
+        probs = trainer.objective.teachers.probabilities(batch)[is_label]
         logits = model.eval()(batch.sources, batch.tokens, batch.mask, batch.label_positions, batch.boxes)[is_label]
     return float(-(probs * logits.log_softmax(-1)).sum(-1).mean())
 
@@ -73,9 +73,11 @@ def test_probabilities_are_the_mean_over_teachers(teachers, tmp_path):
         with torch.no_grad():
             logits = load_model(folder)(batch.sources, batch.tokens, batch.mask, batch.label_positions)
         found.append(logits.softmax(-1))
-    assert trainer.teachers is not None
-    assert torch.allclose(trainer.teachers.probabilities(batch), torch.stack(found).mean(0), atol=1e-6)
-    assert not any(parameter.requires_grad for model in trainer.teachers.models for parameter in model.parameters())
+    assert trainer.objective.teachers is not None
+    assert torch.allclose(trainer.objective.teachers.probabilities(batch), torch.stack(found).mean(0), atol=1e-6)
+    assert not any(
+        parameter.requires_grad for model in trainer.objective.teachers.models for parameter in model.parameters()
+    )
 
 
 def test_weight_mixes_both_losses(teachers, tmp_path):
@@ -86,7 +88,7 @@ def test_weight_mixes_both_losses(teachers, tmp_path):
         (batch,) = next(trainer._steps())
         with torch.no_grad():
             logits = trainer.model(batch.sources, batch.tokens, batch.mask, batch.label_positions, batch.boxes)
-            losses[weight] = float(trainer._loss(logits, batch))
+            losses[weight] = float(trainer.objective.loss(logits, batch))
         reference_loss = float(token_loss(logits, batch.labels, 0.0))
     assert losses[0.25] == pytest.approx(0.75 * reference_loss + 0.25 * losses[1.0], rel=1e-5)
 

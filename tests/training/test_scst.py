@@ -46,8 +46,8 @@ def before(trainer: Trainer) -> Batch:
 @pytest.fixture(scope="module")
 def after(trainer: Trainer, before: Batch) -> Batch:
     """The same batch with sampled captions."""
-    assert trainer.scst is not None
-    return trainer.scst.sample_batch(before, seed=5)
+    assert trainer.objective.scst is not None
+    return trainer.objective.scst.sample_batch(before, seed=5)
 
 
 def labeled_texts(trainer: Trainer, batch: Batch) -> list[list[LabeledText]]:
@@ -104,15 +104,15 @@ def test_advantages_are_cider_minus_the_mean_of_the_other_captions(trainer, befo
 
 def test_seed_determines_the_samples_and_training_mode_is_restored(trainer, before, after):
     trainer.model.train()
-    same = trainer.scst.sample_batch(before, seed=5)
+    same = trainer.objective.scst.sample_batch(before, seed=5)
     assert all(module.training for module in trainer.model.modules())
     assert torch.equal(same.tokens, after.tokens)
-    assert not torch.equal(trainer.scst.sample_batch(before, seed=6).tokens, after.tokens)
+    assert not torch.equal(trainer.objective.scst.sample_batch(before, seed=6).tokens, after.tokens)
 
 
 def test_batch_without_rewards_is_unchanged(trainer, before):
     batch = replace(before, references=[() for _ in before.references])
-    assert trainer.scst.sample_batch(batch, seed=5) is batch
+    assert trainer.objective.scst.sample_batch(batch, seed=5) is batch
 
 
 def test_end_is_a_word_of_its_own():
@@ -125,7 +125,7 @@ def test_sampled_captions_fit_into_the_positions(tmp_path):
     document["generation"]["max_new_tokens"] = 40
     trainer = build_trainer(RunConfig.model_validate(document))
     (batch,) = next(trainer._steps())
-    assert trainer.scst.sample_batch(batch, seed=1).mask.sum(-1).max() == 16
+    assert trainer.objective.scst.sample_batch(batch, seed=1).mask.sum(-1).max() == 16
 
 
 def test_label_at_position_zero_is_kept(trainer, before):
@@ -134,7 +134,7 @@ def test_label_at_position_zero_is_kept(trainer, before):
     positions = torch.tensor([0, 1, 0])
     labels = torch.tensor([7, 8, IGNORE_INDEX])
     batch = replace(before, label_positions=positions, labels=labels, references=references)
-    after = trainer.scst.sample_batch(batch, seed=5)
+    after = trainer.objective.scst.sample_batch(batch, seed=5)
     assert after.labels[after.label_positions == 0].tolist()[0] == 7
 
 
@@ -160,8 +160,8 @@ def test_captions_are_sampled_without_the_questions_of_other_rows(tmp_path):
     assert "text" in batch.sources
     assert 0 < len(rewarded) < len(batch.ids)
     sources = {name: source for name, source in batch.sources.items() if name != "text"}
-    expected = trainer.scst._sample(replace(batch, sources=sources), rewarded, seed=5)
-    assert trainer.scst._sample(batch, rewarded, seed=5) == expected
+    expected = trainer.objective.scst._sample(replace(batch, sources=sources), rewarded, seed=5)
+    assert trainer.objective.scst._sample(batch, rewarded, seed=5) == expected
     assert trainer._step([batch]).loss > 0
 
 
@@ -202,12 +202,12 @@ def reported_rewards(
     rewarded = {"path": pretrained.data, "reward": "cider"}
     document |= {"model": None, "init": str(pretrained.checkpoint), "train": [rewarded]}
     trainer = build_trainer(RunConfig.model_validate(document))
-    score = trainer.scst._score
+    score = trainer.objective.scst._score
 
     def signed_score(*args: Sequence[object]) -> list[float]:
         return [sign * reward for reward in score(*args)]
 
-    monkeypatch.setattr(trainer.scst, "_score", signed_score)
+    monkeypatch.setattr(trainer.objective.scst, "_score", signed_score)
     trainer.run()
     return [sign * line["reward"] for line in metrics_lines(folder) if "reward" in line]
 
