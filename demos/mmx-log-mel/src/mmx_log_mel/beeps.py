@@ -50,8 +50,9 @@ def write_beeps(folder: Path, count: int, seed: int) -> Path:
                 file.setsampwidth(2)
                 file.setframerate(RATE)
                 file.writeframes(array("h", (round(32_000 * max(-1, min(1, s))) for s in samples)).tobytes())
-            for kind, answer in answers.items():
-                row = {"audio": name, "question": QUESTIONS[kind], "answer": answer, "kind": kind}
+            for question_type, answer in answers.items():
+                row = {"audio": name, "question": QUESTIONS[question_type], "answer": answer}
+                row["question_type"] = question_type
                 lines.write(json.dumps(row) + "\n")
     return folder
 
