@@ -1,10 +1,10 @@
-"""Families of timm, tiny and random: each state of a grid belongs to its own part of the picture, checked by light.
+"""Families of timm, tiny and random: every state of a grid belongs to its own patch of the image.
 
-A little light falls on one part of a picture after the other, and every state tells how much it changed. The median
-change says nothing of places (an untrained attention mixes all with all), so it is taken away; what is left is divided
-so that every part and every state count the same. Then a state must be changed most by its own part, and a part must
-change its own state most. Where untrained convolutions see further than a cell, the centres of what the states see must
-still lie as the states do, row with row and column with column; that finds any order but an exchange of neighbours.
+The influence of each patch on each state is measured by changing one patch at a time. The median change of all states
+is subtracted, because untrained attention mixes all positions. Rows and columns are then normalized so that every patch
+and every state has the same total. In the exact test, a state must depend most on its own patch, and a patch must
+influence its own state most. Untrained convolutions may see further than a cell; there, the centers of influence must
+correlate with the positions of the states, which detects any wrong order except an exchange of neighbors.
 """
 
 import re
@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm_families import EXACT, FAMILIES, HIERA, LARGE, MORE, SUMMED, VIT, WIDE
 from torch import nn
 
 from mmx.encoders.contract import check_features
@@ -21,119 +22,27 @@ from mmx.encoders.image import ImageEncoder
 from mmx.errors import EncoderError
 from mmx.nn.features import Features
 
-MOST_PARTS = 8  # of a side that light falls on one by one; the cells of larger grids are taken together
+MAX_PATCHES = 8  # per side that are changed one at a time; cells of larger grids are averaged
+# The default run has one family of each kind: plain, hierarchical and windowed transformers, CNNs, hybrids.
+_DEFAULT_RUN = """test_vit vit_small_patch14_reg4_dinov2 deit_tiny_distilled_patch16_224 eva02_tiny_patch14_224
+    beit_base_patch16_224 swin_tiny_patch4_window7_224 hiera_tiny_224 pvt_v2_b0 test_maxvit test_coatnet convnext_atto
+    test_resnet test_byobnet twins_svt_small test_efficientnet mobilenetv3_small_050 efficientvit_b0 ghostnet_050
+    tiny_vit_5m_224"""
+DEFAULT_RUN = _DEFAULT_RUN.split()
 
-VIT = {"embed_dim": 24, "depth": 1, "num_heads": 2}
-SWIN = {"embed_dim": 16, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
-HIERA = {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1)}
-PYRAMID = {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1)}
-HEADS = {"num_heads": (1, 1, 2, 2)}
-CONVNEXT = {"dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1)}
-TNT = {"embed_dim": 24, "inner_dim": 8, "depth": 1, "num_heads_outer": 2, "num_heads_inner": 2}
-SEQUENCER = {"layers": (1, 1, 1, 1), "embed_dims": (24,) * 4, "hidden_sizes": (12,) * 4}
 
-# backbone: size, arguments, cells of a side, prefix tokens; every state is changed most by its own part
-EXACT = {
-    "test_vit": (96, {}, 6, 1),
-    "vit_small_patch14_reg4_dinov2": (70, VIT, 5, 5),
-    "vit_tiny_r_s16_p8_224": (160, VIT, 5, 1),
-    "test_vit_relpos": (96, {}, 6, 0),
-    "samvit_base_patch16_224": (96, VIT, 6, 0),
-    "naflexvit_base_patch16_gap": (96, VIT, 6, 4),
-    "deit_tiny_distilled_patch16_224": (96, VIT, 6, 2),
-    "deit3_small_patch16_224": (96, VIT, 6, 1),
-    "eva02_tiny_patch14_224": (70, VIT, 5, 1),
-    "vit_tiny_patch16_dinov3_qkvb": (80, VIT, 5, 5),
-    "beit_base_patch16_224": (96, VIT, 6, 1),
-    "cait_xxs24_224": (96, VIT, 6, 1),
-    "convit_tiny": (96, VIT | {"depth": 2, "local_up_to_layer": 1}, 6, 1),
-    "tnt_s_patch16_224": (96, TNT, 6, 1),
-    "volo_d1_224": (64, {}, 4, 1),
-    "coat_lite_tiny": (128, {}, 4, 1),
-    "swin_tiny_patch4_window7_224": (64, SWIN, 8, 0),
-    "swinv2_tiny_window8_256": (64, SWIN, 8, 0),
-    "swinv2_cr_tiny_224": (64, SWIN, 8, 0),
-    "hiera_tiny_224": (224, HIERA, 7, 0),
-    "sam2_hiera_tiny": (224, HIERA, 7, 0),
-    "pvt_v2_b0": (160, {"depths": (1, 1, 1, 1)}, 5, 0),
-    "nest_tiny": (64, {}, 4, 0),
-    "focalnet_tiny_srf": (96, {}, 3, 0),
-    "test_maxvit": (160, {}, 5, 0),
-    "test_coatnet": (160, {}, 5, 0),
-    "poolformer_s12": (128, {}, 4, 0),
-    "caformer_s18": (96, {}, 3, 0),
-    "efficientformer_l1": (224, PYRAMID, 7, 0),
-    "edgenext_xx_small": (160, {}, 5, 0),
-    "gmlp_ti16_224": (96, {}, 6, 0),
-    "convnext_atto": (160, CONVNEXT, 5, 0),
-    "convnextv2_atto": (160, CONVNEXT, 5, 0),
-    "inception_next_atto": (160, {"depths": (1, 1, 1, 1)}, 5, 0),
-    "test_mambaout": (160, {}, 5, 0),
-    "fasternet_t0": (160, {}, 5, 0),
-    "starnet_s050": (160, {}, 5, 0),
-    "test_resnet": (160, {}, 5, 0),
-    "test_nfnet": (160, {}, 5, 0),
-    "test_byobnet": (160, {}, 5, 0),
-    "regnetx_002": (160, {}, 5, 0),
-    "regnety_002": (160, {}, 5, 0),
-    "cs3darknet_focus_s": (160, {}, 5, 0),
-    "vgg11": (96, {"mlp_ratio": 0.01}, 3, 0),
-}
-# the same, once the shares of so many random networks are added up: attention mixes much where it is untrained
-ADDED_UP = {
-    "levit_128s": (224, {}, 4, 0, 6),
-    "twins_svt_small": (160, PYRAMID | HEADS, 5, 0, 3),
-    "twins_pcpvt_small": (160, PYRAMID | HEADS, 5, 0, 3),
-    "davit_tiny": (160, PYRAMID | HEADS, 5, 0, 4),
-    "xcit_nano_12_p8_224": (64, VIT, 8, 1, 6),
-    "sequencer2d_s": (80, SEQUENCER, 5, 0, 3),
-    "test_efficientnet": (160, {}, 5, 0, 3),
-    "densenet121": (160, {"growth_rate": 8, "block_config": (1, 1, 1, 1)}, 5, 0, 8),
-}
-# the same numbers as of EXACT, and how well at least the centres of what states see correlate with their places
-WIDE = {
-    "mobilenetv3_small_050": (224, {}, 7, 0, 0.95),
-    "mobilenetv4_conv_small_035": (224, {}, 7, 0, 0.95),
-    "ghostnet_050": (160, {}, 5, 0, 0.95),
-    "mvitv2_tiny": (96, {}, 3, 0, 0.95),
-    "lcnet_035": (224, {}, 7, 0, 0.9),
-    "mobilevit_xxs": (160, {}, 5, 0, 0.95),
-    "efficientvit_b0": (224, {}, 7, 0, 0.8),
-    "fastvit_t8": (160, {"embed_dims": (16, 16, 32, 32), "layers": (1, 1, 1, 1)}, 5, 0, 0.95),
-    "repvit_m1": (160, {"embed_dim": (16, 16, 32, 32), "depth": (1, 1, 1, 1)}, 5, 0, 0.95),
-    "tiny_vit_5m_224": (224, PYRAMID | HEADS, 7, 0, 0.95),
-    "resnetv2_18": (160, {"layers": (1, 1, 1, 1)}, 5, 0, 0.95),
-    "repvgg_a0": (128, {}, 4, 0, 0.9),
-    "mobileone_s0": (128, {}, 4, 0, 0.9),
-    "hrnet_w18_small": (128, {}, 4, 0, 0.95),
-    "hgnetv2_b0": (160, {}, 5, 0, 0.95),
-}
-# as WIDE, and slow
-MORE = {
-    "dla46x_c": (160, {}, 5, 0, 0.95),
-    "ese_vovnet19b_slim_dw": (160, {}, 5, 0, 0.95),
-    "iformer_t": (160, {}, 5, 0, 0.95),
-    "legacy_seresnet18": (128, {}, 4, 0, 0.95),
-    "mixer_s32_224": (128, {}, 4, 0, 0.95),
-    "rexnet_100": (160, {}, 5, 0, 0.95),
-    "swiftformer_xs": (160, {}, 5, 0, 0.95),
-    "vitamin_small_224": (64, {}, 4, 0, 0.95),
-}
-LARGE = {
-    "convmixer_768_32": (224, {}, 32, 0, 0.9),
-    "efficientformerv2_s0": (160, {}, 5, 0, 0.9),
-    "gcvit_xxtiny": (224, {}, 7, 0, 0.95),
-    "inception_v3": (299, {}, 8, 0, 0.95),
-    "mvitv2_small_cls": (96, {}, 3, 1, 0.9),
-    "nextvit_small": (160, {}, 5, 0, 0.95),
-    "poolformerv2_s12": (224, {}, 7, 0, 0.95),
-    "res2net50_14w_8s": (160, {}, 5, 0, 0.95),
-    "resnest14d": (128, {}, 4, 0, 0.95),
-    "resnet18": (160, {}, 5, 0, 0.95),
-    "visformer_tiny": (160, {}, 5, 0, 0.95),
-    "xception41p": (160, {}, 5, 0, 0.95),
-}
-FAMILIES = EXACT | ADDED_UP | WIDE | MORE
+def params(names, default_run=DEFAULT_RUN):
+    """Parameters, of which those outside the default run are slow."""
+    return [pytest.param(name, marks=[] if name in default_run else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    """Models this small are slower with several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(backbone, seed=0, **options):
@@ -141,106 +50,114 @@ def build(backbone, seed=0, **options):
     return ImageEncoder(ImageEncoder.Options(backbone=backbone, **options)).eval()
 
 
+def build_family(backbone, seed=0, **options):
+    size, arguments, *_ = (FAMILIES | LARGE)[backbone]
+    return build(backbone, seed, size=size, arguments=arguments, **options)
+
+
 @torch.no_grad()
-def settled(encoder):
-    """With the batch norms' statistics of noise: as drawn, they let what runs through deep networks vanish or grow."""
+def calibrated(encoder):
+    """Set the statistics of batch norms from noise: with the initial ones, activations vanish or grow with depth."""
     norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0
     encoder({"pixels": torch.randn(8, 3, encoder.options.size, encoder.options.size)})
-    for norm, momentum in zip(norms, momenta):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
     return encoder
 
 
 @torch.no_grad()
 def influence(encoder):
-    """[parts, states]: the share of a part of the picture in a state's change; rows and columns sum to about one."""
+    """[patches, states]: share of each patch in the change of each state; rows and columns sum to about one."""
     size = encoder.options.size
-    dark = torch.randn(1, 3, size, size)
-    light = 0.03 * (torch.randn(1, 3, size, size) + torch.randn(1, 3, 1, 1))
-    before = encoder({"pixels": dark})
+    image = torch.randn(1, 3, size, size)
+    change = 0.03 * (torch.randn(1, 3, size, size) + torch.randn(1, 3, 1, 1))
+    before = encoder({"pixels": image})
     rows, columns = before.grid
-    parts = min(rows, MOST_PARTS)
-    edges = [size * part // parts for part in range(parts + 1)]
-    lit = dark.repeat(parts * parts, 1, 1, 1)
-    for part, picture in enumerate(lit):
-        place = (..., *(slice(edges[i], edges[i + 1]) for i in divmod(part, parts)))
-        picture[place] += light[0][place]
-    changes = torch.cat([encoder({"pixels": some}).states - before.states for some in lit.split(32)])
-    changes = changes[:, -rows * columns :].double()
-    changes = (changes - changes.median(1, keepdim=True).values).square().sum(-1).unflatten(1, (1, rows, columns))
-    shares = nn.functional.adaptive_avg_pool2d(changes, (parts, parts)).flatten(1)
+    side = min(rows, MAX_PATCHES)
+    edges = [size * i // side for i in range(side + 1)]
+    changed = image.repeat(side * side, 1, 1, 1)
+    for patch in range(side * side):
+        row, column = divmod(patch, side)
+        region = (..., slice(edges[row], edges[row + 1]), slice(edges[column], edges[column + 1]))
+        changed[patch][region] += change[0][region]
+    differences = torch.cat([encoder({"pixels": batch}).states - before.states for batch in changed.split(32)])
+    differences = differences[:, -rows * columns :].double()
+    differences = differences - differences.median(1, keepdim=True).values
+    energy = differences.square().sum(-1).unflatten(1, (1, rows, columns))
+    shares = nn.functional.adaptive_avg_pool2d(energy, (side, side)).flatten(1)
     shares = shares / shares.sum() + 1e-12
-    for _ in range(20):  # Sinkhorn and Knopp: divide rows and columns by their sums in turn
+    for _ in range(20):  # Sinkhorn and Knopp 1967
         shares = shares / shares.sum(0)
         shares = shares / shares.sum(1, keepdim=True)
     return shares
 
 
 def is_exact(shares):
+    """Whether every state depends most on its own patch, and every patch influences its own state most."""
     own = torch.arange(len(shares))
     return bool((shares.argmax(0) == own).all() and (shares.argmax(1) == own).all())
 
 
 def correlations(shares):
-    """[2, 2]: of the row and column of the centre of what a state sees, with the row and column where it is."""
+    """[2, 2]: of row and column of the center of influence with row and column of the state."""
     side = round(len(shares) ** 0.5)
-    places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
-    centres = (shares / shares.sum(0)).T @ places
-    return torch.corrcoef(torch.cat([centres.T, places.T]))[:2, 2:]
+    positions = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+    centers = (shares / shares.sum(0)).T @ positions
+    return torch.corrcoef(torch.cat([centers.T, positions.T]))[:2, 2:]
 
 
-def is_near(shares, least):
+def is_correlated(shares, minimum):
     found = correlations(shares)
-    return bool(found.diagonal().min() >= least and found.fliplr().diagonal().abs().max() <= 0.25)
+    return bool(found.diagonal().min() >= minimum and found.fliplr().diagonal().abs().max() <= 0.25)
 
 
-class Misplaced:
-    """An encoder whose cells stand where `order`, a rearrangement of a grid of their numbers, puts them."""
+class Reordered:
+    """An encoder whose cells are rearranged by `order`, a function of the grid of their indices."""
 
     def __init__(self, encoder, order):
-        self.encoder, self.options, self.order = encoder, encoder.options, order
+        self.encoder = encoder
+        self.options = encoder.options
+        self.order = order
 
     def __call__(self, batch):
         states, mask, grid = self.encoder(batch)
-        cells = grid[0] * grid[1]
-        order = self.order(torch.arange(cells).view(grid)).flatten() - cells
-        return Features(torch.cat([states[:, :-cells], states[:, order]], 1), mask, grid)
+        num_cells = grid[0] * grid[1]
+        order = self.order(torch.arange(num_cells).view(grid)).flatten() - num_cells
+        return Features(torch.cat([states[:, :-num_cells], states[:, order]], 1), mask, grid)
 
 
-def unrolled(numbers):
-    """Four blocks, one after the other: how Hiera keeps its tokens."""
-    return torch.cat([block.flatten() for half in numbers.chunk(2) for block in half.chunk(2, 1)])
+def by_quadrants(indices):
+    """Four quadrants, one after the other: the internal order of Hiera."""
+    quadrants = []
+    for half in indices.chunk(2):
+        quadrants += [quadrant.flatten() for quadrant in half.chunk(2, 1)]
+    return torch.cat(quadrants)
 
 
-def two_swapped(numbers):
-    numbers = numbers.clone()
-    numbers[2, 1], numbers[2, 2] = numbers[2, 2].item(), numbers[2, 1].item()
-    return numbers
+def neighbors_swapped(indices):
+    indices = indices.clone()
+    indices[2, 1], indices[2, 2] = indices[2, 2].item(), indices[2, 1].item()
+    return indices
 
 
-WRONG = {
+WRONG_ORDERS = {
     "transposed": torch.t,
     "upside down": torch.flipud,
     "mirrored": torch.fliplr,
-    "turned": torch.rot90,
-    "a row too low": lambda numbers: numbers.roll(1, 0),
-    "a column too far": lambda numbers: numbers.roll(1, 1),
-    "unrolled": unrolled,
-    "shuffled": lambda numbers: numbers.flatten()[torch.randperm(numbers.numel(), generator=torch.manual_seed(3))],
-    "two neighbours swapped": two_swapped,
+    "rotated": torch.rot90,
+    "shifted by a row": lambda indices: indices.roll(1, 0),
+    "shifted by a column": lambda indices: indices.roll(1, 1),
+    "by quadrants": by_quadrants,
+    "shuffled": lambda indices: indices.flatten()[torch.randperm(indices.numel(), generator=torch.manual_seed(3))],
+    "neighbors swapped": neighbors_swapped,
 }
 
 
-def of(backbone, seed=0, **options):
-    size, arguments, *_ = (FAMILIES | LARGE)[backbone]
-    return build(backbone, seed, size=size, arguments=arguments, **options)
-
-
 @torch.no_grad()
-def assert_handed_over(encoder, side, prefix):
+def assert_features(encoder, side, prefix):
     size = encoder.options.size
     features = check_features(encoder({"pixels": torch.randn(2, 3, size, size)}), encoder, "image")
     assert features.grid == (side, side)
@@ -248,130 +165,139 @@ def assert_handed_over(encoder, side, prefix):
     assert features.mask.all()
 
 
-@pytest.mark.parametrize("backbone", EXACT)
-def test_every_state_follows_its_own_cell(backbone):
-    encoder = settled(of(backbone))
-    assert_handed_over(encoder, *EXACT[backbone][2:])
+@pytest.mark.parametrize("backbone", params(EXACT))
+def test_every_state_depends_most_on_its_own_patch(backbone):
+    encoder = calibrated(build_family(backbone))
+    assert_features(encoder, *EXACT[backbone][2:])
     assert is_exact(influence(encoder))
 
 
-@pytest.mark.parametrize("backbone", ADDED_UP)
-def test_the_states_of_several_networks_follow_their_cells(backbone):
-    *_, side, prefix, networks = ADDED_UP[backbone]
-    assert_handed_over(of(backbone), side, prefix)
-    assert is_exact(sum(influence(settled(of(backbone, seed))) for seed in range(networks)))
+@pytest.mark.parametrize("backbone", params(SUMMED))
+def test_states_of_several_networks_depend_most_on_their_own_patch(backbone):
+    *_, side, prefix, num_networks = SUMMED[backbone]
+    assert_features(build_family(backbone), side, prefix)
+    assert is_exact(sum(influence(calibrated(build_family(backbone, seed))) for seed in range(num_networks)))
 
 
-@pytest.mark.parametrize("backbone", [*WIDE, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE | LARGE)])
-def test_the_centres_of_what_states_see_lie_as_their_cells(backbone):
-    *_, side, prefix, least = (WIDE | MORE | LARGE)[backbone]
-    encoder = settled(of(backbone))
-    assert_handed_over(encoder, side, prefix)
-    assert is_near(influence(encoder), least)
+@pytest.mark.parametrize("backbone", params(WIDE | MORE | LARGE))
+def test_centers_of_influence_correlate_with_positions(backbone):
+    *_, side, prefix, minimum = (WIDE | MORE | LARGE)[backbone]
+    encoder = calibrated(build_family(backbone))
+    assert_features(encoder, side, prefix)
+    assert is_correlated(influence(encoder), minimum)
 
 
-@pytest.mark.parametrize("order", WRONG)
-def test_a_wrong_order_is_found(order):
-    """By the exact test, at a sequence with a token before it, a map with channels last and one with channels first."""
-    for backbone in ("test_vit", "swin_tiny_patch4_window7_224", "test_resnet"):
-        assert not is_exact(influence(Misplaced(settled(of(backbone)), WRONG[order])))
+@pytest.fixture(scope="module")
+def reorderable():
+    """A sequence with a prefix token, a map with channels last, and one with channels first."""
+    return [calibrated(build_family(name)) for name in ("test_vit", "swin_tiny_patch4_window7_224", "test_resnet")]
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "efficientvit_b0", "tiny_vit_5m_224"])
-def test_a_wrong_order_moves_the_centres(backbone):
-    """What their test cannot see is an exchange of neighbours, which no map of convolutions has."""
-    shares = influence(settled(of(backbone)))
-    numbers = torch.arange(len(shares)).view(WIDE[backbone][2], -1)
-    near = {name for name, order in WRONG.items() if is_near(shares[:, order(numbers).flatten()], WIDE[backbone][-1])}
-    assert near == {"two neighbours swapped"}
+@pytest.mark.parametrize("order", WRONG_ORDERS)
+def test_exact_test_detects_a_wrong_order(reorderable, order):
+    for encoder in reorderable:
+        assert not is_exact(influence(Reordered(encoder, WRONG_ORDERS[order])))
+
+
+@pytest.mark.parametrize(
+    "backbone", params(["mobilenetv3_small_050", "efficientvit_b0", "tiny_vit_5m_224"], ["mobilenetv3_small_050"])
+)
+def test_correlation_detects_a_wrong_order(backbone):
+    """Except an exchange of neighbors, which no convolution makes."""
+    shares = influence(calibrated(build_family(backbone)))
+    side = WIDE[backbone][2]
+    minimum = WIDE[backbone][-1]
+    indices = torch.arange(len(shares)).view(side, -1)
+    undetected = set()
+    for name, order in WRONG_ORDERS.items():
+        if is_correlated(shares[:, order(indices).flatten()], minimum):
+            undetected.add(name)
+    assert undetected == {"neighbors swapped"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_every_stage_of_every_family(backbone):
-    """Each is a map of its own; where it is not exact, the centres tell. LeViT's last needs several networks."""
+    """The last stage of LeViT needs several networks."""
     stage = 0
-    while encoder := stage_of(backbone, stage):
+    while encoder := build_stage(backbone, stage):
         if (backbone, stage) != ("levit_128s", 2):
-            shares = influence(settled(encoder))
-            assert is_exact(shares) or is_near(shares, 0.9), (stage, correlations(shares))
+            shares = influence(calibrated(encoder))
+            assert is_exact(shares) or is_correlated(shares, 0.9), (stage, correlations(shares))
         stage += 1
     assert stage > 0
 
 
-def stage_of(backbone, stage):
+def build_stage(backbone, stage):
+    """The encoder of a stage, or None after the last stage."""
     with suppress(EncoderError):
-        return of(backbone, stage=stage)
-    with pytest.raises(EncoderError, match=f"{backbone!r} has no stage {stage}; use another stage, or none."):
-        of(backbone, stage=stage)
+        return build_family(backbone, stage=stage)
+    with pytest.raises(EncoderError) as caught:
+        build_family(backbone, stage=stage)
+    assert (caught.value.code, caught.value.details["stage"]) == ("encoder.unknown_stage", stage)
     return None
 
 
-# what does not end in one map, in cells only, or in their order; and a stage of it that does
-REFUSED = {
-    "crossvit_tiny_240": ({"size": 240}, "does not end in one map; give a stage.", 1),
-    "coat_tiny": ({"size": 64}, "does not end in one map; give a stage.", 1),
-    "efficientvim_m1": ({"size": 224}, "does not end in one map; give a stage.", 0),
-    "pit_ti_224": ({"size": 96}, "ends in 1 states that form no grid; give a stage.", 1),
-    "hiera_tiny_224": ({"size": 224, "arguments": HIERA | {"q_pool": 2}}, "ends in 196 states that form no grid", 3),
-    "convit_tiny": ({"size": 96, "arguments": VIT}, "ends in 36 states that form no grid; give a stage.", 0),
+# Backbones whose output is no single map, no grid, or in another order: options, error code, a stage that works.
+WITHOUT_GRID = {
+    "crossvit_tiny_240": ({"size": 240}, "encoder.no_feature_map", 1),
+    "coat_tiny": ({"size": 64}, "encoder.no_feature_map", 1),
+    "efficientvim_m1": ({"size": 224}, "encoder.no_feature_map", 0),
+    "pit_ti_224": ({"size": 96}, "encoder.no_grid", 1),
+    # Hiera returns its tokens in its internal order unless it pools at the end of every stage.
+    "hiera_tiny_224": ({"size": 224, "arguments": HIERA | {"q_pool": 2}}, "encoder.no_grid", 3),
+    # ConViT without a class token.
+    "convit_tiny": ({"size": 96, "arguments": VIT}, "encoder.no_grid", 0),
 }
 
 
-@pytest.mark.parametrize(
-    "backbone", [pytest.param(name, marks=pytest.mark.slow) if "crossvit" in name else name for name in REFUSED]
-)
-def test_what_ends_in_no_grid_says_so_and_a_stage_helps(backbone):
-    """Hiera hands its tokens over unrolled unless it pools at the end of every stage; ConViT's class token may lack."""
-    options, said, stage = REFUSED[backbone]
-    with pytest.raises(EncoderError, match=said):
+@pytest.mark.parametrize("backbone", params(WITHOUT_GRID, ["coat_tiny", "hiera_tiny_224", "convit_tiny"]))
+def test_backbone_without_grid_is_an_error_and_a_stage_works(backbone):
+    options, code, stage = WITHOUT_GRID[backbone]
+    with pytest.raises(EncoderError) as caught:
         build(backbone, **options)
-    shares = influence(settled(build(backbone, stage=stage, **options)))
-    assert is_exact(shares) or is_near(shares, 0.9)
+    assert caught.value.code == code
+    shares = influence(calibrated(build(backbone, stage=stage, **options)))
+    assert is_exact(shares) or is_correlated(shares, 0.9)
 
 
-def written(path, backbone, **arguments):
-    """A file of a whole random model under timm's names, with a classifier of three classes; its tensors."""
-    size, own, *_ = FAMILIES[backbone]
+def save_whole(path, backbone):
+    """Save a whole random model under timm's names, with three classes; return it and its tensors."""
+    size, arguments, *_ = FAMILIES[backbone]
     torch.manual_seed(7)
     try:
-        whole = timm.create_model(backbone, num_classes=3, img_size=size, **own)
+        whole = timm.create_model(backbone, num_classes=3, img_size=size, **arguments)
     except TypeError:
-        whole = timm.create_model(backbone, num_classes=3, **own)
+        whole = timm.create_model(backbone, num_classes=3, **arguments)
     tensors = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     save_file(tensors, path)
     return whole, tensors
 
 
-def assert_read_and_rebuilt(path, backbone, stage):
-    whole, tensors = written(path, backbone)
-    encoder = of(backbone, stage=stage, weights=str(path))
-    path.unlink()
-    flat = {name.replace(".", "_", 1): tensor for name, tensor in tensors.items()}  # "layers.0.w" of the whole in a cut
-    for name, tensor in encoder.backbone.state_dict().items():
-        own = re.sub(r"^(model|body)\.", "", name)
-        assert torch.equal(tensor, tensors[own] if own in tensors else flat[own]), name
-    assert (encoder.options.weights, encoder.options.pretrained) == (None, False)
-    again = ImageEncoder(encoder.options).eval()
-    again.load_state_dict(encoder.state_dict())
-    pixels = torch.randn(2, 3, encoder.options.size, encoder.options.size)
-    with torch.no_grad():
-        states = encoder({"pixels": pixels}).states
-        assert torch.equal(again({"pixels": pixels}).states, states)
-        if stage is None:
-            straight = whole.eval().forward_features(pixels).flatten().sort().values
-            assert (states.flatten().sort().values - straight).norm() < 1e-5 * straight.norm()  # channels stand last
-
-
-# a few by default: those that timm renames or resizes something for, and each of its ways to cut a model at a stage
-READ = """test_vit eva02_tiny_patch14_224 beit_base_patch16_224 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256
-    hiera_tiny_224 pvt_v2_b0 test_coatnet efficientformer_l1 convnext_atto test_resnet test_byobnet
-    mobilenetv4_conv_small_035 tiny_vit_5m_224"""
+# Families for which timm renames or resizes tensors, and each way in which it cuts a model at a stage.
+_LOADED = """test_vit eva02_tiny_patch14_224 beit_base_patch16_224 swin_tiny_patch4_window7_224 hiera_tiny_224
+    efficientformer_l1 convnext_atto test_resnet mobilenetv4_conv_small_035"""
+LOADED = _LOADED.split()
 
 
 @pytest.mark.parametrize("stage", [None, 0])
-@pytest.mark.parametrize(
-    "backbone", [name if name in READ.split() else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-)
-def test_a_file_of_weights_is_read_and_the_encoder_rebuilt_without_it(tmp_path, backbone, stage):
-    assert_read_and_rebuilt(tmp_path / "model.safetensors", backbone, stage)
+@pytest.mark.parametrize("backbone", params(FAMILIES, LOADED))
+def test_weights_are_loaded_and_the_encoder_is_rebuilt_without_the_file(tmp_path, backbone, stage):
+    path = tmp_path / "model.safetensors"
+    whole, tensors = save_whole(path, backbone)
+    encoder = build_family(backbone, stage=stage, weights=str(path))
+    path.unlink()
+    flattened = {name.replace(".", "_", 1): tensor for name, tensor in tensors.items()}  # "layers_0.w" in a cut model
+    for name, tensor in encoder.backbone.state_dict().items():
+        plain = re.sub(r"^(model|body)\.", "", name)
+        assert torch.equal(tensor, tensors[plain] if plain in tensors else flattened[plain]), name
+    assert (encoder.options.weights, encoder.options.pretrained) == (None, False)
+    rebuilt = ImageEncoder(encoder.options).eval()
+    rebuilt.load_state_dict(encoder.state_dict())
+    pixels = torch.randn(2, 3, encoder.options.size, encoder.options.size)
+    with torch.no_grad():
+        states = encoder({"pixels": pixels}).states
+        assert torch.equal(rebuilt({"pixels": pixels}).states, states)
+        if stage is None:  # compared without regard to the order of axes
+            expected = whole.eval().forward_features(pixels).flatten().sort().values
+            assert (states.flatten().sort().values - expected).norm() < 1e-5 * expected.norm()
