@@ -156,8 +156,8 @@ class Document:
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Composes nodes only; `parse_scalar` decides what an unquoted scalar means."""
 
-    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        return PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, implicit)
+    def resolve(self, kind: type[Node], value: object, implicit: tuple[bool, bool]) -> str:
+        return PLAIN if kind is yaml.ScalarNode and implicit[0] else str(super().resolve(kind, value, implicit))
 
 
 def read_document(document: Document, text: str, schema: type[BaseModel]) -> None:

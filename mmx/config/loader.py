@@ -152,10 +152,10 @@ def _to_plain_values(config: BaseModel) -> Any:
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Writes no aliases, and quotes every string that this loader, or a YAML 1.1 one, would read as something else."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
-    def represent_data(self, data: Any) -> Any:
+    def represent_data(self, data: object) -> Node:
         node = super().represent_data(data)
         if isinstance(data, str) and not (data.isprintable() and parse_scalar(data) == data):
             node.style = "'" if data.isprintable() else '"'  # only double quotes keep every kind of line end
