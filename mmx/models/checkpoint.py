@@ -206,13 +206,13 @@ def check_format(folder: Path) -> None:
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint format {version}, which mmx 0.1 wrote, and this version reads format "
-            f"{FORMAT_VERSION}; train it again with this version, or use it with mmx 0.1: pip install 'mmx<0.2'.",
+            f"{FORMAT_VERSION}; train it again with this version, or keep using mmx 0.1 for it.",
             code="checkpoint.old_format",
             **details,
         )
     raise CheckpointError(
         f"{folder} has checkpoint format {version!r:.20}, and this version reads format {FORMAT_VERSION}; "
-        "install a newer mmx: pip install -U mmx.",
+        "install a newer version of mmx.",
         code="checkpoint.new_format",
         **details,
     )
