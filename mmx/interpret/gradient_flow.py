@@ -44,7 +44,7 @@ class FlowValues(NamedTuple):
     without_residuals: float
 
 
-TITLES = FlowValues._fields
+TITLES = ("baseline", "last cross-attention only", "without residuals")
 COLUMN_WIDTH = max(map(len, TITLES)) + 2
 
 

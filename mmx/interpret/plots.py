@@ -86,7 +86,7 @@ def plot_gradient_flow(flow: GradientFlow) -> Figure:
     for number, title in enumerate(TITLES):
         norms = [row.norms[number] or math.nan for row in flow.rows]
         for line, indices in enumerate(lines):
-            label = None if line else title.replace("_", " ")
+            label = None if line else title
             _plot_line(axes, number, indices, [norms[index] for index in indices], label, markersize=5)
     axes.set_yscale("log")
     for indices in _runs(parts):
