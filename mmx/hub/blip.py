@@ -6,8 +6,6 @@ stack are used for the captioner and for both text stacks of `blip_vqa`.
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmx.config.schema import DecoderConfig, ModelConfig, SourceConfig
 from mmx.hub.conversion import ConversionSpec
 from mmx.hub.hf_checkpoint import HFCheckpoint, HFConfig
@@ -58,13 +56,10 @@ def vision_source(checkpoint: HFCheckpoint) -> SourceConfig:
 
 def decoder_config(checkpoint: HFCheckpoint, text_config: HFConfig) -> DecoderConfig:
     """Return the configuration of the decoder: a text stack with BERT's head."""
-    fields = transformer_fields(checkpoint, text_config)
-    return DecoderConfig(
-        **fields, padded_vocab_size=text_config["vocab_size"], lm_head_transform=True, lm_head_bias=True
-    )
+    return DecoderConfig(**transformer_fields(checkpoint, text_config), lm_head_transform=True, lm_head_bias=True)
 
 
-def transformer_fields(checkpoint: HFCheckpoint, text_config: HFConfig) -> dict[str, Any]:
+def transformer_fields(checkpoint: HFCheckpoint, text_config: HFConfig) -> HFConfig:
     """Return the fields of TransformerConfig of a text stack."""
     require_config(checkpoint, checkpoint.config, tie_word_embeddings=True)
     require_config(

@@ -6,7 +6,6 @@ transformers' MarianMTModel, with a SentencePiece model of its tokens and their 
 from __future__ import annotations
 
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +63,7 @@ def conversion(checkpoint: HFCheckpoint) -> ConversionSpec:
     )
 
 
-def encoder_options(checkpoint: HFCheckpoint) -> dict[str, Any]:
+def encoder_options(checkpoint: HFCheckpoint) -> HFConfig:
     """Return the options of the text encoder."""
     config = checkpoint.config
     return {

@@ -1,4 +1,4 @@
-"""ENCODERS.md is true: its blocks and commands run in the order in which they stand, in an empty folder."""
+"""The blocks and commands of docs/encoders.md are executed in order, in an empty folder."""
 
 import json
 import os
@@ -8,57 +8,84 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-GUIDE = (ROOT / "ENCODERS.md").read_text(encoding="utf-8")
-# Where another process takes a core, two threads wait for each other: twenty times as long for models this small.
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-BLOCK, COMMAND = r"^```\w+(?: file=(?P<file>\S+))?\n(?P<text>.*?)^```", r"^    (?P<command>mmx [^\n]*)$"
+GUIDE = (ROOT / "docs" / "encoders.md").read_text(encoding="utf-8")
+# Two threads of a model this small wait for each other if another process uses a core.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+BLOCK = r"^```\w+(?: file=(?P<file>\S+))?\n(?P<text>.*?)^```"
+COMMAND = r"^    (?P<command>mmx [^\n]*)$"
 STEP = re.compile(f"{BLOCK}|{COMMAND}", re.M | re.S)
+
+pytestmark = pytest.mark.slow  # trains a model
+
+
+class Execution(NamedTuple):
+    """The folder in which the guide was executed, and the output of each command or Python block."""
+
+    folder: Path
+    outputs: list[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """What each step printed, and the folder in which all of it happened."""
-    folder, printed = tmp_path_factory.mktemp("guide"), []
+def execution(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guide")
     shutil.copy(ROOT / "demos" / "pictures" / "four-shapes.png", folder)
+    outputs = []
     for step in STEP.finditer(GUIDE):
         if step["file"]:
             (folder / step["file"]).write_text(step["text"])
             continue
-        words = ["-m", *shlex.split(step["command"])] if step["command"] else ["-c", step["text"]]
-        ran = subprocess.run(
-            [sys.executable, *words], cwd=folder, capture_output=True, text=True, env=ONE_THREAD, check=False
+        arguments = ["-m", *shlex.split(step["command"])] if step["command"] else ["-c", step["text"]]
+        run = subprocess.run(
+            [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, check=False
         )
-        assert ran.returncode == 0, f"{words}\n{ran.stdout}\n{ran.stderr}"
-        printed.append((step["command"] or "python", ran.stdout))
-    return folder, printed
+        assert run.returncode == 0, f"{arguments}\n{run.stdout}\n{run.stderr}"
+        outputs.append((step["command"] or "python", run.stdout))
+    return Execution(folder, outputs)
 
 
-def test_the_encoder_has_about_ten_lines_and_keeps_every_promise(done):
-    lines = (done[0] / "pulse.py").read_text().splitlines()
-    assert len([line for line in lines if line and not line.startswith(("import", "from"))]) == 10
-    checked = done[1][0][1].splitlines()
-    assert sum(line.startswith("passed") for line in checked) == 16
-    assert {line.split()[0] for line in checked} == {"passed", "skipped"}
+def test_minimal_encoder_has_eleven_lines_and_passes_the_kit(execution):
+    lines = (execution.folder / "pulse.py").read_text().splitlines()
+    assert len([line for line in lines if line and not line.startswith(("import", "from"))]) == 11
+    results = execution.outputs[0][1].splitlines()
+    assert sum(line.startswith("passed") for line in results) == 16
+    assert {line.split()[0] for line in results} == {"passed", "skipped"}
 
 
-def test_a_package_was_begun(done):
-    assert done[1][1] == ("mmx new-encoder bird-song", "mmx-bird-song\n")
-    assert (done[0] / "mmx-bird-song" / "pyproject.toml").is_file()
+def test_package_is_written(execution):
+    assert execution.outputs[1] == ("mmx new-encoder bird-song", "mmx-bird-song\n")
+    assert (execution.folder / "mmx-bird-song" / "pyproject.toml").is_file()
 
 
-def test_the_frozen_decoder_answers_about_the_new_modality(done):
-    found = json.loads((done[0] / "metrics.json").read_text())
-    print(f"pulses set aside: {found['exact match']:.3f} of {found['questions']}")
-    assert found["questions"] == 200
-    assert found["exact match"] > 0.9
+def test_frozen_decoder_answers_questions_about_the_new_source(execution):
+    metrics = json.loads((execution.folder / "metrics.json").read_text())
+    print(f"held-out questions: {metrics['exact match']:.3f} of {metrics['questions']}")
+    assert metrics["questions"] == 200
+    assert metrics["exact match"] > 0.9
 
 
-def test_the_last_block_asks_both(done):
-    command, said = done[1][-1]
+def test_last_block_asks_about_both_sources(execution):
+    command, output = execution.outputs[-1]
     assert command == "python"
-    assert said.splitlines()[0] == "yes"
-    assert said.splitlines()[1].startswith("[")
+    lines = output.splitlines()
+    assert lines[0] == "yes"
+    assert lines[1].startswith("[")
+
+
+def test_encoders_of_guide_package_and_demo_pass_mypy_strict(execution):
+    """The types of the Encoder base class are usable by plugin authors."""
+    pytest.importorskip("mypy")
+    files = [
+        execution.folder / "pulse.py",
+        execution.folder / "mmx-bird-song" / "src" / "mmx_bird_song" / "__init__.py",
+        ROOT / "demos" / "mmx-log-mel" / "src" / "mmx_log_mel" / "__init__.py",
+        ROOT / "demos" / "mmx-log-mel" / "src" / "mmx_log_mel" / "beeps.py",
+    ]
+    for file in files:  # two have the same module name
+        command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(file)]
+        run = subprocess.run(command, cwd=execution.folder, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr

@@ -1,6 +1,6 @@
-"""Packages of strangers, from their folder to an answer: built and installed by pip into an environment of their own.
+"""Encoder packages from their folder to an answer: built and installed by pip in a new environment.
 
-The environment is new; torch and mmx are lent to it by the one that runs the tests, for a download takes minutes.
+torch and mmx are taken from the environment that runs the tests, because a download takes minutes.
 """
 
 import json
@@ -12,42 +12,54 @@ from pathlib import Path
 
 import pytest
 
+from mmx.errors import EncoderError
+from mmx.testing.scaffold import write_encoder_package
+
 ROOT = Path(__file__).parent.parent.parent
 LOG_MEL = ROOT / "demos" / "mmx-log-mel"
+PACKAGE_FILES = {
+    "pyproject.toml",
+    "README.md",
+    "src/mmx_bird_song/__init__.py",
+    "src/mmx_bird_song/py.typed",
+    "tests/test_mmx_bird_song.py",
+}
 
 
 class Environment:
-    """A virtual environment in which packages can be installed and commands typed."""
+    """A virtual environment in which packages are installed and commands are run."""
 
-    def __init__(self, place: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        self.python = place / "bin" / "python"
-        (site,) = (place / "lib").glob("python*/site-packages")
-        # addsitedir, and not the bare path, so that an editable install of mmx is found as well.
-        (site / "lent.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        self.python = folder / "bin" / "python"
+        (site_packages,) = (folder / "lib").glob("python*/site-packages")
+        # addsitedir also finds an editable install of mmx, which the bare path would not.
+        code = f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n"
+        (site_packages / "parent.pth").write_text(code)
 
-    def run(self, *words: object, at: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """`python WORDS...`, as typed in a folder."""
-        kept = {name: text for name, text in os.environ.items() if name not in ("PYTHONPATH", "MMX_PLUGINS")}
+    def run(self, *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `python ARGUMENTS...` in a folder."""
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MMX_PLUGINS")}
+        settings = {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            [self.python, *map(str, words)],
-            cwd=at,
+            [self.python, *map(str, arguments)],
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=900,
-            env=kept | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"},
+            env=kept | settings,
             check=False,
         )
 
-    def well(self, *words: object, at: Path | None = None) -> str:
-        """The same, which must succeed: its stdout."""
-        done = self.run(*words, at=at)
-        assert done.returncode == 0, f"{words}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done.stdout
+    def output(self, *arguments: object, folder: Path | None = None) -> str:
+        """Run a command that must succeed; return its stdout."""
+        run = self.run(*arguments, folder=folder)
+        assert run.returncode == 0, f"{arguments}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+        return run.stdout
 
     def install(self, package: Path) -> None:
-        """pip install, without a network: what builds it and what it needs is there."""
-        self.well("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", package)
+        """Install a package with pip, without network."""
+        self.output("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-build-isolation", package)
 
 
 @pytest.fixture(scope="module")
@@ -56,67 +68,73 @@ def environment(tmp_path_factory):
     return Environment(tmp_path_factory.mktemp("environment") / "venv")
 
 
-def test_a_new_encoder_installs_is_found_and_passes_its_own_test_as_written(environment, tmp_path):
+@pytest.mark.packages
+def test_new_encoder_package_is_installed_found_and_passes_its_own_tests(environment, tmp_path):
     package = tmp_path / "mmx-bird-song"
-    assert environment.well("-m", "mmx", "new-encoder", "bird-song", at=tmp_path) == "mmx-bird-song\n"
-    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    assert files == {"pyproject.toml", "README.md", "src/mmx_bird_song/__init__.py", "tests/test_mmx_bird_song.py"}
-    assert not any("$" in path.read_text() for path in package.rglob("*") if path.is_file())
+    assert environment.output("-m", "mmx", "new-encoder", "bird-song", folder=tmp_path) == "mmx-bird-song\n"
     environment.install(package)
-    listed = environment.well("-m", "mmx", "encoders", at=tmp_path)
-    assert "bird-song\tseries\tmmx-bird-song 0.1.0\tmmx_bird_song:BirdSongEncoder\n    window=4, width=64" in listed
-    said = environment.well("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", at=package)
-    assert "failed" not in said
-    assert "17 passed, 2 skipped" in said, "18 promises, of which grid and device do not apply here, and its name"
-    checked = environment.well("-m", "mmx", "encoders", "check", "bird-song", "window=3", "--only", "mask", at=tmp_path)
-    assert checked == "passed   mask\n"
+    listed = environment.output("-m", "mmx", "encoders", folder=tmp_path)
+    expected = "bird-song\tseries\tmmx-bird-song 0.1.0\tmmx_bird_song:BirdSongEncoder\n    window=4, hidden_size=64"
+    assert expected in listed
+    tested = environment.output("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", folder=package)
+    assert "failed" not in tested
+    assert "17 passed, 2 skipped" in tested, "18 checks, of which grid and device do not apply, and the name"
+    command = ["encoders", "check", "bird-song", "window=3", "--only", "mask"]
+    assert environment.output("-m", "mmx", *command, folder=tmp_path) == "passed   mask\n"
 
 
-def test_the_sound_encoder_of_a_stranger_from_pip_to_an_answer(environment, tmp_path):
+@pytest.mark.packages
+def test_audio_encoder_package_is_installed_trained_and_answers(environment, tmp_path):
     environment.install(LOG_MEL)
-    listed = environment.well("-m", "mmx", "encoders", at=tmp_path)
-    assert "log-mel\taudio\tmmx-log-mel 0.1.0\tmmx_log_mel:LogMelEncoder\n    rate=8000" in listed
-    said = environment.well("-m", "pytest", "-q", "-p", "no:cacheprovider", LOG_MEL / "tests", at=tmp_path)
-    assert "failed" not in said
-    assert "passed" in said
-    for part, count, seed in (("train", 1500, 1), ("test", 200, 2)):
-        environment.well("-m", "mmx_log_mel.beeps", f"beeps/{part}", "-n", count, "--seed", seed, at=tmp_path)
-    environment.well("-m", "mmx", "train", LOG_MEL / "train.yaml", "--quiet", at=tmp_path)
-    lines = (tmp_path / "runs" / "beeps" / "metrics.jsonl").read_text().splitlines()
-    found = json.loads(lines[-1])
-    print(f"beeps never heard: {found['beeps.exact match']:.3f} of {found['beeps.questions']}")
-    assert found["beeps.exact match"] >= 0.9
-    first = [json.loads(line) for line in (tmp_path / "beeps/test/list.jsonl").read_text().splitlines()][:3]
-    asked, model = [row["question"] for row in first], ["--model", "runs/beeps/best"]
-    answers = environment.well("-m", "mmx", "ask", "beeps/test/00000.wav", *asked, *model, at=tmp_path).splitlines()
-    assert [line.split("\t")[0] for line in answers] == [row["question"] for row in first]
-    assert sum(line.split("\t")[1] == row["answer"] for line, row in zip(answers, first, strict=True)) >= 2
-    (tmp_path / "torn.wav").write_bytes(b"RIFF")
-    torn = environment.run("-m", "mmx", "ask", "torn.wav", "how many?", "--model", "runs/beeps/best", at=tmp_path)
-    assert (torn.returncode, len(torn.stderr.splitlines())) == (1, 1)
-    assert torn.stderr.startswith("'torn.wav': no sound, or damaged at the start; expected WAV")
+    listed = environment.output("-m", "mmx", "encoders", folder=tmp_path)
+    assert "log-mel\taudio\tmmx-log-mel 0.1.0\tmmx_log_mel:LogMelEncoder\n    sampling_rate=8000" in listed
+    tested = environment.output("-m", "pytest", "-q", "-p", "no:cacheprovider", LOG_MEL / "tests", folder=tmp_path)
+    assert "failed" not in tested
+    assert "passed" in tested
+    for split, count, seed in (("train", 1500, 1), ("test", 200, 2)):
+        arguments = [f"beeps/{split}", "-n", count, "--seed", seed]
+        environment.output("-m", "mmx_log_mel.beeps", *arguments, folder=tmp_path)
+    environment.output("-m", "mmx", "train", LOG_MEL / "train.yaml", "--quiet", folder=tmp_path)
+    metrics = json.loads((tmp_path / "runs/beeps/metrics.jsonl").read_text().splitlines()[-1])
+    print(f"held-out questions: {metrics['beeps.exact match']:.3f} of {metrics['beeps.questions']}")
+    assert metrics["beeps.exact match"] >= 0.9
+    lines = (tmp_path / "beeps/test/list.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines[:3]]
+    questions = [row["question"] for row in rows]
+    model = ["--model", "runs/beeps/best"]
+    answers = environment.output("-m", "mmx", "ask", "beeps/test/00000.wav", *questions, *model, folder=tmp_path)
+    fields = [line.split("\t") for line in answers.splitlines()]
+    assert [field[0] for field in fields] == questions
+    assert sum(field[1] == row["answer"] for field, row in zip(fields, rows, strict=True)) >= 2
+    (tmp_path / "damaged.wav").write_bytes(b"RIFF")
+    damaged = environment.run("-m", "mmx", "ask", "damaged.wav", "how many?", *model, folder=tmp_path)
+    assert (damaged.returncode, len(damaged.stderr.splitlines())) == (1, 1)
+    assert "'damaged.wav'" in damaged.stderr
+
+
+def test_new_encoder_package_is_complete(tmp_path):
+    folder = write_encoder_package("bird-song", tmp_path / "package")
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    assert {str(path.relative_to(folder)) for path in paths} == PACKAGE_FILES
+    assert not any("$" in path.read_text() for path in paths)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "code"),
     [
-        ("Bird", "'Bird' is no name for an encoder; use small letters, digits and dashes, as in bird-song."),
-        ("../x", "'../x' is no name for an encoder"),
-        ("a b", "'a b' is no name for an encoder"),
-        ("-x", ""),
-        ("image", "the encoder name 'image' is taken by mmx (mmx.encoders.image:ImageEncoder); choose another."),
-        ("used", "'used' already exists; give a new or empty folder with --out."),
+        ("Bird", "encoder.name"),
+        ("../x", "encoder.name"),
+        ("a b", "encoder.name"),
+        ("-x", "encoder.name"),
+        ("image", "encoder.name_conflict"),
+        ("used", "encoder.folder_exists"),
     ],
 )
-def test_a_package_that_cannot_be_begun(tmp_path, monkeypatch, name, said):
-    from mmx.errors import EncoderError
-    from mmx.testing.scaffold import write_encoder_package
-
-    monkeypatch.chdir(tmp_path)
+def test_invalid_name_or_used_folder_writes_nothing(tmp_path, name, code):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(EncoderError) as caught:
-        write_encoder_package(name, Path("used" if name == "used" else "new"))
-    assert str(caught.value).startswith(said)
-    assert sorted(tmp_path.rglob("*")) == before, "nothing half-written stays"
+        write_encoder_package(name, tmp_path / ("used" if name == "used" else "new"))
+    assert caught.value.code == code
+    assert sorted(tmp_path.rglob("*")) == before

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 JsonObject = dict[str, Any]
+HFClass = type[Any]  # a class of transformers
 
 # Fields of an architecture that are set here, where it has them: no module that does not affect the states, and no
 # SpecAugment, which draws numpy's random numbers and fails on short audio. Dropout and layer drop stay.
@@ -103,7 +104,7 @@ def config_dict(config: "Serializable", **arguments: bool) -> JsonObject:
     return clean_fields(json.loads(config.to_json_string(**arguments)))
 
 
-def class_of(name: object, suffix: str) -> type[Any]:
+def class_of(name: object, suffix: str) -> HFClass:
     """Return the class of transformers with this name, which must end in `suffix`, such as ImageProcessor."""
     import transformers
 

@@ -34,16 +34,16 @@ GPT2 = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_po
 GPT2 |= {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID}
 
 
-def gpt2(**facts):
-    return GPT2LMHeadModel(GPT2Config(**GPT2, **facts))
+def gpt2(**fields):
+    return GPT2LMHeadModel(GPT2Config(**GPT2, **fields))
 
 
-def llama(**facts):
-    return LlamaForCausalLM(LlamaConfig(**{**LLAMA, **facts}))
+def llama(**fields):
+    return LlamaForCausalLM(LlamaConfig(**{**LLAMA, **fields}))
 
 
-def qwen2(**facts):
-    return Qwen2ForCausalLM(Qwen2Config(**{**LLAMA, **facts}))
+def qwen2(**fields):
+    return Qwen2ForCausalLM(Qwen2Config(**{**LLAMA, **fields}))
 
 
 MODELS = {
