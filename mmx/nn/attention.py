@@ -77,8 +77,8 @@ def fold_streams(queries: Tensor, batch_size: int) -> Tensor:
 def unfold_streams(x: Tensor, streams: int) -> Tensor:
     """[B, H, K*T, D] -> [B*K, H, T, D]: the inverse of `fold_streams`."""
     batch_size, heads, folded, head_dim = x.shape
-    by_stream = x.view(batch_size, heads, streams, folded // streams, head_dim)
-    return by_stream.transpose(1, 2).flatten(0, 1)
+    per_stream = x.view(batch_size, heads, streams, folded // streams, head_dim)
+    return per_stream.transpose(1, 2).flatten(0, 1)
 
 
 def _grouped_query_attention(
