@@ -29,9 +29,7 @@ def randomize_parameters(module):
         elif parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         else:
-            nn.init.normal_(
-                parameter, mean=float(name.endswith("weight")), std=0.2
-            )  # these weights are norms
+            nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.2)  # these weights are norms
     return module
 
 
