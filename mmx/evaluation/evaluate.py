@@ -161,7 +161,7 @@ def _evaluate_batch(
     for with_question in (False, True):  # captions and questions differ in length: separate passes need less padding
         tasks = [_numbered_tasks(item.example, with_question) for item in prepared]
         results.predictions.extend(_predict(pipeline, memory, prepared, tasks, options.generation))
-        losses.append(text_losses(pipeline, memories, [[task for _, task in row] for row in tasks]))
+        losses.append(text_losses(pipeline, memories, [_without_numbers(row) for row in tasks]))
     results.losses.append(add_losses(batch, losses))
 
 
@@ -177,6 +177,10 @@ def _numbered_tasks(example: Example, with_question: bool) -> list[tuple[int, Te
     return [(i, task) for i, task in enumerate(example.tasks) if (task.question is not None) == with_question]
 
 
+def _without_numbers(tasks: Sequence[tuple[int, TextTask]]) -> list[TextTask]:
+    return [task for _, task in tasks]
+
+
 def _predict(
     pipeline: TextGenerator,
     memory: Memory,
@@ -188,8 +192,11 @@ def _predict(
     rows = [row for row, numbered in enumerate(tasks) if numbered]
     if not rows:
         return []
-    questions = [[task.question for _, task in tasks[row]] for row in rows]
-    boxes = [[task.box for _, task in tasks[row]] for row in rows]
+    questions = []
+    boxes = []
+    for row in rows:
+        questions.append([task.question for _, task in tasks[row]])
+        boxes.append([task.box for _, task in tasks[row]])
     generated = pipeline.generate_batch(select_rows(memory, rows), questions, generation or pipeline.generation, boxes)
     predictions = []
     for row, texts in zip(rows, generated, strict=True):

@@ -19,6 +19,7 @@ were rare in training. All values are over the same words. The conditions:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -146,11 +147,15 @@ def _cross_entropy(pipeline: TextGenerator, memory: Memory, texts: Sequence[Sequ
     """Cross-entropy of texts [B][up to K] over a memory of B rows in nats, and their number of tokens."""
     model = pipeline.model
     streams = max(len(row) for row in texts)
-    pairs = [[(pipeline.prompt_tokens(text.question), text.target) for text in row] for row in texts]
+    pairs = []
+    questions: list[list[str | None]] = []
+    boxes = []
+    for row in texts:
+        pairs.append([(pipeline.prompt_tokens(text.question), text.target) for text in row])
+        questions.append([text.question for text in row] + [None] * (streams - len(row)))
+        boxes.append([text.box for text in row])
     tokens, mask, targets = (t.to(model.device) for t in pad_texts(pairs, streams, model.tokenizer.pad_token_id))
     positions, labels = select_label_positions(targets, 1)
-    questions = [[text.question for text in row] + [None] * (streams - len(row)) for row in texts]
-    boxes = [[text.box for text in row] for row in texts]
     with torch.inference_mode():
         focused = pipeline.with_boxes(memory, boxes, streams)
         states = model.decoder.hidden_states(tokens, pipeline.with_questions(focused, questions), mask).flatten(0, 2)
@@ -165,7 +170,7 @@ def _question_conditions(
     """Memory and texts by condition, for answers to questions."""
     conditions = {}
     if len(memories) > 1:
-        without_question = [[text._replace(question="", box=None) for text in row] for row in texts]
+        without_question = [_without_questions(row) for row in texts]
         for name in (NO_IMAGE, IMAGE):
             conditions[f"no question, {name}"] = (memories[name], without_question)
     for name, memory in memories.items():
@@ -173,9 +178,13 @@ def _question_conditions(
     return conditions
 
 
+def _without_questions(texts: Sequence[LabelledText]) -> list[LabelledText]:
+    return [text._replace(question="", box=None) for text in texts]
+
+
 def _count_words(pipeline: TextGenerator, texts: Sequence[Sequence[LabelledText]]) -> int:
     """The number of words without the end tokens, whose bits count nevertheless."""
-    return sum(len(pipeline.model.tokenizer.words(text.target)) for row in texts for text in row)
+    return sum(len(pipeline.model.tokenizer.words(text.target)) for text in chain(*texts))
 
 
 def _blank_inputs(pipeline: TextGenerator, inputs: Mapping[str, PreparedInput]) -> dict[str, PreparedInput]:

@@ -29,8 +29,11 @@ class PointingMethod(NamedTuple):
     def maps(self, scene_maps: SceneMaps) -> Tensor:
         """[n, R, C]: the mean over the heads; for relevance see `relevance_maps`."""
         if self.map_method == "both":
-            halves = [self._replace(map_method=method).maps(scene_maps) for method in AVERAGED_BY_BOTH]
-            return torch.stack([half / half.sum((1, 2), keepdim=True).clamp(min=1e-12) for half in halves]).mean(0)
+            normalized = []
+            for method in AVERAGED_BY_BOTH:
+                part = self._replace(map_method=method).maps(scene_maps)
+                normalized.append(part / part.sum((1, 2), keepdim=True).clamp(min=1e-12))
+            return torch.stack(normalized).mean(0)
         by_head: Tensor = getattr(scene_maps, self.map_method).flatten(3)
         selected = by_head.new_zeros(by_head.shape[1:3])
         for layer, head in self.heads:

@@ -125,7 +125,7 @@ def plot_leakage(audits: Mapping[str, Leakage], source: str) -> Figure:
 
 
 def plot_lines(x: Sequence[float], xlabel: str, panels: Sequence[LinePanel]) -> Figure:
-    """Panels beside each other with the same x values; lines of the same name have the same color and marker."""
+    """Panels next to each other with the same x values; lines of the same name have the same color and marker."""
     figure, grid = _subplots(1, len(panels), height=3.2)
     for axes, panel in zip(grid[0], panels, strict=True):
         for number, (name, values) in enumerate(panel.series.items()):
@@ -146,7 +146,7 @@ def plot_lines(x: Sequence[float], xlabel: str, panels: Sequence[LinePanel]) -> 
 def plot_bars(
     groups: Sequence[str], series: Mapping[str, Sequence[float]], unit: str, level: tuple[str, float] | None = None
 ) -> Figure:
-    """Bars of several series beside each other for each group; `level` is a named dashed line, such as chance."""
+    """Bars of several series for each group; `level` is a named dashed line, such as chance."""
     figure, grid = _subplots(1, 1, height=3.6)
     axes = grid[0][0]
     width = 0.8 / len(series)

@@ -61,14 +61,7 @@ def look_at_text(
     Raises:
         MmxError: an unknown method.
     """
-    known = get_args(MapMethod)
-    if method not in known:
-        raise MmxError(
-            f"method is {method!r}; expected one of {', '.join(known)}.",
-            code="look.method",
-            given=method,
-            expected=known,
-        )
+    _check_method(method)
     decoder = model.decoder
     tokenized = _tokenize(model, text)
     batch = tokenized.batch
@@ -83,13 +76,10 @@ def look_at_text(
     if method in ("relevance", "both"):
         by_word = relevance(decoder, memory, batch, tokenized.word_ids)[0, 0].cpu()
     positions = tokenized.positions
-    words = []
-    for name, where in zip(tokenized.words, positions, strict=True):
-        words.append(WordInformation(name, -math.log(2) * float(bits[where].sum()), float(gain[where].sum())))
     return Look(
         text=model.tokenizer.decode(text.target),
         question=text.question,
-        words=tuple(words),
+        words=_word_information(tokenized, bits, gain),
         attention=_mean_by_word(attention[0, 0], positions),
         weighted=_mean_by_word(weighted[0, 0], positions),
         relevance=by_word,
@@ -98,6 +88,17 @@ def look_at_text(
         views=tuple(views),
         gates=tuple(gate_values(decoder)),
     )
+
+
+def _check_method(method: str) -> None:
+    known = get_args(MapMethod)
+    if method not in known:
+        raise MmxError(
+            f"method is {method!r}; expected one of {', '.join(known)}.",
+            code="look.method",
+            given=method,
+            expected=known,
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,14 @@ def _tokenize(model: Model, text: TargetText) -> _TokenizedText:
         words.append(word)
         positions.append(where)
     return _TokenizedText(TextBatch(tokens, targets), words, positions, word_ids)
+
+
+def _word_information(text: _TokenizedText, bits: Tensor, gain: Tensor) -> tuple[WordInformation, ...]:
+    """Log-probability and gain of each word, from the surprisal and the gain in bits of each position, [T]."""
+    words = []
+    for word, where in zip(text.words, text.positions, strict=True):
+        words.append(WordInformation(word, -math.log(2) * float(bits[where].sum()), float(gain[where].sum())))
+    return tuple(words)
 
 
 def _visible_slots(recorder: QueryRecorder, memory: Memory, length: int) -> Tensor:

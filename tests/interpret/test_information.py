@@ -195,13 +195,13 @@ def measured_gain(model, rho):
 
 
 def test_a_model_of_two_normals_explains_rho_squared_and_gains_the_bits_of_the_channel():
-    model = train_model(RHO, 300)
+    model = train_model(RHO, 200)
     x = torch.randn(2000, generator=torch.Generator().manual_seed(3))
     explained = model_explained_variance(model, x)
     marginal = predicted_probabilities(model, model.decoder.empty_memory(1))[0]
     exact = explained_variance(true_probabilities(RHO, x), marginal)
     print(f"explained {explained:.4f}, of the bins exactly {exact:.4f}, of the normals {RHO**2:.4f}")
-    assert explained == pytest.approx(RHO**2, abs=0.03), "0.009 from bins, 0.01 from training on 77,000 pairs"
+    assert explained == pytest.approx(RHO**2, abs=0.03), "0.009 from bins, 0.015 from training on 51,000 pairs"
     gain = measured_gain(model, RHO)
     bits = -0.5 * math.log2(1 - RHO**2)
     print(f"gain {gain:.4f}, of the normals {bits:.4f}")

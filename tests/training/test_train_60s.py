@@ -40,4 +40,4 @@ def test_a_minute_of_training_answers_nine_of_ten_questions(tmp_path):
     assert metrics["questions"] == 500
     assert metrics["exact match"] >= 0.9
     assert metrics == json.loads((report / "metrics.json").read_text())
-    assert len((report / "texts.jsonl").read_text().splitlines()) == 500
+    assert len((report / "predictions.jsonl").read_text().splitlines()) == 500
