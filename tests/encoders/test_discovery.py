@@ -55,6 +55,7 @@ def run_mmx(installed: Path, *arguments: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
+@pytest.mark.slow  # starts three processes that import torch, and waits for a timeout
 def test_each_plugin_is_described_with_its_package_and_problem(installed, monkeypatch):
     monkeypatch.delenv("MMX_PLUGINS", raising=False)
     monkeypatch.syspath_prepend(installed)

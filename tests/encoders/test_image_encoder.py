@@ -99,7 +99,11 @@ def assert_cells_in_order(encoder, tolerance):
         assert abs(found[1] - column) <= tolerance, (found, (row, column))
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=lambda case: f"{case[0]}-{case[1]}")
+SLOW = {"test_maxvit", "mobilenetv4_conv_small_035", "hiera_tiny_224"}
+CASES = [pytest.param(case, marks=pytest.mark.slow if case[0] in SLOW else ()) for case in FAMILIES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
 def test_backbone_families(case):
     width, grid, prefix, tolerance = FAMILIES[case]
     encoder = build_case(case)
