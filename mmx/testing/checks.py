@@ -5,11 +5,9 @@ Axes: B rows, S slots, F feature size. Differences are relative to the root mean
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +18,7 @@ from mmx.encoders.base import Encoder
 from mmx.encoders.contract import collate
 from mmx.errors import ConfigError
 from mmx.models.checkpoint import unique_tensors
+from mmx.testing.check import TOLERANCE, Check, CheckFailed, CheckSkipped
 from mmx.testing.encoder_under_test import (
     SOURCE,
     EncoderUnderTest,
@@ -30,28 +29,13 @@ from mmx.testing.encoder_under_test import (
     visible_states,
 )
 from mmx.testing.grid_influence import centers_of_influence
-from mmx.testing.process_state import advance_random_states, effects_of_import, process_state
-
-TOLERANCE = 1e-3  # kernels add in another order if the batch has another size
-DEVICE_TOLERANCE = 1e-2
-BFLOAT16_TOLERANCE = 0.1  # 8 bits of mantissa, accumulated over layers; median over slots
-
-
-class CheckFailed(Exception):
-    """A check failed; the message says what was found."""
-
-
-class CheckSkipped(Exception):
-    """A check does not apply; the message says why."""
-
-
-class Check(NamedTuple):
-    """One check: its name, its function, why it exists, and how to correct a failure."""
-
-    name: str
-    run: Callable[[EncoderUnderTest], None]
-    reason: str
-    remedy: str
+from mmx.testing.runtime_checks import (
+    check_bfloat16,
+    check_compile,
+    check_device,
+    check_global_state,
+    check_import,
+)
 
 
 def check_options(subject: EncoderUnderTest) -> None:
@@ -240,28 +224,6 @@ def check_save_load(subject: EncoderUnderTest) -> None:
         raise CheckFailed("after saving and loading, the same inputs have other states")
 
 
-def check_import(subject: EncoderUnderTest) -> None:
-    """Importing the encoder has no side effects: no output, and no change of settings, seeds, logging or threads."""
-    module = subject.encoder_class.__module__
-    if module == "__main__":
-        raise CheckSkipped("it was defined in the running script, not in a module")
-    effects = effects_of_import(module)
-    if effects:
-        raise CheckFailed(f"importing {module} {effects}")
-
-
-def check_global_state(subject: EncoderUnderTest) -> None:
-    """Preparing and encoding do not change the global state of the process."""
-    encoder = subject.build()
-    advance_random_states()
-    before = process_state()
-    subject.encode(encoder, subject.prepare_all(encoder))
-    after = process_state()
-    changed = [name for name in before if after[name] != before[name]]
-    if changed:
-        raise CheckFailed(f"prepare or forward changed {', '.join(changed)}")
-
-
 def check_grid(subject: EncoderUnderTest) -> None:
     """The cells of the grid are in order: the pixels that influence a cell most are where the cell is."""
     encoder = subject.build()
@@ -287,59 +249,6 @@ def check_grid(subject: EncoderUnderTest) -> None:
                     f"cell {first} of the grid {rows} x {columns} depends on the pixels around x {x1:.2f}, y {y1:.2f}, "
                     f"and cell {second} on those around x {x2:.2f}, y {y2:.2f}"
                 )
-
-
-def check_bfloat16(subject: EncoderUnderTest) -> None:
-    """Autocast to bfloat16, as in training, changes the states by a bounded amount."""
-    encoder = subject.build()
-    rows = subject.prepare_all(encoder)
-    exact = subject.encode(encoder, rows)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = subject.encode(encoder, rows)
-    expected = torch.cat([visible_states(exact, number) for number in range(len(rows))])
-    found = torch.cat([visible_states(rounded, number) for number in range(len(rows))])
-    relative = (expected - found).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)
-    difference = float(relative[torch.isfinite(expected).all(-1)].median())
-    if not difference <= BFLOAT16_TOLERANCE:
-        raise CheckFailed(
-            f"the median slot differs by {difference:.2f} of its norm in bfloat16, above {BFLOAT16_TOLERANCE:g}"
-        )
-
-
-def check_compile(subject: EncoderUnderTest) -> None:
-    """torch.compile (tracing and autograd, without code generation) gives the same states."""
-    encoder = subject.build()
-    batch = collate(encoder, SOURCE, subject.prepare_all(encoder))
-    with torch.no_grad():
-        eager = subject.check_shapes(encoder, encoder(batch))
-        try:
-            torch._dynamo.reset()
-            compiled = subject.check_shapes(encoder, torch.compile(encoder, backend="aot_eager")(batch))
-        finally:
-            torch._dynamo.reset()
-    if not torch.equal(eager.mask, compiled.mask):
-        raise CheckFailed("compiled, it returns another mask")
-    difference = max_relative_difference(eager.states[eager.mask], compiled.states[compiled.mask])
-    if not difference <= TOLERANCE:
-        raise CheckFailed(f"compiled, its states differ by {difference:.2g}")
-
-
-def check_device(subject: EncoderUnderTest) -> None:
-    """On a GPU, all computation is on the GPU."""
-    if not torch.cuda.is_available():
-        raise CheckSkipped("there is no GPU here")
-    encoder = subject.build()
-    on_cpu = subject.encode(encoder, subject.prepare_all(encoder))
-    batch = collate(encoder, SOURCE, subject.prepare_all(encoder))
-    gpu_batch = {name: tensor.cuda() for name, tensor in batch.items()}
-    with torch.no_grad():
-        on_gpu = subject.check_shapes(encoder.cuda(), encoder(gpu_batch))
-    if on_gpu.states.device.type != "cuda":
-        raise CheckFailed(f"its states are on {on_gpu.states.device} with weights and batch on a GPU")
-    gpu_states = on_gpu.states.cpu()[on_gpu.mask.cpu()]
-    difference = max_relative_difference(on_cpu.states[on_cpu.mask], gpu_states)
-    if not difference <= DEVICE_TOLERANCE:
-        raise CheckFailed(f"on the GPU its states differ by {difference:.2g}")
 
 
 CHECKS = (

@@ -21,7 +21,8 @@ from mmx.config.loader import parse_config
 from mmx.encoders.base import Encoder
 from mmx.encoders.registry import check_class, resolve
 from mmx.errors import EncoderError, MmxError, one_line_error, suggest
-from mmx.testing.checks import CHECKS, Check, CheckFailed, CheckSkipped
+from mmx.testing.check import Check, CheckFailed, CheckSkipped
+from mmx.testing.checks import CHECKS
 from mmx.testing.encoder_under_test import EncoderUnderTest, samples_of
 from mmx.testing.process_state import unchanged_process_state
 

@@ -11,7 +11,7 @@ from mmx.config.schema import SourceConfig
 from mmx.models.checkpoint import save_model
 from mmx.testing import tiny_model
 
-IMAGES = Path(__file__).parents[2] / "demos" / "pictures"
+IMAGES = Path(__file__).parents[2] / "demos" / "images"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import user_script
 
 import mmx
 
-IMAGE = Path(__file__).parents[2] / "demos" / "pictures" / "four-shapes.png"
+IMAGE = Path(__file__).parents[2] / "demos" / "images" / "four-shapes.png"
 
 
 def test_user_script_runs(tmp_path):

@@ -11,7 +11,7 @@ from mmx.data.scene_examples import SceneExamples
 from mmx.evaluation.evaluate import evaluate
 from mmx.models.checkpoint import BUNDLED, FORMAT_VERSION, load_provenance
 
-IMAGES = Path(__file__).parents[2] / "demos" / "pictures"
+IMAGES = Path(__file__).parents[2] / "demos" / "images"
 MIN_EXACT_MATCH = 0.8  # well under the measured figure: wrong preprocessing or a wrong tokenizer is worse than this
 
 

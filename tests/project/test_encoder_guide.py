@@ -33,7 +33,7 @@ class Execution(NamedTuple):
 @pytest.fixture(scope="module")
 def execution(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guide")
-    shutil.copy(ROOT / "demos" / "pictures" / "four-shapes.png", folder)
+    shutil.copy(ROOT / "demos" / "images" / "four-shapes.png", folder)
     outputs = []
     for step in STEP.finditer(GUIDE):
         if step["file"]:

@@ -15,7 +15,7 @@ from mmx.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
-IMAGES = {name: str(ROOT / "demos" / "pictures" / name) for name in GOLDEN["greedy"]}
+IMAGES = {name: str(ROOT / "demos" / "images" / name) for name in GOLDEN["greedy"]}
 IMAGE = IMAGES["four-shapes.png"]
 
 QUESTIONS = ["how many triangles are there?", "what color is the cross?", "is the cross left of the star?"]

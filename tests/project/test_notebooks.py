@@ -99,7 +99,7 @@ def test_a_notebook_runs_offline_and_writes_its_figures(path, tmp_path, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = tmp_path / "notebooks"
     (folder / "figures").mkdir(parents=True)
-    shutil.copytree(ROOT / "demos" / "pictures", tmp_path / "demos" / "pictures")
+    shutil.copytree(ROOT / "demos" / "images", tmp_path / "demos" / "images")
     notebook = read(path)
     started = time.monotonic()
     resources = {"metadata": {"path": str(folder)}}

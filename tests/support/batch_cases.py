@@ -1,4 +1,4 @@
-"""A fast text generator for tests of batch inference: its text about a file is the file's content; calls are counted."""
+"""A fast text generator for tests of batch inference: its text about a file is its content; calls are counted."""
 
 import io
 import time
