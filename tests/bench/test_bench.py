@@ -80,7 +80,6 @@ def test_questions_have_several_lengths():
     assert tokenizer.unk_token_id not in batch["input_ids"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_other_dtypes_are_noted(dtype):
     results = [*run(["greedy"], "micro", 1, dtype), *questions(BenchSetting("micro", 1, dtype))]

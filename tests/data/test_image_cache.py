@@ -96,7 +96,6 @@ def recorded_run(config: RunConfig, resume: bool = False) -> Sequence[object]:
     return trainer.recorded
 
 
-@pytest.mark.slow
 def test_training_with_a_cache_is_bit_equal_also_with_workers_and_resumed(tmp_path):
     """Scenes have 128 pixels a side, so the cache changes nothing."""
     expected = recorded_run(scene_config(tmp_path / "plain", None))

@@ -194,7 +194,6 @@ def measured_gain(model, rho):
     return information_gain(model.decoder, encode_numbers(model, x), bin_texts(model, bins))[..., -1].mean().item()
 
 
-@pytest.mark.slow
 def test_a_model_of_two_normals_explains_rho_squared_and_gains_the_bits_of_the_channel():
     model = train_model(RHO, 200)
     x = torch.randn(2000, generator=torch.Generator().manual_seed(3))

@@ -136,7 +136,6 @@ def test_configuration_with_pretrained_weights_trains(folder, name):
     assert load_model(best).config.decoder.pretrained is None
 
 
-@pytest.mark.slow
 def test_student_is_distilled_from_two_teachers(folder):
     document = small_document("distill-teacher", folder)
     teachers = []

@@ -180,7 +180,6 @@ def test_losses_of_twenty_steps(tmp_path):
     assert [record["learning_rate"] for record in records] == pytest.approx(GOLDEN["learning_rates"], rel=1e-6)
 
 
-@pytest.mark.slow
 def test_losses_with_a_reward(tmp_path):
     """Self-critical sequence training: the sampled captions decide, so the first loss is the exact one."""
     data = [{"path": "scenes", "num_examples": 60, "seed": 1, "tasks": ["caption"], "reward": "cider"}, QUESTION_DATA]

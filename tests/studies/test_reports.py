@@ -102,7 +102,6 @@ def test_a_report_of_positions_has_a_row_for_each_scheme(few_texts):
     assert lines[2].split() == ["learned", f"{learned.exact:.3f}", f"{learned.words:.3f}", f"{learned.loss:.4f}"]
 
 
-@pytest.mark.slow
 def test_the_command_and_the_function_give_the_same_report(few_texts, mmx_study, tmp_path):
     code, printed = mmx_study("tying", "--steps", 2, "--json", "--out", tmp_path / "new" / "t.json")
     found = json.loads(printed)

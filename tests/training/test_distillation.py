@@ -93,7 +93,6 @@ def test_weight_mixes_both_losses(teachers, tmp_path):
     assert losses[0.25] == pytest.approx(0.75 * reference_loss + 0.25 * losses[1.0], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_run_with_teachers_resumes_bit_equal(teachers, tmp_path):
     options = {"max_steps": 6, "target_noise": 0.2}
     whole = RecordingTrainer(student_config(teachers, tmp_path / "whole", 0.7, **options))

@@ -118,7 +118,7 @@ def language_model_names(model: Model) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith("decoder.") and not is_new(name)}
 
 
-@pytest.mark.parametrize("language_model", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("language_model", ["gpt2", "llama"])
 def test_cross_attention_is_trained_and_language_model_is_unchanged(folder, language_model):
     _, expected, _ = read_language_model(str(folder / language_model))
     trainer = RecordingTrainer(lm_config(folder, language_model, decoder={"cross_attention_every_n_layers": 2}))
@@ -148,7 +148,6 @@ def train_on_words(language_model: GPT2LMHeadModel, words: Tensor) -> None:
         optimizer.step()
 
 
-@pytest.mark.slow
 def test_cross_attention_adds_information_that_the_language_model_lacks(tmp_path):
     """Without the memory, two equally likely words of five tokens cost ln 2 a text, which is ln 2 / 5 a token."""
     torch.manual_seed(0)
@@ -181,7 +180,6 @@ def test_cross_attention_adds_information_that_the_language_model_lacks(tmp_path
     assert [pipeline.caption(pipeline.encode(numbers=[[x]])) for x in (0.9, -0.9)] == ["high", "deep"]
 
 
-@pytest.mark.slow
 def test_run_resumes_bit_equal_without_the_language_model(folder):
     run_to_end(lm_config(folder, run="whole"))
     resumed = stop_and_resume(folder, lm_config(folder, run="resumed"))
@@ -286,7 +284,7 @@ def test_adapters_are_trained_and_merged_in_checkpoints(folder, monkeypatch):
     assert load_model(best).config == last.config
 
 
-@pytest.mark.parametrize("ema_decay", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ema_decay", [0.5, 0.0])
 def test_run_with_adapters_resumes_bit_equal(folder, ema_decay):
     options = {"lora": {**LORA, "lora_dropout": 0.2}, "ema_decay": ema_decay}
     run_to_end(lm_config(folder, run="whole", **options))

@@ -219,7 +219,6 @@ def test_reward_rises_when_it_is_trained(pretrained, tmp_path, monkeypatch):
     assert rewards[-1] > 1.5 * max(rewards[0], 0.05)
 
 
-@pytest.mark.slow
 def test_reward_falls_when_its_sign_is_reversed(pretrained, tmp_path, monkeypatch):
     rewards = reported_rewards(pretrained, tmp_path / "run", monkeypatch, sign=-1.0)
     print(rewards)

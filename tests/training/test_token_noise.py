@@ -58,7 +58,6 @@ def test_special_tokens_are_no_candidates():
     assert tokenizer.encode(" a")[0] in candidates
 
 
-@pytest.mark.slow
 def test_run_with_noise_resumes_bit_equal(tmp_path):
     data = write_numbers(tmp_path)
     options = {"max_steps": 6, "target_noise": 0.5, "gradient_accumulation_steps": 2}
