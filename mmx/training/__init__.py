@@ -1,1 +1,1 @@
-"""Training with accelerate: one loop, resumable to the bit, that stops with a sentence rather than go on wrongly."""
+"""Training with accelerate: one loop, bit-exact resume, and errors instead of silently wrong results."""
