@@ -1,8 +1,8 @@
 """Exceptions of mmx. Every message is one sentence: what was given, what was expected, what to type.
 
 Each exception carries a stable `code`, such as `memory.shape`, and `details`: the facts of the message as values, such
-as `path`, `line` or `key`. Programs and tests read these; the wording of a message may change. Messages never contain the
-text of another library's exception or a memory address.
+as `path`, `line` or `key`. Programs and tests read these; the wording of a message may change. Messages never contain
+the text of another library's exception or a memory address.
 """
 
 from __future__ import annotations
