@@ -71,14 +71,18 @@ class TextGenerator:
         """Return an input by source name; one without a name goes to the source that reads it.
 
         Raises:
-            MmxError: the model has no source of that name, or several sources might be meant.
+            MmxError: there is no input, the model has no source of that name, or several sources might be meant.
         """
         if isinstance(image, Mapping):
             named = dict(image)
+        elif image is None:
+            named = {}
         else:
             named = {find_source(self.model.encoders, _path_as_text(image)): image}
         for name in named:
             self.model.encoder(name)
+        if all(raw is None for raw in named.values()):
+            raise no_source_error("the input", image, list(self.model.encoders))
         return {name: _path_as_text(raw) for name, raw in named.items()}
 
     def prepare(self, image: ModelInput) -> dict[str, PreparedInput]:
@@ -103,6 +107,13 @@ class TextGenerator:
         """Return the memory of B prepared inputs, which need not have the same sources."""
         batch = collate_inputs(self.model.encoders, rows)
         return self._encode_sources(batch, len(rows))
+
+    def unconditional_memory(self, batch_size: int = 1) -> Memory:
+        """Return the memory of B rows without any source, over which the decoder is a language model.
+
+        An input that names no source is refused everywhere else (code `input.no_source`).
+        """
+        return self.model.encode({}, batch_size)
 
     @torch.inference_mode()
     def _encode_sources(self, batch: Mapping[str, SourceBatch], rows: int) -> Memory:
@@ -260,7 +271,7 @@ class TextGenerator:
         step = CachedDecodeStep(decoder, conditional, options.max_new_tokens)
         if options.guidance_scale == 1.0:
             return step
-        without_sources = self.model.encode({}, memory.batch_size)
+        without_sources = self.unconditional_memory(memory.batch_size)
         unconditional = self.with_questions(without_sources, questions).to(dtype=conditional.keys.dtype)
         return GuidedDecodeStep(
             step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale
@@ -304,6 +315,17 @@ class TextGenerator:
         for string in options.stop_strings:
             text = text.split(string)[0]
         return text.strip()
+
+
+def no_source_error(what: str, raw: object, sources: Sequence[str], **details: object) -> MmxError:
+    """The error of an input or row without any source, over which a text would be invented."""
+    return MmxError(
+        f"{what} has no source: {raw!r}; expected an input for at least one of {', '.join(sources)}, or for a text "
+        "without any input the memory unconditional_memory().",
+        code="input.no_source",
+        sources=list(sources),
+        **details,
+    )
 
 
 def _path_as_text(raw: object) -> object:

@@ -22,7 +22,7 @@ from mmx.generation import score_texts
 from mmx.hub import load_hf_model
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import TextGenerator
+from mmx.inference.generator import TextGenerator, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.interpret.look import Look, MapMethod
@@ -86,14 +86,16 @@ class Pipeline(TextGenerator):
         """Encode inputs once, to ask about them many times.
 
         Args:
-            sources: one input by source name, or a list of B inputs; None in a list leaves a source out of that row. A
-                list is always several inputs: an input that is itself a list goes into another, `numbers=[[1.0, 2.0]]`.
+            sources: one input by source name, or a list of B inputs; None leaves a source out of a row that has
+                another. A list is always several inputs: an input that is itself a list goes into another,
+                `numbers=[[1.0, 2.0]]`.
 
         Returns:
             Memory of B rows.
 
         Raises:
-            MmxError: no source or an unknown one is named, lists differ in length, or an input cannot be read.
+            MmxError: no source or an unknown one is named, lists differ in length, a row has no source, or an input
+                cannot be read. `unconditional_memory` returns a memory without sources.
 
         Example:
             >>> memory = model.encode(image="dog.jpg")
@@ -107,14 +109,20 @@ class Pipeline(TextGenerator):
                 code="encode.sizes",
                 sizes=sizes,
             )
+        for name in inputs:
+            self.model.encoder(name)
+        batch_size = next(iter(sizes.values()))
+        for row in range(batch_size):
+            if all(raw[row] is None for raw in inputs.values()):
+                given = dict.fromkeys(inputs)
+                raise no_source_error(f"row {row}", given, list(self.model.encoders), row=row)
         batch: dict[str, SourceBatch] = {}
         for name, raw in inputs.items():
-            self.model.encoder(name)
             rows = [row for row, item in enumerate(raw) if item is not None]
             if rows:
                 present = [self.by_source({name: raw[row]})[name] for row in rows]
                 batch[name] = self.model.collate(name, present, rows)
-        return self._encode_sources(batch, next(iter(sizes.values())))
+        return self._encode_sources(batch, batch_size)
 
     def caption(self, image: ModelInput | Memory, **options: Unpack[DecodingOptions]) -> str:
         """Return the caption of one input. For many inputs use `captions`, for several captions `generate`.
@@ -306,7 +314,7 @@ class Pipeline(TextGenerator):
         self.check_length(len(prompt) + len(target) - 1)
         inputs = self._original_inputs(image if original is None else original, question)
         conditional = self.decoder_memory(memory, [[question]])
-        unconditional = self.decoder_memory(self.model.encode({}, 1), [[question]])
+        unconditional = self.decoder_memory(self.unconditional_memory(), [[question]])
         views = source_views(self.model, conditional, inputs, self._grid_displacements)
         analyzed = TargetText(prompt, target, question)
         return look_at_text(self.model, conditional, analyzed, views, method, unconditional)

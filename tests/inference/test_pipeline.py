@@ -42,6 +42,12 @@ def text_encoder_pipeline():
     return build({"image": IMAGE, "question": TEXT}, question_input="question")
 
 
+@pytest.fixture(scope="module")
+def two_sources():
+    """Rows have an image, a text, or both."""
+    return build({"image": IMAGE, "caption": TEXT})
+
+
 def make_image(seed):
     """One color, and another in a corner."""
     colors = torch.randint(0, 256, (2, 3), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -177,7 +183,7 @@ def test_stop_string_ends_the_text_and_is_removed(pipeline, images, beams):
 def test_guidance_interpolates_and_extrapolates(name, beams, images, request):
     pipeline = request.getfixturevalue(name)
     memory = pipeline.encode(image=images)
-    unconditional = pipeline.encode(image=[None])
+    unconditional = pipeline.unconditional_memory()
     plain = captions_of(pipeline, memory, num_beams=beams)
     assert captions_of(pipeline, memory, num_beams=beams, guidance_scale=1.0) == plain
     without_memory = captions_of(pipeline, unconditional, num_beams=beams)
@@ -371,10 +377,59 @@ def test_wrong_inputs_are_refused(pipeline, images):
         pipeline.caption(b"no image")
 
 
-def test_absent_input_leaves_no_slot_to_attend(pipeline, images):
-    memory = pipeline.encode(image=[images[0], None])
-    assert memory.mask.any(-1).tolist() == [True, False]
-    unconditional = pipeline.encode(image=[None])
-    assert unconditional.batch_size == 1
+@pytest.mark.parametrize("image", [None, {}, {"image": None}, {"image": None, "caption": None}])
+def test_an_input_without_a_source_is_refused(two_sources, image):
+    pipeline = two_sources
+    calls = (
+        pipeline.caption,
+        pipeline.generate,
+        pipeline.look,
+        pipeline.prepare,
+        lambda image: pipeline.ask(image, "what?"),
+        lambda image: pipeline.rank(image, "what?", ["a", "b"]),
+        lambda image: list(pipeline.stream(image)),
+    )
+    for call in calls:
+        with pytest.raises(MmxError) as error:
+            call(image)
+        assert error.value.code == "input.no_source"
+        assert error.value.details["sources"] == ["image", "caption"]
+
+
+def test_rows_without_a_source_are_errors_among_the_others(two_sources, images):
+    pipeline = two_sources
+    rows = [images[0], None, {"image": None}, {"image": None, "caption": "a dog"}, {}]
+    captions = [result for _, result in pipeline.captions(rows, batch_size=5)]
+    answers = list(pipeline.answers([(row, "what?") for row in rows]))
+    for results in (captions, answers):
+        refused = [getattr(result, "code", None) for result in results]
+        assert refused == [None, "input.no_source", "input.no_source", None, "input.no_source"]
+    assert captions[0].text == pipeline.caption(images[0])
+    assert captions[3].text == pipeline.caption({"caption": "a dog"})
+
+
+def test_a_row_to_encode_has_a_source(two_sources, images):
+    pipeline = two_sources
+    for sources in (
+        {"image": [images[0], None]},
+        {"image": [images[0], None], "caption": ["a dog", None]},
+        {"image": None},
+        {"image": [None]},
+    ):
+        with pytest.raises(MmxError) as error:
+            pipeline.encode(**sources)
+        assert error.value.code == "input.no_source"
+        assert error.value.details["row"] == len(sources["image"] or [None]) - 1
+    memory = pipeline.encode(image=[images[0], None], caption=[None, "a dog"])
+    assert memory.mask.any(-1).tolist() == [True, True]
+    expected = [pipeline.caption(images[0]), pipeline.caption({"caption": "a dog"})]
+    assert captions_of(pipeline, memory) == expected
+
+
+def test_unconditional_memory_has_no_slot_to_attend(pipeline, images):
+    unconditional = pipeline.unconditional_memory(2)
+    assert unconditional.batch_size == 2
     assert unconditional.num_slots == 0
-    assert captions_of(pipeline, memory) == [pipeline.caption(images[0]), pipeline.caption(unconditional)]
+    without_slots = pipeline.encode(image=images[0]).mask_out(torch.ones(1, 1, dtype=torch.bool))
+    expected = [pipeline.caption(without_slots)] * 2
+    assert captions_of(pipeline, unconditional) == expected
