@@ -22,6 +22,7 @@ from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, 
 from mmx.generation.guidance import GuidedDecodeStep
 from mmx.generation.logits_processors import StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
+from mmx.inference.options import implied_options
 from mmx.inference.outputs import GeneratedText, ModelInput
 from mmx.memory import Memory
 from mmx.models.batching import pad_texts, stack_boxes
@@ -52,13 +53,13 @@ class TextGenerator:
     def generation_config(self, overrides: Mapping[str, object]) -> GenerationConfig:
         """Return the default options with some replaced; `None` keeps the default.
 
+        A default that contradicts a replaced option gives way, see `mmx.inference.options`.
+
         Raises:
-            ConfigError: an option does not exist, is out of range, or contradicts another.
+            ConfigError: an option does not exist, is out of range, or contradicts another that was replaced.
         """
-        merged = self.generation.model_dump()
-        for name, value in overrides.items():
-            if value is not None:
-                merged[name] = value
+        replaced = {name: value for name, value in overrides.items() if value is not None}
+        merged = {**self.generation.model_dump(), **implied_options(replaced), **replaced}
         return parse_config(merged, GenerationConfig, where="generation options")
 
     # ---- inputs ------------------------------------------------------------------------------------------------

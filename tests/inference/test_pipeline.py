@@ -361,6 +361,54 @@ def test_wrong_options_are_refused(pipeline, images, options, key):
         assert "\n" not in str(error.value)
 
 
+BEAMS = {"num_beams": 3}
+SAMPLES = {"do_sample": True, "temperature": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options", "expected"),
+    [
+        (BEAMS, {"do_sample": True}, {"do_sample": True, "num_beams": 1}),
+        (BEAMS, {"temperature": 0.7}, {"do_sample": True, "num_beams": 1, "temperature": 0.7}),
+        (BEAMS, {"top_k": 5}, {"do_sample": True, "num_beams": 1, "top_k": 5}),
+        (BEAMS, {"top_p": 0.9}, {"do_sample": True, "num_beams": 1, "top_p": 0.9}),
+        (BEAMS, {"top_p": 0.9, "num_beams": 1}, {"do_sample": True, "num_beams": 1, "top_p": 0.9}),
+        (BEAMS, {"top_p": 0.9, "do_sample": None, "num_beams": None}, {"do_sample": True, "num_beams": 1}),
+        (BEAMS, {"do_sample": False}, {"do_sample": False, "num_beams": 3}),
+        (BEAMS, {"do_sample": False, "temperature": 1.0, "top_k": 0}, {"do_sample": False, "num_beams": 3}),
+        (BEAMS, {"seed": 5}, {"do_sample": False, "num_beams": 3, "seed": 5}),
+        (SAMPLES, {"num_beams": 2}, {"do_sample": False, "num_beams": 2}),
+        (SAMPLES, {"num_beams": 1}, {"do_sample": True, "num_beams": 1, "temperature": 0.5}),
+        (SAMPLES, {"top_k": 7}, {"do_sample": True, "top_k": 7, "temperature": 0.5}),
+    ],
+)
+def test_defaults_give_way_to_the_options_of_a_call(pipeline, defaults, options, expected):
+    config = Pipeline(pipeline.model, GenerationConfig(**defaults)).generation_config(options)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.5}, {"temperature": 0.7}, {"top_k": 5}, {"do_sample": True}])
+def test_contradictions_within_a_call_are_refused(pipeline, images, options):
+    for contradiction in ({"num_beams": 2}, {"num_beams": 2, "do_sample": True}):
+        with pytest.raises(ConfigError) as error:
+            pipeline.caption(images[0], **{**options, **contradiction})
+        assert "num_beams" in str(error.value)
+    if "do_sample" not in options:
+        with pytest.raises(ConfigError) as error:
+            pipeline.caption(images[0], **options, do_sample=False)
+        assert error.value.code == "generation.sampling_options"
+        assert error.value.details["key"] in options
+
+
+def test_sampling_options_sample_on_a_model_with_beams(pipeline, images):
+    with_beams = Pipeline(pipeline.model, GenerationConfig(num_beams=3, max_new_tokens=6))
+    options = {"temperature": 20.0, "seed": 3}
+    text = with_beams.caption(images[0], **options)
+    assert text == pipeline.caption(images[0], do_sample=True, num_beams=1, **options)
+    assert text != with_beams.caption(images[0])
+    assert list(with_beams.stream(images[0], **options))[-1] == text
+
+
 def test_calls_that_return_one_text_refuse_several(pipeline, images):
     assert code_of(pipeline.caption, images[0], num_return_sequences=2) == "generation.single_text"
     assert code_of(pipeline.ask, images[0], "what?", num_return_sequences=2) == "generation.single_text"
