@@ -17,7 +17,7 @@ from mmx.boxes import Box
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
 from mmx.encoders.contract import PreparedInput, accepts, prepare
-from mmx.errors import MmxError
+from mmx.errors import ConfigError, MmxError
 from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
 from mmx.generation.guidance import GuidedDecodeStep
 from mmx.generation.logits_processors import StoppingCriterion
@@ -60,7 +60,27 @@ class TextGenerator:
         """
         replaced = {name: value for name, value in overrides.items() if value is not None}
         merged = {**self.generation.model_dump(), **implied_options(replaced), **replaced}
-        return parse_config(merged, GenerationConfig, where="generation options")
+        config = parse_config(merged, GenerationConfig, where="generation options")
+        self.check_token_ids(config)
+        return config
+
+    def check_token_ids(self, options: GenerationConfig) -> None:
+        """Raise ConfigError (generation.token_id) if an option names a token that is not in the vocabulary."""
+        vocab_size = len(self.model.tokenizer)
+        ids = {"suppress_tokens": options.suppress_tokens, "begin_suppress_tokens": options.begin_suppress_tokens}
+        if options.forced_eos_token_id is not None:
+            ids["forced_eos_token_id"] = (options.forced_eos_token_id,)
+        for name, tokens in ids.items():
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise ConfigError(
+                        f"generation options: {name} has token {token}; expected 0 to {vocab_size - 1}, the vocabulary "
+                        "of this model.",
+                        code="generation.token_id",
+                        key=name,
+                        token=token,
+                        vocab_size=vocab_size,
+                    )
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -129,11 +149,8 @@ class TextGenerator:
         Raises:
             MmxError: the question is not a text, or is longer than half of the decoder's positions.
         """
-        if not isinstance(question, str | None):
-            raise MmxError(
-                f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
-                code="question.type",
-            )
+        if question is not None:
+            check_question(question)
         if question is not None and self.model.question_preparer is not None:
             prepare(self.model.question_preparer, self.model.config.question_input, normalize_question(question))
         prompt = self.model.tokenizer.encode_prompt(self.model.prompt(question))
@@ -191,8 +208,22 @@ class TextGenerator:
 
     @torch.inference_mode()
     def decoder_memory(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
-        """Return `with_questions(memory, questions)` in the floating type that the decoder computes in."""
-        return self.with_questions(memory, questions).to(dtype=self.model.decoder.embedding.weight.dtype)
+        """Return `with_questions(memory, questions)` in the floating type that the decoder computes in.
+
+        Raises:
+            MmxError: memory.not_finite, if a slot that exists is too large for this type.
+        """
+        dtype = self.model.decoder.embedding.weight.dtype
+        converted = self.with_questions(memory, questions).to(dtype=dtype)
+        if not converted.is_finite:
+            name = str(dtype).removeprefix("torch.")
+            raise MmxError(
+                f"the memory has values that are not finite in {name}; check the features of the encoders, or load the "
+                "model with dtype float32.",
+                code="memory.not_finite",
+                dtype=name,
+            )
+        return converted
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -249,6 +280,7 @@ class TextGenerator:
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
     ) -> DecodingInputs:
         """Build the prompts and the decoding step. Rows with fewer questions are padded to K streams."""
+        self.check_token_ids(options)
         streams = max(len(row) for row in questions)
         prompts = [[self.prompt_tokens(question) for question in row] for row in questions]
         padding = next(prompt for row in prompts for prompt in row)  # any valid prompt; its texts are dropped later
@@ -316,6 +348,15 @@ class TextGenerator:
         for string in options.stop_strings:
             text = text.split(string)[0]
         return text.strip()
+
+
+def check_question(question: object) -> None:
+    """Raise MmxError (question.type) if a question is not a text."""
+    if not isinstance(question, str):
+        raise MmxError(
+            f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
+            code="question.type",
+        )
 
 
 def no_source_error(what: str, raw: object, sources: Sequence[str], **details: object) -> MmxError:

@@ -20,9 +20,10 @@ from mmx.config.schema import GenerationConfig, Precision
 from mmx.errors import MmxError
 from mmx.generation import score_texts
 from mmx.hub import load_hf_model
+from mmx.inference.arguments import check_candidates, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import TextGenerator, no_source_error
+from mmx.inference.generator import TextGenerator, check_question, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.interpret.look import Look, MapMethod
@@ -55,6 +56,11 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
         >>> model.caption("dog.jpg")
     """
     name = BUNDLED if model is None else model
+    if not isinstance(name, str | Path):
+        raise MmxError(
+            f"load was given a {type(name).__name__}; expected a folder or a public name, such as 'runs/mine/best'.",
+            code="model.type",
+        )
     is_folder_of_ours = Path(name).is_dir() and not (Path(name) / HF_CONFIG).exists()
     if is_checkpoint(name) or is_folder_of_ours:
         loaded = load_model(name, device)
@@ -172,12 +178,9 @@ class Pipeline(TextGenerator):
             >>> model.ask("dog.jpg", "what color is the dog?")
             'brown'
         """
-        if not isinstance(question, str | list | tuple):
-            raise MmxError(
-                f"the question is a {type(question).__name__}; expected a text or a list of texts.",
-                code="question.type",
-            )
-        questions = [question] if isinstance(question, str) else list(question)
+        questions = list(question) if isinstance(question, list | tuple) else [question]
+        for item in questions:
+            check_question(item)
         memory = self._single_memory(image, box)
         texts = self.generate_batch(memory, [questions], self._single_text(options))[0]
         answers = [stream[0].text for stream in texts]
@@ -206,13 +209,12 @@ class Pipeline(TextGenerator):
         All candidates are scored in one pass.
 
         Raises:
-            MmxError: there are no candidates, or a candidate is too long.
+            MmxError: the candidates are not a list of texts, there are none, or one is too long.
 
         Example:
             >>> model.rank("dog.jpg", "is it indoors?", ["yes", "no"])[0].answer
         """
-        if not candidates:
-            raise MmxError("rank was given no candidates; expected at least one text.", code="rank.no_candidates")
+        candidates = check_candidates(candidates)
         memory = self._single_memory(image, box)
         if memory.stream_mask is not None and memory.stream_mask.shape[1] > 1:
             raise MmxError(
@@ -228,6 +230,12 @@ class Pipeline(TextGenerator):
         with torch.inference_mode():
             memory = self.with_questions(memory, [[question]])  # one stream of the memory: all candidates attend to it
             logprobs = score_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
+        if not bool(logprobs.isfinite().all()):
+            raise MmxError(
+                "the log-probabilities of the candidates are not finite; check the features of the encoders, or load "
+                "the model with dtype float32.",
+                code="generation.not_finite",
+            )
         answers = [
             RankedAnswer(candidate, probability, logprob)
             for candidate, probability, logprob in zip(
@@ -262,7 +270,7 @@ class Pipeline(TextGenerator):
             >>> for path, result in model.captions(["a.jpg", "b.jpg"]):
             ...     print(path, result.text if isinstance(result, mmx.GeneratedText) else result)
         """
-        return caption_images(self, images, batch_size, self._single_text(options))
+        return caption_images(self, check_inputs(images, batch_size), batch_size, self._single_text(options))
 
     def answers(
         self,
@@ -275,7 +283,7 @@ class Pipeline(TextGenerator):
         Yields answers in the order given, an error in place of one that cannot be answered. Questions about the same
         input are answered together; `batch_size` inputs are encoded at a time.
         """
-        items = [item if isinstance(item, Question) else Question(*item) for item in questions]
+        items = check_questions(questions, batch_size)
         return answer_questions(self, items, batch_size, self._single_text(options))
 
     def look(
