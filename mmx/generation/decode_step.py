@@ -166,8 +166,8 @@ def prefill_logits(step: DecodeStep, prompts: PromptBatch) -> Tensor:
     if not bool((logits < float("inf")).all()):  # false for NaN too; minus infinity masks a token
         dtype = str(logits.dtype).removeprefix("torch.")
         raise MmxError(
-            f"the logits of the decoder are not finite in {dtype}; check the features of the encoders, or load the model "
-            "with dtype float32.",
+            f"the logits of the decoder are not finite in {dtype}; check the features of the encoders, or load the "
+            "model with dtype float32.",
             code="generation.not_finite",
         )
     return logits
