@@ -97,6 +97,12 @@ class Memory:
         """Whether every slot exists and every stream may attend to it."""
         return self.stream_mask is None and bool(self.mask.all())
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether keys and values of every slot that exists are finite."""
+        finite = self.keys.isfinite().all(-1) & self.values.isfinite().all(-1)  # [L, B, H, S]
+        return bool((finite | ~self.mask[:, None]).all())
+
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, H, S, D] of the `index`-th layer with cross-attention."""
         if len(self.keys) == 1:
@@ -106,9 +112,11 @@ class Memory:
     # ---- rows --------------------------------------------------------------------------------------------------
 
     def select(self, rows: Tensor | Sequence[int] | Sequence[bool]) -> Memory:
-        """Return the memories at `rows`: indices in any order, or one bool for each memory."""
-        index = torch.as_tensor(rows, device=self.mask.device)
-        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+        """Return the memories at `rows`: indices in any order, or one bool for each memory.
+
+        Raises MmxError (memory.rows) for anything else. Indices that are on a GPU already are not checked.
+        """
+        index = _row_index(rows, self.batch_size).to(self.mask.device)
         return self._map_rows(lambda tensor, dim: tensor.index_select(dim, index))
 
     def scatter(self, rows: Tensor, batch_size: int) -> Memory:
@@ -217,7 +225,8 @@ class Memory:
         return Memory(keys, values, self.mask.to(device), self.layout, stream_mask)
 
     def save(self, path: str | Path) -> None:
-        """Write the memory to a safetensors file."""
+        """Write the memory to a safetensors file. Raises MmxError (memory.save) if it cannot be written."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         layout = [[segment.source, segment.start, segment.stop, segment.grid] for segment in self.layout]
@@ -225,7 +234,15 @@ class Memory:
         if self.stream_mask is not None:
             tensors["stream_mask"] = self.stream_mask
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, str(path), metadata={"layout": json.dumps(layout)})
+        try:
+            save_file(contiguous, str(path), metadata={"layout": json.dumps(layout)})
+        except (SafetensorError, OSError) as error:
+            raise MmxError(
+                f"the memory cannot be written to {path}; expected a file in a folder that exists and has space, check "
+                "the path.",
+                code="memory.save",
+                path=str(path),
+            ) from error
 
     @staticmethod
     def load(path: str | Path) -> Memory:
@@ -292,6 +309,34 @@ def cat(*memories: Memory) -> Memory:
         torch.cat([memory.mask for memory in memories], 1),
         tuple(layout),
         _cat_stream_masks(memories),
+    )
+
+
+def _row_index(rows: Tensor | Sequence[int] | Sequence[bool], batch_size: int) -> Tensor:
+    """The indices of `Memory.select`, int64. Raises MmxError (memory.rows)."""
+    try:
+        index = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        raise _rows_error(rows, batch_size) from None
+    if index.numel() == 0:
+        return index.new_zeros(0, dtype=torch.long)
+    is_mask = index.dtype == torch.bool
+    if index.ndim != 1 or index.is_floating_point() or index.is_complex() or (is_mask and len(index) != batch_size):
+        raise _rows_error(rows, batch_size)
+    if is_mask:
+        return index.nonzero()[:, 0]
+    if index.device.type == "cpu" and bool(((index < 0) | (index >= batch_size)).any()):
+        raise _rows_error(rows, batch_size)
+    return index.long()
+
+
+def _rows_error(rows: object, batch_size: int) -> MmxError:
+    given = " ".join(repr(rows).split())
+    return MmxError(
+        f"select was given {given[:60]}; expected a list of indices from 0 to {batch_size - 1}, or {batch_size} of "
+        "True and False.",
+        code="memory.rows",
+        batch_size=batch_size,
     )
 
 

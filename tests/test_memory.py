@@ -398,3 +398,21 @@ def test_check_box_refuses_everything_but_one_box(box):
     with pytest.raises(MmxError) as error:
         check_box(box)
     assert error.value.code == "memory.box"
+
+
+@pytest.mark.parametrize(
+    "rows", [[2], [-1], [0, 5], "a", [0.5], [True], [True, False, True], [[0]], None, torch.tensor(0)]
+)
+def test_rows_to_select_are_checked(rows):
+    with pytest.raises(MmxError) as error:
+        random_memory(2).select(rows)
+    assert error.value.code == "memory.rows"
+    assert error.value.details["batch_size"] == 2
+
+
+def test_a_memory_that_cannot_be_written_is_an_error(tmp_path):
+    for path in (tmp_path / "missing" / "memory.safetensors", tmp_path):
+        with pytest.raises(MmxError) as error:
+            random_memory(1).save(path)
+        assert error.value.code == "memory.save"
+        assert error.value.details["path"] == str(path)

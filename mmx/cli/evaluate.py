@@ -26,6 +26,9 @@ from mmx.io.console import format_metrics, progress_bar, write_json
 if TYPE_CHECKING:
     from mmx.config.schema import DataConfig
 
+MAPS_FILE = "maps.json"
+
+_OUT_DIR_HELP = "Write metrics.json and predictions.jsonl (or maps.json) here. Default: nothing is written."
 _NOVELTY_HELP = "Count captions that are not in this data, such as split=train."
 _INFORMATION_HELP = "Bits per word with and without image and question. Needs more passes."
 _MAPS_HELP = "For scenes: measure how well the maps of words point at what they are about."
@@ -41,9 +44,7 @@ def evaluate_model(
     batch_size: BatchSizeOption = 32,
     num_beams: NumBeamsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER", help="Where to write metrics.json and predictions.jsonl.")
-    ] = Path(),
+    out_dir: Annotated[str | None, typer.Option("--out-dir", metavar="FOLDER", help=_OUT_DIR_HELP)] = None,
     information: Annotated[bool, typer.Option("--information", help=_INFORMATION_HELP)] = False,
     novelty_against: Annotated[
         list[str] | None, typer.Option("--novelty-against", metavar="KEY=VALUE", help=_NOVELTY_HELP)
@@ -64,22 +65,27 @@ def evaluate_model(
     another file: --novelty-against path=FILE.
 
     --maps, for scenes, whose boxes are known: the pointing game and the deletion
-    test for each kind of map, written to maps.json. The best layer and heads are
-    chosen on the scenes of the next seed.
+    test for each kind of map. The best layer and heads are chosen on the scenes
+    of the next seed.
+
+    --out-dir: the files that are written are named on stderr. Files of an earlier
+    evaluation in the same folder are replaced.
     """
     from mmx.config.loader import override_config
     from mmx.config.schema import DataConfig
 
+    out = _parse_out_dir(out_dir)
     config = override_config(DataConfig(path=data), overrides or [])
     if maps:
         _evaluate_maps(model, config, device, out, as_json)
         return
     from mmx.data.formats import read_examples
     from mmx.evaluation.evaluate import EvaluationOptions, evaluate
+    from mmx.evaluation.report import METRICS_FILE, PREDICTIONS_FILE
 
     examples = read_examples(config)
     training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
-    out.mkdir(parents=True, exist_ok=True)  # first, because it may fail
+    _create(out)  # first, because it may fail
     pipeline = load_pipeline(model, device)
     options = EvaluationOptions(
         generation=pipeline.generation_config({"num_beams": num_beams, "max_new_tokens": max_new_tokens}),
@@ -91,9 +97,30 @@ def evaluate_model(
         report = evaluate(pipeline, examples, options, progress=bar.update)
     for message in report.skipped:
         print(one_line(message), file=sys.stderr)
-    report.save(out)
+    if out is not None:
+        report.save(out)
+        _print_written(out / METRICS_FILE, out / PREDICTIONS_FILE)
     print(json.dumps(report.metrics) if as_json else format_metrics(report.metrics))
     exit_with_status(not report.skipped)
+
+
+def _parse_out_dir(text: str | None) -> Path | None:
+    """Check --out-dir. Raises MmxError for an empty one: an unset shell variable must not stand for this folder."""
+    if text == "":
+        message = "--out-dir was given as '', which is not a folder; type . for the current folder."
+        raise MmxError(message, code="option.out_dir")
+    return None if text is None else Path(text)
+
+
+def _create(folder: Path | None) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _print_written(*paths: Path) -> None:
+    """Name the files on stderr, because stdout has the metrics."""
+    for path in paths:
+        print(f"{path} was written.", file=sys.stderr)
 
 
 def _read_captions(config: DataConfig, overrides: list[str]) -> frozenset[str]:
@@ -107,7 +134,7 @@ def _read_captions(config: DataConfig, overrides: list[str]) -> frozenset[str]:
     return frozenset(caption for captions in captions_of(examples) for caption in captions)
 
 
-def _evaluate_maps(model: str, config: DataConfig, device: str, out: Path, as_json: bool) -> None:
+def _evaluate_maps(model: str, config: DataConfig, device: str, out: Path | None, as_json: bool) -> None:
     from mmx.data.scenes import generate_scene
     from mmx.evaluation.deletion import deletion_test
     from mmx.evaluation.pointing_game import pointing_game
@@ -115,12 +142,14 @@ def _evaluate_maps(model: str, config: DataConfig, device: str, out: Path, as_js
     if config.path != "scenes":
         message = f"--maps was given with --data {config.path}; only scenes have known boxes, type --data scenes."
         raise MmxError(message, code="eval.maps_data", path=config.path)
-    out.mkdir(parents=True, exist_ok=True)
+    _create(out)
     pipeline = load_pipeline(model, device)
     scenes = [generate_scene(config.seed, index) for index in range(config.num_examples)]
     selection = [generate_scene(config.seed + 1, index) for index in range(config.num_examples)]
     pointing = pointing_game(pipeline, scenes, selection)
     deletion = deletion_test(pipeline, scenes, pointing.selected)
     report = {"pointing": asdict(pointing), "deletion": asdict(deletion)}
-    write_json(out / "maps.json", report)
+    if out is not None:
+        write_json(out / MAPS_FILE, report)
+        _print_written(out / MAPS_FILE)
     print(json.dumps(report) if as_json else f"{pointing.table(pointing.main_methods)}\n\n{deletion.table()}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mmx.errors import MmxError
-from mmx.io.files import find_files, is_pattern
+from mmx.io.files import UNREAD_SUFFIXES, find_files, is_pattern
 from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, hash_id, output_files
 from mmx.io.tar import is_tar, read_tar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmx.inference.pipeline import Pipeline
 
 TEXT_MODALITIES = ("image", "audio", "text")  # modalities whose inputs are paths, or the text itself
+MAX_NAMED = 5  # files that one message names
 Inputs = Mapping[str, object]  # raw inputs by source name; the source of "" is found by the path
 
 
@@ -43,7 +44,8 @@ def input_items(names: Sequence[str], pipeline: Pipeline, out: Path | None = Non
     """Yield the inputs that the arguments of a command stand for, in order.
 
     Folders are searched for what the model reads; patterns also for manifests and archives. A file that a search finds
-    again is skipped, and so are the files of --out.
+    again is skipped, and so are the files of --out. Images or audio in formats that are not read are an error after the
+    other files of a folder, a pattern or an archive.
     """
     for entry in _expand(names, pipeline, out):
         if isinstance(entry, InputItem):
@@ -161,26 +163,82 @@ def _expand(names: Sequence[str], pipeline: Pipeline, out: Path | None) -> Itera
 def _search(name: str, pipeline: Pipeline, results: Sequence[Path], found_paths: set[int]) -> Iterator[InputItem | str]:
     """Yield the files that a folder or a pattern stands for, apart from those found before."""
     by_pattern = is_pattern(name)
+    unread = _UnreadFiles(pipeline, found_paths)
     is_empty = True
-    for path in find_files([name], partial(_is_searched, pipeline, by_pattern, results)):
+    for path in find_files([name], partial(_is_searched, pipeline, by_pattern, results, unread)):
         is_empty = False
         if isinstance(path, MmxError):
             yield _error_item(name, path, pipeline)
-            continue
-        number = hash_id(os.path.abspath(path))
-        if number not in found_paths:
-            found_paths.add(number)
+        elif _is_new(str(path), found_paths):
             yield str(path)
-    if is_empty:
+    if unread.count:
+        yield unread.item(name)
+    elif is_empty and not unread.found_again:
         problem = "no images match this pattern" if by_pattern else "no images are in this folder"
         yield _error_item(name, _nothing_found(name, problem), pipeline)
 
 
-def _is_searched(pipeline: Pipeline, by_pattern: bool, results: Sequence[Path], path: str) -> bool:
-    accepted = pipeline.accepts(path)
+def _is_new(path: str, found_paths: set[int]) -> bool:
+    """Whether a path was not found before; afterwards it was."""
+    number = hash_id(os.path.abspath(path))
+    is_new = number not in found_paths
+    found_paths.add(number)
+    return is_new
+
+
+def _is_searched(
+    pipeline: Pipeline, by_pattern: bool, results: Sequence[Path], unread: _UnreadFiles, path: str
+) -> bool:
+    accepted = unread.accepts(path)
     if by_pattern and not accepted:
         accepted = _is_manifest(path, pipeline) or _is_archive(path, pipeline)
     return accepted and not _is_one_of(path, results)
+
+
+class _UnreadFiles:
+    """The images or audio files of a search that no source reads because of their format.
+
+    Attributes:
+        count: how many there are, apart from those found before.
+        names: the first few of them.
+        found_again: whether there are some that were found before.
+    """
+
+    def __init__(self, pipeline: Pipeline, found_paths: set[int]) -> None:
+        self.count = 0
+        self.names: list[str] = []
+        self.found_again = False
+        self._pipeline = pipeline
+        self._found_paths = found_paths
+        modalities = {encoder.modality for encoder in pipeline.model.encoders.values()}
+        self._suffixes = frozenset[str]().union(*(UNREAD_SUFFIXES.get(modality, ()) for modality in modalities))
+
+    def accepts(self, path: str) -> bool:
+        """Return whether a source reads files of this name. If not, count those of a known format."""
+        if self._pipeline.accepts(path):
+            return True
+        if Path(path).suffix.lower() in self._suffixes:
+            if not _is_new(path, self._found_paths):
+                self.found_again = True
+                return False
+            self.count += 1
+            if len(self.names) < MAX_NAMED:
+                self.names.append(path)
+        return False
+
+    def item(self, where: str) -> InputItem:
+        """Return the error of the files in a folder, a pattern or an archive."""
+        files = "1 file has a format" if self.count == 1 else f"{self.count:,} files have formats"
+        more = f" and {self.count - MAX_NAMED:,} more" if self.count > MAX_NAMED else ""
+        error = MmxError(
+            f"{where!r}: {files} that mmx does not read: {', '.join(self.names)}{more}; convert images to JPEG or PNG, "
+            "audio to FLAC or WAV.",
+            code="input.unread_format",
+            path=where,
+            count=self.count,
+            files=self.names,
+        )
+        return _error_item(where, error, self._pipeline)._replace(unreadable=True)
 
 
 def _is_one_of(path: str | os.PathLike[str], files: Sequence[Path]) -> bool:
@@ -291,7 +349,8 @@ def _archive_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
     from mmx.io import audio, images
 
     has_audio = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
-    for member in read_tar(path, pipeline.accepts, audio.MAX_BYTES if has_audio else images.MAX_BYTES):
+    unread = _UnreadFiles(pipeline, set())
+    for member in read_tar(path, unread.accepts, audio.MAX_BYTES if has_audio else images.MAX_BYTES):
         item = _file_item(f"{path}/{member.name}" if member.name else path, pipeline)
         if isinstance(member.data, MmxError):
             yield item._replace(inputs=member.data)
@@ -299,3 +358,5 @@ def _archive_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
             yield item
         else:
             yield item._replace(inputs=dict.fromkeys(item.fields, member.data))
+    if unread.count:
+        yield unread.item(path)

@@ -193,17 +193,17 @@ class GenerationConfig(FrozenModel):
     every token a second time without the memory.
     """
 
-    max_new_tokens: PositiveInt = 32
+    max_new_tokens: int = Field(32, ge=1, le=1_000_000)
     min_new_tokens: int = Field(0, ge=0)
     num_beams: int = Field(1, ge=1, le=1000)
     do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, ge=1e-6, le=1e6, allow_inf_nan=False)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1.0)
-    num_return_sequences: PositiveInt = 1
-    length_penalty: float = 1.0
+    num_return_sequences: int = Field(1, ge=1, le=10_000)
+    length_penalty: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
     early_stopping: bool = False
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(1.0, ge=1e-6, le=1e6, allow_inf_nan=False)
     no_repeat_ngram_size: int = Field(0, ge=0)
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
@@ -211,7 +211,7 @@ class GenerationConfig(FrozenModel):
     renormalize_logits: bool = False
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _check_combination(self) -> "GenerationConfig":
@@ -285,7 +285,7 @@ class TrainingConfig(FrozenModel):
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = Field(1.0, gt=0)
     label_smoothing: float = Field(0.1, ge=0.0, lt=1.0)
-    reward_temperature: float = Field(1.0, gt=0)
+    reward_temperature: float = Field(1.0, ge=1e-6, le=1e6, allow_inf_nan=False)
     modality_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     target_noise: float = Field(0.0, ge=0.0, lt=1.0)
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation.decode_step import DecodeStep, PromptBatch
+from mmx.generation.decode_step import DecodeStep, PromptBatch, prefill_logits
 from mmx.generation.logits_processors import MASKED_SCORE, LogitsProcessor, StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
 
@@ -103,7 +103,7 @@ class _BeamSearch:
     def start(self, prompts: PromptBatch) -> Tensor:
         """Process the prompts. Each starts with one beam of score 0; the others have minus infinity."""
         n = self.num_beams
-        logits = self.step.prefill(prompts.tokens, prompts.mask)
+        logits = prefill_logits(self.step, prompts)
         groups = len(logits)
         device = logits.device
         index = torch.arange(groups, device=device).repeat_interleave(n)

@@ -157,6 +157,22 @@ class UncachedDecodeStep:
         return self.decoder.logits(states[torch.arange(len(states)), last])
 
 
+def prefill_logits(step: DecodeStep, prompts: PromptBatch) -> Tensor:
+    """Process the prompts; return the logits of the first token of each stream, [B*K, V].
+
+    Raises MmxError (generation.not_finite) if they overflow: any token would be as good as another then.
+    """
+    logits = step.prefill(prompts.tokens, prompts.mask)
+    if not bool((logits < float("inf")).all()):  # false for NaN too; minus infinity masks a token
+        dtype = str(logits.dtype).removeprefix("torch.")
+        raise MmxError(
+            f"the logits of the decoder are not finite in {dtype}; check the features of the encoders, or load the "
+            "model with dtype float32.",
+            code="generation.not_finite",
+        )
+    return logits
+
+
 def streams_of_rows(rows: Tensor, streams: int) -> Tensor:
     """Return the indices of all `streams` of each memory in `rows`, int [len(rows) * streams]."""
     return (rows[:, None] * streams + torch.arange(streams, device=rows.device)).flatten()

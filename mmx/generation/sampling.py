@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
-from mmx.generation.decode_step import DecodeStep, PromptBatch, streams_of_rows
+from mmx.generation.decode_step import DecodeStep, PromptBatch, prefill_logits, streams_of_rows
 from mmx.generation.logits_processors import MASKED_SCORE, LogitsProcessor, StoppingCriterion, eos_when_all_masked
 from mmx.generation.outputs import GenerationOutput
 
@@ -77,7 +77,7 @@ class Sampler:
 
     def _prefill(self) -> Tensor:
         """Process the prompts; return the logits [N, V] of the first token of each stream."""
-        logits = self.step.prefill(self.prompts.tokens, self.prompts.mask)
+        logits = prefill_logits(self.step, self.prompts)
         if self.options.num_return_sequences > 1:
             index = torch.arange(len(logits), device=logits.device)
             index = index.repeat_interleave(self.options.num_return_sequences)

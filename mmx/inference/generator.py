@@ -17,11 +17,12 @@ from mmx.boxes import Box
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
 from mmx.encoders.contract import PreparedInput, accepts, prepare
-from mmx.errors import MmxError
+from mmx.errors import ConfigError, MmxError
 from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
 from mmx.generation.guidance import GuidedDecodeStep
 from mmx.generation.logits_processors import StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
+from mmx.inference.options import implied_options
 from mmx.inference.outputs import GeneratedText, ModelInput
 from mmx.memory import Memory
 from mmx.models.batching import pad_texts, stack_boxes
@@ -52,14 +53,34 @@ class TextGenerator:
     def generation_config(self, overrides: Mapping[str, object]) -> GenerationConfig:
         """Return the default options with some replaced; `None` keeps the default.
 
+        A default that contradicts a replaced option gives way, see `mmx.inference.options`.
+
         Raises:
-            ConfigError: an option does not exist, is out of range, or contradicts another.
+            ConfigError: an option does not exist, is out of range, or contradicts another that was replaced.
         """
-        merged = self.generation.model_dump()
-        for name, value in overrides.items():
-            if value is not None:
-                merged[name] = value
-        return parse_config(merged, GenerationConfig, where="generation options")
+        replaced = {name: value for name, value in overrides.items() if value is not None}
+        merged = {**self.generation.model_dump(), **implied_options(replaced), **replaced}
+        config = parse_config(merged, GenerationConfig, where="generation options")
+        self.check_token_ids(config)
+        return config
+
+    def check_token_ids(self, options: GenerationConfig) -> None:
+        """Raise ConfigError (generation.token_id) if an option names a token that is not in the vocabulary."""
+        vocab_size = len(self.model.tokenizer)
+        ids = {"suppress_tokens": options.suppress_tokens, "begin_suppress_tokens": options.begin_suppress_tokens}
+        if options.forced_eos_token_id is not None:
+            ids["forced_eos_token_id"] = (options.forced_eos_token_id,)
+        for name, tokens in ids.items():
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise ConfigError(
+                        f"generation options: {name} has token {token}; expected 0 to {vocab_size - 1}, the vocabulary "
+                        "of this model.",
+                        code="generation.token_id",
+                        key=name,
+                        token=token,
+                        vocab_size=vocab_size,
+                    )
 
     # ---- inputs ------------------------------------------------------------------------------------------------
 
@@ -71,14 +92,18 @@ class TextGenerator:
         """Return an input by source name; one without a name goes to the source that reads it.
 
         Raises:
-            MmxError: the model has no source of that name, or several sources might be meant.
+            MmxError: there is no input, the model has no source of that name, or several sources might be meant.
         """
         if isinstance(image, Mapping):
             named = dict(image)
+        elif image is None:
+            named = {}
         else:
             named = {find_source(self.model.encoders, _path_as_text(image)): image}
         for name in named:
             self.model.encoder(name)
+        if all(raw is None for raw in named.values()):
+            raise no_source_error("the input", image, list(self.model.encoders))
         return {name: _path_as_text(raw) for name, raw in named.items()}
 
     def prepare(self, image: ModelInput) -> dict[str, PreparedInput]:
@@ -104,6 +129,13 @@ class TextGenerator:
         batch = collate_inputs(self.model.encoders, rows)
         return self._encode_sources(batch, len(rows))
 
+    def unconditional_memory(self, batch_size: int = 1) -> Memory:
+        """Return the memory of B rows without any source, over which the decoder is a language model.
+
+        An input that names no source is refused everywhere else (code `input.no_source`).
+        """
+        return self.model.encode({}, batch_size)
+
     @torch.inference_mode()
     def _encode_sources(self, batch: Mapping[str, SourceBatch], rows: int) -> Memory:
         moved = {name: part.to(self.model.device) for name, part in batch.items()}
@@ -117,11 +149,8 @@ class TextGenerator:
         Raises:
             MmxError: the question is not a text, or is longer than half of the decoder's positions.
         """
-        if not isinstance(question, str | None):
-            raise MmxError(
-                f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
-                code="question.type",
-            )
+        if question is not None:
+            check_question(question)
         if question is not None and self.model.question_preparer is not None:
             prepare(self.model.question_preparer, self.model.config.question_input, normalize_question(question))
         prompt = self.model.tokenizer.encode_prompt(self.model.prompt(question))
@@ -179,8 +208,22 @@ class TextGenerator:
 
     @torch.inference_mode()
     def decoder_memory(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
-        """Return `with_questions(memory, questions)` in the floating type that the decoder computes in."""
-        return self.with_questions(memory, questions).to(dtype=self.model.decoder.embedding.weight.dtype)
+        """Return `with_questions(memory, questions)` in the floating type that the decoder computes in.
+
+        Raises:
+            MmxError: memory.not_finite, if a slot that exists is too large for this type.
+        """
+        dtype = self.model.decoder.embedding.weight.dtype
+        converted = self.with_questions(memory, questions).to(dtype=dtype)
+        if not converted.is_finite:
+            name = str(dtype).removeprefix("torch.")
+            raise MmxError(
+                f"the memory has values that are not finite in {name}; check the features of the encoders, or load the "
+                "model with dtype float32.",
+                code="memory.not_finite",
+                dtype=name,
+            )
+        return converted
 
     # ---- decoding ----------------------------------------------------------------------------------------------
 
@@ -237,6 +280,7 @@ class TextGenerator:
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
     ) -> DecodingInputs:
         """Build the prompts and the decoding step. Rows with fewer questions are padded to K streams."""
+        self.check_token_ids(options)
         streams = max(len(row) for row in questions)
         prompts = [[self.prompt_tokens(question) for question in row] for row in questions]
         padding = next(prompt for row in prompts for prompt in row)  # any valid prompt; its texts are dropped later
@@ -260,7 +304,7 @@ class TextGenerator:
         step = CachedDecodeStep(decoder, conditional, options.max_new_tokens)
         if options.guidance_scale == 1.0:
             return step
-        without_sources = self.model.encode({}, memory.batch_size)
+        without_sources = self.unconditional_memory(memory.batch_size)
         unconditional = self.with_questions(without_sources, questions).to(dtype=conditional.keys.dtype)
         return GuidedDecodeStep(
             step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale
@@ -304,6 +348,26 @@ class TextGenerator:
         for string in options.stop_strings:
             text = text.split(string)[0]
         return text.strip()
+
+
+def check_question(question: object) -> None:
+    """Raise MmxError (question.type) if a question is not a text."""
+    if not isinstance(question, str):
+        raise MmxError(
+            f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
+            code="question.type",
+        )
+
+
+def no_source_error(what: str, raw: object, sources: Sequence[str], **details: object) -> MmxError:
+    """The error of an input or row without any source, over which a text would be invented."""
+    return MmxError(
+        f"{what} has no source: {raw!r}; expected an input for at least one of {', '.join(sources)}, or for a text "
+        "without any input the memory unconditional_memory().",
+        code="input.no_source",
+        sources=list(sources),
+        **details,
+    )
 
 
 def _path_as_text(raw: object) -> object:

@@ -20,9 +20,10 @@ from mmx.config.schema import GenerationConfig, Precision
 from mmx.errors import MmxError
 from mmx.generation import score_texts
 from mmx.hub import load_hf_model
+from mmx.inference.arguments import check_candidates, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import TextGenerator
+from mmx.inference.generator import TextGenerator, check_question, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.interpret.look import Look, MapMethod
@@ -55,6 +56,11 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
         >>> model.caption("dog.jpg")
     """
     name = BUNDLED if model is None else model
+    if not isinstance(name, str | Path):
+        raise MmxError(
+            f"load was given a {type(name).__name__}; expected a folder or a public name, such as 'runs/mine/best'.",
+            code="model.type",
+        )
     is_folder_of_ours = Path(name).is_dir() and not (Path(name) / HF_CONFIG).exists()
     if is_checkpoint(name) or is_folder_of_ours:
         loaded = load_model(name, device)
@@ -86,14 +92,16 @@ class Pipeline(TextGenerator):
         """Encode inputs once, to ask about them many times.
 
         Args:
-            sources: one input by source name, or a list of B inputs; None in a list leaves a source out of that row. A
-                list is always several inputs: an input that is itself a list goes into another, `numbers=[[1.0, 2.0]]`.
+            sources: one input by source name, or a list of B inputs; None leaves a source out of a row that has
+                another. A list is always several inputs: an input that is itself a list goes into another,
+                `numbers=[[1.0, 2.0]]`.
 
         Returns:
             Memory of B rows.
 
         Raises:
-            MmxError: no source or an unknown one is named, lists differ in length, or an input cannot be read.
+            MmxError: no source or an unknown one is named, lists differ in length, a row has no source, or an input
+                cannot be read. `unconditional_memory` returns a memory without sources.
 
         Example:
             >>> memory = model.encode(image="dog.jpg")
@@ -107,14 +115,20 @@ class Pipeline(TextGenerator):
                 code="encode.sizes",
                 sizes=sizes,
             )
+        for name in inputs:
+            self.model.encoder(name)
+        batch_size = next(iter(sizes.values()))
+        for row in range(batch_size):
+            if all(raw[row] is None for raw in inputs.values()):
+                given = dict.fromkeys(inputs)
+                raise no_source_error(f"row {row}", given, list(self.model.encoders), row=row)
         batch: dict[str, SourceBatch] = {}
         for name, raw in inputs.items():
-            self.model.encoder(name)
             rows = [row for row, item in enumerate(raw) if item is not None]
             if rows:
                 present = [self.by_source({name: raw[row]})[name] for row in rows]
                 batch[name] = self.model.collate(name, present, rows)
-        return self._encode_sources(batch, next(iter(sizes.values())))
+        return self._encode_sources(batch, batch_size)
 
     def caption(self, image: ModelInput | Memory, **options: Unpack[DecodingOptions]) -> str:
         """Return the caption of one input. For many inputs use `captions`, for several captions `generate`.
@@ -164,12 +178,9 @@ class Pipeline(TextGenerator):
             >>> model.ask("dog.jpg", "what color is the dog?")
             'brown'
         """
-        if not isinstance(question, str | list | tuple):
-            raise MmxError(
-                f"the question is a {type(question).__name__}; expected a text or a list of texts.",
-                code="question.type",
-            )
-        questions = [question] if isinstance(question, str) else list(question)
+        questions = list(question) if isinstance(question, list | tuple) else [question]
+        for item in questions:
+            check_question(item)
         memory = self._single_memory(image, box)
         texts = self.generate_batch(memory, [questions], self._single_text(options))[0]
         answers = [stream[0].text for stream in texts]
@@ -198,13 +209,12 @@ class Pipeline(TextGenerator):
         All candidates are scored in one pass.
 
         Raises:
-            MmxError: there are no candidates, or a candidate is too long.
+            MmxError: the candidates are not a list of texts, there are none, or one is too long.
 
         Example:
             >>> model.rank("dog.jpg", "is it indoors?", ["yes", "no"])[0].answer
         """
-        if not candidates:
-            raise MmxError("rank was given no candidates; expected at least one text.", code="rank.no_candidates")
+        candidates = check_candidates(candidates)
         memory = self._single_memory(image, box)
         if memory.stream_mask is not None and memory.stream_mask.shape[1] > 1:
             raise MmxError(
@@ -220,6 +230,12 @@ class Pipeline(TextGenerator):
         with torch.inference_mode():
             memory = self.with_questions(memory, [[question]])  # one stream of the memory: all candidates attend to it
             logprobs = score_texts(self.model.decoder, memory, tokens, mask, targets)[0].double()
+        if not bool(logprobs.isfinite().all()):
+            raise MmxError(
+                "the log-probabilities of the candidates are not finite; check the features of the encoders, or load "
+                "the model with dtype float32.",
+                code="generation.not_finite",
+            )
         answers = [
             RankedAnswer(candidate, probability, logprob)
             for candidate, probability, logprob in zip(
@@ -254,7 +270,7 @@ class Pipeline(TextGenerator):
             >>> for path, result in model.captions(["a.jpg", "b.jpg"]):
             ...     print(path, result.text if isinstance(result, mmx.GeneratedText) else result)
         """
-        return caption_images(self, images, batch_size, self._single_text(options))
+        return caption_images(self, check_inputs(images, batch_size), batch_size, self._single_text(options))
 
     def answers(
         self,
@@ -267,7 +283,7 @@ class Pipeline(TextGenerator):
         Yields answers in the order given, an error in place of one that cannot be answered. Questions about the same
         input are answered together; `batch_size` inputs are encoded at a time.
         """
-        items = [item if isinstance(item, Question) else Question(*item) for item in questions]
+        items = check_questions(questions, batch_size)
         return answer_questions(self, items, batch_size, self._single_text(options))
 
     def look(
@@ -306,7 +322,7 @@ class Pipeline(TextGenerator):
         self.check_length(len(prompt) + len(target) - 1)
         inputs = self._original_inputs(image if original is None else original, question)
         conditional = self.decoder_memory(memory, [[question]])
-        unconditional = self.decoder_memory(self.model.encode({}, 1), [[question]])
+        unconditional = self.decoder_memory(self.unconditional_memory(), [[question]])
         views = source_views(self.model, conditional, inputs, self._grid_displacements)
         analyzed = TargetText(prompt, target, question)
         return look_at_text(self.model, conditional, analyzed, views, method, unconditional)

@@ -7,7 +7,7 @@ Images and audio share the ways in which reading can fail: `read_source` raises 
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
@@ -27,6 +27,17 @@ class BinaryFile(Protocol):
 
     def read(self, size: int = -1, /) -> bytes: ...
 
+
+_UNREAD_IMAGES = """
+    3fr ai arw bpg cr2 cr3 crw cur dds dng emf eps erf exr hdp hdr heic heics heif hif icns ico iiq jls jxl jxr mef mos
+    mrw nef nrw orf pcx pef psb psd qoi raf ras raw rw2 rwl sgi srw svg svgz tga wdp wmf x3f xbm xcf xpm
+"""
+_UNREAD_AUDIO = "3ga aac ac3 alac amr ape awb dsf dts m4a m4b mka mpc mp2 oma ra wma wv"
+# Suffixes of image and audio files whose format is not read, by modality: not to be overlooked in a folder.
+UNREAD_SUFFIXES: Mapping[str, frozenset[str]] = {
+    "image": frozenset(f".{suffix}" for suffix in _UNREAD_IMAGES.split()),
+    "audio": frozenset(f".{suffix}" for suffix in _UNREAD_AUDIO.split()),
+}
 
 # What the bytes of an input can be read from: a path (or, on request, a URL), the bytes, or an open binary file.
 FileInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile

@@ -291,15 +291,43 @@ def test_a_box_outside_of_the_image_is_refused(mmx, images, box) -> None:
 
 def test_eval_prints_and_writes_metrics_and_predictions(mmx, model, tmp_path) -> None:
     words = ("eval", model, "--data", "scenes", "num_examples=12", "seed=3", "--max-new-tokens", 3)
-    ran = mmx(*words, "--out", tmp_path / "results")
-    assert (ran.code, ran.err) == (0, "")
+    ran = mmx(*words, "--out-dir", tmp_path / "results")
+    written = [tmp_path / "results" / name for name in ("metrics.json", "predictions.jsonl")]
+    assert (ran.code, ran.err) == (0, "".join(f"{path} was written.\n" for path in written))
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert metrics["captions"] == 12
     assert {line.rsplit("  ", 1)[0].strip() for line in ran.lines} == set(metrics)
     assert f"{metrics['loss']:.4f}" in ran.out
     predictions = read_rows(tmp_path / "results" / "predictions.jsonl")
     assert len(predictions) == metrics["captions"] + metrics["questions"]
-    assert json.loads(mmx(*words, "--out", tmp_path / "results", "--json").out) == metrics
+    assert json.loads(mmx(*words, "--out-dir", tmp_path / "results", "--json").out) == metrics
+
+
+def test_eval_writes_nothing_unasked(mmx, model, tmp_path, monkeypatch) -> None:
+    """Results of an earlier evaluation in the current folder are kept."""
+    folder = tmp_path / "current"
+    folder.mkdir()
+    for name in ("metrics.json", "predictions.jsonl", "maps.json"):
+        (folder / name).write_text("earlier")
+    monkeypatch.chdir(folder)
+    words = ("eval", model, "--data", "scenes", "num_examples=2", "--max-new-tokens", 3)
+    for options in ((), ("--json",), ("--maps",)):
+        ran = mmx(*words, *options)
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(
+        ("metrics.json", "predictions.jsonl", "maps.json"), "earlier"
+    )
+
+
+def test_eval_writes_maps_into_the_folder_of_out_dir(mmx, model, tmp_path) -> None:
+    ran = mmx("eval", model, "--data", "scenes", "num_examples=2", "--maps", "--json", "--out-dir", tmp_path / "maps")
+    assert (ran.code, ran.err) == (0, f"{tmp_path / 'maps' / 'maps.json'} was written.\n")
+    assert json.loads((tmp_path / "maps" / "maps.json").read_text()) == json.loads(ran.out)
+
+
+def test_an_empty_out_dir_is_not_the_current_folder(mmx, model) -> None:
+    assert mmx("eval", model, "--data", "scenes", "--out-dir", "").refused().code == "option.out_dir"
 
 
 def test_eval_counts_captions_that_are_not_in_the_training_data(mmx, model, images, tmp_path) -> None:
@@ -308,7 +336,7 @@ def test_eval_counts_captions_that_are_not_in_the_training_data(mmx, model, imag
 
     def evaluate(*words: object):
         data = write_data("val.jsonl", captions=["a bird"])
-        return mmx("eval", model, "--data", data, "--out", tmp_path, "--json", *words)
+        return mmx("eval", model, "--data", data, "--out-dir", tmp_path, "--json", *words)
 
     assert "novel" not in evaluate().rows[0]
     generated = [row["prediction"] for row in read_rows(tmp_path / "predictions.jsonl")]
@@ -361,7 +389,7 @@ def test_scenes_writes_a_folder_that_other_commands_read(mmx, model, tmp_path) -
     questions = read_rows(folder / "questions.jsonl")
     ran = mmx("ask", "--data", folder / "questions.jsonl", "--model", model, "--json", "--max-new-tokens", 3)
     assert [row["question"] for row in ran.rows] == [row["question"] for row in questions]
-    words = ("eval", model, "--data", folder / "captions.jsonl", "--out", tmp_path, "--max-new-tokens", 3)
+    words = ("eval", model, "--data", folder / "captions.jsonl", "--out-dir", tmp_path, "--max-new-tokens", 3)
     assert mmx(*words).code == 0
 
 

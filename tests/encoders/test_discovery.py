@@ -86,7 +86,7 @@ def test_other_commands_work_with_broken_plugins_installed(installed, tmp_path):
         "help": ["--help"],
         "caption": ["caption", image, "--model", model],
         "ask": ["ask", image, "what?", "--model", model],
-        "eval": f"eval {model} --data scenes num_examples=2 --out {output} --max-new-tokens 2".split(),
+        "eval": f"eval {model} --data scenes num_examples=2 --out-dir {output} --max-new-tokens 2".split(),
         "scenes": ["scenes", tmp_path / "scenes", "-n", "1"],
         "check": ["encoders", "check", "good", "--only", "order", *[f"--sample={image}"] * 3],
     }

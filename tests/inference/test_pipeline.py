@@ -1,8 +1,10 @@
 """Pipeline: captions, answers, ranking and streaming; batches equal single calls; each input is encoded once."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +13,8 @@ from mmx.config.schema import GenerationConfig, SourceConfig
 from mmx.errors import ConfigError, ImageError, MmxError
 from mmx.generation.guidance import GuidedDecodeStep
 from mmx.inference.outputs import GeneratedText, Question
-from mmx.inference.pipeline import Pipeline
+from mmx.inference.pipeline import Pipeline, load
+from mmx.memory import Memory
 from mmx.testing import tiny_model
 
 IMAGE = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
@@ -40,6 +43,12 @@ def pipeline():
 def text_encoder_pipeline():
     """Questions are read by a text encoder instead of the prompt."""
     return build({"image": IMAGE, "question": TEXT}, question_input="question")
+
+
+@pytest.fixture(scope="module")
+def two_sources():
+    """Rows have an image, a text, or both."""
+    return build({"image": IMAGE, "caption": TEXT})
 
 
 def make_image(seed):
@@ -177,7 +186,7 @@ def test_stop_string_ends_the_text_and_is_removed(pipeline, images, beams):
 def test_guidance_interpolates_and_extrapolates(name, beams, images, request):
     pipeline = request.getfixturevalue(name)
     memory = pipeline.encode(image=images)
-    unconditional = pipeline.encode(image=[None])
+    unconditional = pipeline.unconditional_memory()
     plain = captions_of(pipeline, memory, num_beams=beams)
     assert captions_of(pipeline, memory, num_beams=beams, guidance_scale=1.0) == plain
     without_memory = captions_of(pipeline, unconditional, num_beams=beams)
@@ -355,10 +364,167 @@ def test_wrong_options_are_refused(pipeline, images, options, key):
         assert "\n" not in str(error.value)
 
 
+BEAMS = {"num_beams": 3}
+SAMPLES = {"do_sample": True, "temperature": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "options", "expected"),
+    [
+        (BEAMS, {"do_sample": True}, {"do_sample": True, "num_beams": 1}),
+        (BEAMS, {"temperature": 0.7}, {"do_sample": True, "num_beams": 1, "temperature": 0.7}),
+        (BEAMS, {"top_k": 5}, {"do_sample": True, "num_beams": 1, "top_k": 5}),
+        (BEAMS, {"top_p": 0.9}, {"do_sample": True, "num_beams": 1, "top_p": 0.9}),
+        (BEAMS, {"top_p": 0.9, "num_beams": 1}, {"do_sample": True, "num_beams": 1, "top_p": 0.9}),
+        (BEAMS, {"top_p": 0.9, "do_sample": None, "num_beams": None}, {"do_sample": True, "num_beams": 1}),
+        (BEAMS, {"do_sample": False}, {"do_sample": False, "num_beams": 3}),
+        (BEAMS, {"do_sample": False, "temperature": 1.0, "top_k": 0}, {"do_sample": False, "num_beams": 3}),
+        (BEAMS, {"seed": 5}, {"do_sample": False, "num_beams": 3, "seed": 5}),
+        (SAMPLES, {"num_beams": 2}, {"do_sample": False, "num_beams": 2}),
+        (SAMPLES, {"num_beams": 1}, {"do_sample": True, "num_beams": 1, "temperature": 0.5}),
+        (SAMPLES, {"top_k": 7}, {"do_sample": True, "top_k": 7, "temperature": 0.5}),
+    ],
+)
+def test_defaults_give_way_to_the_options_of_a_call(pipeline, defaults, options, expected):
+    config = Pipeline(pipeline.model, GenerationConfig(**defaults)).generation_config(options)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.5}, {"temperature": 0.7}, {"top_k": 5}, {"do_sample": True}])
+def test_contradictions_within_a_call_are_refused(pipeline, images, options):
+    for contradiction in ({"num_beams": 2}, {"num_beams": 2, "do_sample": True}):
+        with pytest.raises(ConfigError) as error:
+            pipeline.caption(images[0], **{**options, **contradiction})
+        assert "num_beams" in str(error.value)
+    if "do_sample" not in options:
+        with pytest.raises(ConfigError) as error:
+            pipeline.caption(images[0], **options, do_sample=False)
+        assert error.value.code == "generation.sampling_options"
+        assert error.value.details["key"] in options
+
+
+def test_sampling_options_sample_on_a_model_with_beams(pipeline, images):
+    with_beams = Pipeline(pipeline.model, GenerationConfig(num_beams=3, max_new_tokens=6))
+    options = {"temperature": 20.0, "seed": 3}
+    text = with_beams.caption(images[0], **options)
+    assert text == pipeline.caption(images[0], do_sample=True, num_beams=1, **options)
+    assert text != with_beams.caption(images[0])
+    assert list(with_beams.stream(images[0], **options))[-1] == text
+
+
 def test_calls_that_return_one_text_refuse_several(pipeline, images):
     assert code_of(pipeline.caption, images[0], num_return_sequences=2) == "generation.single_text"
     assert code_of(pipeline.ask, images[0], "what?", num_return_sequences=2) == "generation.single_text"
     assert code_of(pipeline.generate, images[0], num_return_sequences=2).startswith("config")
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"length_penalty": 1000.0}, "config.value"),
+        ({"length_penalty": -1000.0}, "config.value"),
+        ({"length_penalty": math.nan}, "config.value"),
+        ({"temperature": math.inf}, "config.value"),
+        ({"temperature": math.nan}, "config.value"),
+        ({"repetition_penalty": math.inf}, "config.value"),
+        ({"seed": 2**70}, "config.value"),
+        ({"seed": -1}, "config.value"),
+        ({"max_new_tokens": 2**70}, "config.value"),
+    ],
+)
+def test_options_that_overflow_are_config_errors(pipeline, images, options, code):
+    assert code_of(pipeline.caption, images[0], **options) == code
+
+
+@pytest.mark.parametrize("option", ["suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"])
+def test_token_ids_are_in_the_vocabulary(pipeline, images, option):
+    vocab_size = len(pipeline.model.tokenizer)
+    for token in (vocab_size, -1, 2**70):
+        value = token if option == "forced_eos_token_id" else [5, token]
+        with pytest.raises(ConfigError) as error:
+            pipeline.caption(images[0], **{option: value})
+        assert error.value.code == "generation.token_id"
+        assert error.value.details == {"key": option, "token": token, "vocab_size": vocab_size}
+        given = GenerationConfig(**{option: value if isinstance(value, int) else tuple(value)})
+        assert code_of(Pipeline(pipeline.model, given).caption, images[0]) == "generation.token_id"
+        memory = pipeline.encode(image=images[0])
+        assert code_of(pipeline.generate_batch, memory, [[None]], given) == "generation.token_id"
+    last = vocab_size - 1
+    assert pipeline.caption(images[0], **{option: last if option == "forced_eos_token_id" else [last]})
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}])
+def test_states_that_overflow_are_an_error(pipeline, images, options):
+    memory = pipeline.encode(image=images[0])
+    overflowed = replace(memory, values=memory.values * 1e30 * 1e30)
+    large = replace(memory, values=torch.full_like(memory.values, 3e38))  # finite, but not what is computed from it
+    for bad, code in ((overflowed, "memory.not_finite"), (large, "generation.not_finite")):
+        assert code_of(pipeline.caption, bad, **options) == code
+        assert code_of(pipeline.ask, bad, "what?", **options) == code
+    assert code_of(pipeline.rank, overflowed, "what?", ["a", "b"]) == "generation.not_finite"
+    masked = replace(overflowed, mask=torch.zeros_like(memory.mask))
+    assert masked.is_finite
+
+
+def test_states_that_overflow_in_bfloat16_are_an_error(images):
+    pipeline = build({"image": IMAGE})
+    pipeline.model.prepare_for_inference("bfloat16")
+    memory = pipeline.encode(image=images[0])
+    finite = torch.full_like(memory.values, torch.finfo(torch.float32).max)  # rounds to infinity in bfloat16
+    with pytest.raises(MmxError) as error:
+        pipeline.caption(Memory(memory.keys.float(), finite.float(), memory.mask, memory.layout), num_beams=3)
+    assert error.value.code == "memory.not_finite"
+    assert error.value.details["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("question", [None, 5, b"a", {"a": 1}, ["a", 5], ["a", None], [["a"]]])
+def test_questions_are_texts(pipeline, images, question):
+    assert code_of(pipeline.ask, images[0], question) == "question.type"
+    item = question[-1] if isinstance(question, list) else question
+    results = list(pipeline.answers([(images[0], "what?"), (images[0], item)]))
+    assert [getattr(result, "code", None) for result in results] == [None, "question.type"]
+
+
+@pytest.mark.parametrize("candidates", ["black", b"black", 5, None, {"a": 1}, ["a", 5], ["a", None]])
+def test_candidates_are_texts(pipeline, images, candidates):
+    assert code_of(pipeline.rank, images[0], "what?", candidates) == "rank.candidates"
+
+
+def test_candidates_are_any_collection_of_texts(pipeline, images):
+    expected = pipeline.rank(images[0], "what?", ["a", "b"])
+    assert pipeline.rank(images[0], "what?", ("a", "b")) == expected
+    assert pipeline.rank(images[0], "what?", (text for text in "ab")) == expected
+
+
+def test_one_input_in_place_of_many_is_refused(pipeline, images, tmp_path):
+    path = tmp_path / "a.png"
+    images[0].save(path)
+    with path.open("rb") as file:
+        memory = pipeline.encode(image=images[0])
+        for single in (str(path), path, file, path.read_bytes(), {"image": path}, images[0], memory, None, 5):
+            assert code_of(pipeline.captions, single) == "captions.type"
+            assert code_of(pipeline.answers, single) == "answers.type"
+    assert code_of(pipeline.captions, torch.zeros(3, 8, 8)) == "captions.type"
+    assert len(list(pipeline.captions(torch.zeros(2, 3, 8, 8)))) == 2
+    assert [result.text for _, result in pipeline.captions(np.array([str(path)]))] == [pipeline.caption(path)]
+
+
+@pytest.mark.parametrize("item", ["ab", 5, None, ("a.jpg",), ("a.jpg", "what?", None, 5)])
+def test_questions_about_inputs_are_pairs(pipeline, images, item):
+    with pytest.raises(MmxError) as error:
+        pipeline.answers([(images[0], "what?"), item])
+    assert error.value.code == "answers.item"
+    assert error.value.details["index"] == 1
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "a", None, True])
+def test_batch_sizes_are_whole_numbers(pipeline, images, batch_size):
+    assert code_of(pipeline.captions, images, batch_size) == "inference.batch_size"
+    assert code_of(pipeline.answers, [(images[0], "what?")], batch_size) == "inference.batch_size"
+
+
+def test_model_to_load_is_a_name_or_a_folder():
+    assert code_of(load, 5) == "model.type"
 
 
 def test_wrong_inputs_are_refused(pipeline, images):
@@ -366,15 +532,63 @@ def test_wrong_inputs_are_refused(pipeline, images):
     assert code_of(pipeline.encode) == "encode.sizes"
     assert code_of(pipeline.ask, images[:2], "what?") == "input.list"
     assert code_of(pipeline.caption, pipeline.encode(image=images[:2])) == "memory.batch_size"
-    assert code_of(pipeline.ask, images[0], 5) in ("question.type", "input.type")
     with pytest.raises(ImageError):
         pipeline.caption(b"no image")
 
 
-def test_absent_input_leaves_no_slot_to_attend(pipeline, images):
-    memory = pipeline.encode(image=[images[0], None])
-    assert memory.mask.any(-1).tolist() == [True, False]
-    unconditional = pipeline.encode(image=[None])
-    assert unconditional.batch_size == 1
+@pytest.mark.parametrize("image", [None, {}, {"image": None}, {"image": None, "caption": None}])
+def test_an_input_without_a_source_is_refused(two_sources, image):
+    pipeline = two_sources
+    calls = (
+        pipeline.caption,
+        pipeline.generate,
+        pipeline.look,
+        pipeline.prepare,
+        lambda image: pipeline.ask(image, "what?"),
+        lambda image: pipeline.rank(image, "what?", ["a", "b"]),
+        lambda image: list(pipeline.stream(image)),
+    )
+    for call in calls:
+        with pytest.raises(MmxError) as error:
+            call(image)
+        assert error.value.code == "input.no_source"
+        assert error.value.details["sources"] == ["image", "caption"]
+
+
+def test_rows_without_a_source_are_errors_among_the_others(two_sources, images):
+    pipeline = two_sources
+    rows = [images[0], None, {"image": None}, {"image": None, "caption": "a dog"}, {}]
+    captions = [result for _, result in pipeline.captions(rows, batch_size=5)]
+    answers = list(pipeline.answers([(row, "what?") for row in rows]))
+    for results in (captions, answers):
+        refused = [getattr(result, "code", None) for result in results]
+        assert refused == [None, "input.no_source", "input.no_source", None, "input.no_source"]
+    assert captions[0].text == pipeline.caption(images[0])
+    assert captions[3].text == pipeline.caption({"caption": "a dog"})
+
+
+def test_a_row_to_encode_has_a_source(two_sources, images):
+    pipeline = two_sources
+    for sources in (
+        {"image": [images[0], None]},
+        {"image": [images[0], None], "caption": ["a dog", None]},
+        {"image": None},
+        {"image": [None]},
+    ):
+        with pytest.raises(MmxError) as error:
+            pipeline.encode(**sources)
+        assert error.value.code == "input.no_source"
+        assert error.value.details["row"] == len(sources["image"] or [None]) - 1
+    memory = pipeline.encode(image=[images[0], None], caption=[None, "a dog"])
+    assert memory.mask.any(-1).tolist() == [True, True]
+    expected = [pipeline.caption(images[0]), pipeline.caption({"caption": "a dog"})]
+    assert captions_of(pipeline, memory) == expected
+
+
+def test_unconditional_memory_has_no_slot_to_attend(pipeline, images):
+    unconditional = pipeline.unconditional_memory(2)
+    assert unconditional.batch_size == 2
     assert unconditional.num_slots == 0
-    assert captions_of(pipeline, memory) == [pipeline.caption(images[0]), pipeline.caption(unconditional)]
+    without_slots = pipeline.encode(image=images[0]).mask_out(torch.ones(1, 1, dtype=torch.bool))
+    expected = [pipeline.caption(without_slots)] * 2
+    assert captions_of(pipeline, unconditional) == expected

@@ -62,7 +62,7 @@ def test_package_is_written(execution):
 
 
 def test_frozen_decoder_answers_questions_about_the_new_source(execution):
-    metrics = json.loads((execution.folder / "metrics.json").read_text())
+    metrics = json.loads((execution.folder / "results" / "metrics.json").read_text())
     print(f"held-out questions: {metrics['exact match']:.3f} of {metrics['questions']}")
     assert metrics["questions"] == 200
     assert metrics["exact match"] > 0.9

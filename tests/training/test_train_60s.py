@@ -35,7 +35,7 @@ def test_a_minute_of_training_answers_nine_of_ten_questions(tmp_path):
     best = run_mmx("train", str(CONFIG), f"output_dir={tmp_path / 'run'}", "--quiet").strip()
     assert best == str(tmp_path / "run" / "best")
     report = tmp_path / "report"
-    printed = run_mmx("eval", best, "--data", "scenes", *UNSEEN_SCENES, "--json", "--quiet", "--out", str(report))
+    printed = run_mmx("eval", best, "--data", "scenes", *UNSEEN_SCENES, "--json", "--quiet", "--out-dir", str(report))
     metrics = json.loads(printed)
     assert metrics["questions"] == 500
     assert metrics["exact match"] >= 0.9

@@ -15,7 +15,7 @@ from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import content_keys, identity_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
-from mmx.inference.generator import PreparedOrError, TextGenerator
+from mmx.inference.generator import PreparedOrError, TextGenerator, check_question
 from mmx.inference.outputs import GeneratedText, Question
 from mmx.memory import Memory
 
@@ -71,6 +71,7 @@ class BatchAnswering:
         """Record the error of each question that cannot be asked, and the prompt length of each that can."""
         for index, item in enumerate(self.questions):
             try:
+                check_question(item.question)
                 check_box(item.box)
                 self.prompt_lengths[index] = len(self.generator.prompt_tokens(item.question))
             except MmxError as error:

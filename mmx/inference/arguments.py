@@ -1,0 +1,92 @@
+"""Checks of arguments that hold many things: a text in place of a list of texts would be taken letter by letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from mmx.errors import MmxError
+from mmx.inference.outputs import Question
+
+ItemT = TypeVar("ItemT")
+
+
+def check_inputs(inputs: Iterable[ItemT], batch_size: int) -> Iterable[ItemT]:
+    """Return the inputs of `captions`. Raises MmxError if they are one input, or the batch size is not positive."""
+    check_batch_size(batch_size)
+    if _is_single(inputs):
+        raise MmxError(
+            f"captions was given {_type_name(inputs)}; expected a list of inputs, use caption(...) for one input.",
+            code="captions.type",
+        )
+    return inputs
+
+
+def check_questions(questions: Iterable[object], batch_size: int) -> list[Question]:
+    """Return the questions of `answers`. Raises MmxError if they are one question, or one has another form."""
+    check_batch_size(batch_size)
+    if _is_single(questions):
+        raise MmxError(
+            f"answers was given {_type_name(questions)}; expected a list of (input, question), use ask(...) for one.",
+            code="answers.type",
+        )
+    return [_question(item, index) for index, item in enumerate(questions)]
+
+
+def check_candidates(candidates: Iterable[str]) -> list[str]:
+    """Return the candidates of `rank`. Raises MmxError if they are not a list of texts, or there are none."""
+    if _is_single(candidates):
+        raise MmxError(
+            f"the candidates are {_type_name(candidates)}; expected a list of texts, such as ['yes', 'no'].",
+            code="rank.candidates",
+        )
+    texts = list(candidates)
+    if not texts:
+        raise MmxError("rank was given no candidates; expected at least one text.", code="rank.no_candidates")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise MmxError(
+                f"candidate {index} is {_type_name(text)}; expected a text, such as 'yes'.",
+                code="rank.candidates",
+                index=index,
+            )
+    return texts
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raise MmxError (inference.batch_size) if it is not a whole number of at least 1."""
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise MmxError(
+            f"batch_size is {batch_size!r}; expected a whole number of at least 1.", code="inference.batch_size"
+        )
+
+
+def _question(item: object, index: int) -> Question:
+    if isinstance(item, Question):
+        return item
+    if not isinstance(item, tuple | list) or not 2 <= len(item) <= 3:
+        raise MmxError(
+            f"question {index} is {_type_name(item)}; expected (input, question) or (input, question, box).",
+            code="answers.item",
+            index=index,
+        )
+    return Question(*item)
+
+
+def _is_single(value: object) -> bool:
+    """Whether a value is one input or text, or not iterable.
+
+    An open file would be taken line by line, and numbers row by row; those of four dimensions are a list of images.
+    """
+    if isinstance(value, str | bytes | bytearray | memoryview | Mapping) or not isinstance(value, Iterable):
+        return True
+    if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biufc"):
+        return value.ndim < 4
+    return hasattr(value, "read")
+
+
+def _type_name(value: object) -> str:
+    return f"a value of type {type(value).__name__[:60]}"
