@@ -238,13 +238,11 @@ def _file_item(path: str, pipeline: Pipeline) -> InputItem:
 
 def _manifest_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
     """Yield an item for each line of a JSONL file; a wrong line is an error of its own."""
-    from mmx.data.json_fields import RecordLocation
+    from mmx.data.json_fields import RecordLocation, numbered_lines
 
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield _manifest_item(RecordLocation(path, number), text, pipeline)
+        for number, text in numbered_lines(Path(path)):
+            yield _manifest_item(RecordLocation(path, number), text, pipeline)
     except OSError as error:
         message = f"list {path!r} cannot be read: {error.strerror}; check the path."
         yield InputItem({"input": path}, path, MmxError(message, code="input.unreadable", path=path))

@@ -306,10 +306,9 @@ def test_document_that_is_not_json_is_named_with_its_line(tmp_path):
     path.write_text('{"images": [\n{"id": 1},\n oh\n]}')
     error = read_error(str(path))
     assert (error.code, error.details["line"]) == ("data.not_json", 3)
-    for content in (b"[1]", b"\xff\xfe\x00"):
-        path.write_bytes(content)
-        error = read_error(str(path))
-        assert (error.code, error.details["path"]) == ("data.not_json", str(path))
+    path.write_bytes(b"[1]")
+    error = read_error(str(path))
+    assert (error.code, error.details["path"]) == ("data.not_json", str(path))
     write_json(path, {"photos": []})
     assert read_error(str(path)).code == "data.format"
 
@@ -375,6 +374,23 @@ def test_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
     path.write_text('\ufeff{"image": "a.jpg", "caption": "c"}\n', encoding="utf-8")
     assert [number for number, _ in read_lines(path)] == [1]
     assert read(str(path))[0].sources == {"image": str(tmp_path / "a.jpg")}
+
+
+@pytest.mark.parametrize(("encoding", "line", "byte"), [("latin-1", 2, 34), ("utf-16", 1, 0)])
+def test_manifest_that_is_not_utf8_is_refused_with_line_and_byte(tmp_path, encoding, line, byte):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "c"}\n{"image": "a.jpg", "caption": "caf\xe9"}\n', encoding=encoding)
+    error = read_error(str(path))
+    assert (error.code, error.details["path"]) == ("data.not_utf8", str(path))
+    assert (error.details["line"], error.details["byte"]) == (line, byte)
+
+
+def test_document_that_is_not_utf8_is_refused_with_line_and_byte(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'{"images": [],\n"annotations": [{"image_id": 1, "caption": "caf\xe9"}]}')
+    error = read_error(str(path))
+    assert (error.code, error.details["path"]) == ("data.not_utf8", str(path))
+    assert (error.details["line"], error.details["byte"]) == (2, 47)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
