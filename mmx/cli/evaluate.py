@@ -77,10 +77,10 @@ def evaluate_model(
     from mmx.data.formats import read_examples
     from mmx.evaluation.evaluate import EvaluationOptions, evaluate
 
-    examples = read_examples(config)
-    training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
-    out.mkdir(parents=True, exist_ok=True)  # first, because it may fail
     pipeline = load_pipeline(model, device)
+    examples = read_examples(config, sources=pipeline.model.encoders)
+    training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
+    out.mkdir(parents=True, exist_ok=True)  # before the evaluation, because it may fail
     options = EvaluationOptions(
         generation=pipeline.generation_config({"num_beams": num_beams, "max_new_tokens": max_new_tokens}),
         batch_size=batch_size,

@@ -265,14 +265,15 @@ def _manifest_item(location: RecordLocation, text: str, pipeline: Pipeline) -> I
 
 def _line_inputs(location: RecordLocation, line: Mapping[str, object], pipeline: Pipeline) -> dict[str, object]:
     """Return the inputs of a line; paths are relative to the folder of its file. Raises MmxError."""
+    from mmx.data.examples import unknown_sources
     from mmx.data.json_fields import resolve_path
+    from mmx.data.manifest import TASK_FIELDS
 
     encoders = pipeline.model.encoders
     inputs = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
     if not inputs:
-        example = next(iter(encoders))
-        message = f"names no input; expected a field with the name of a source of the model, such as {example!r}."
-        raise location.error("no_input", message)
+        unknown = line.keys() - TASK_FIELDS - RESULT_FIELDS
+        raise unknown_sources(str(location), unknown, encoders, path=location.path, line=location.line)
     for name, raw in inputs.items():
         modality = encoders[name].modality
         if raw == "" or (modality in TEXT_MODALITIES and not isinstance(raw, str)):

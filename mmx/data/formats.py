@@ -6,13 +6,13 @@ Formats: `manifest` (JSONL), `karpathy` (dataset_*.json), `coco` (captions JSON)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import derive_questions
-from mmx.data.examples import Example, TextTask
+from mmx.data.examples import Example, TextTask, check_sources
 from mmx.data.json_fields import (
     JsonObject,
     RecordLocation,
@@ -38,14 +38,16 @@ class VqaAnswers(NamedTuple):
     answer_type: str | None = None
 
 
-def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
+def read_examples(config: DataConfig, base: Path = Path(), sources: Collection[str] | None = None) -> Sequence[Example]:
     """Return the examples of one data set: its `fraction`, then at most `max_examples`.
 
     Args:
         base: folder that a relative path starts from.
+        sources: names of the model's sources, see `read_manifest`; None if they are unknown.
 
     Raises:
-        DataError: the data is missing, damaged (the message names file and line), or nothing is selected.
+        DataError: the data is missing, damaged (the message names file and line), has an example without an input for
+            any of the sources, or nothing is selected.
     """
     if config.path == "scenes" or config.format == "scenes":
         _refuse_split(config, "scenes")
@@ -64,7 +66,10 @@ def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
     name = detect_format(path) if config.format == "auto" else config.format
     if name != "karpathy":
         _refuse_split(config, name)
-    examples = [example for example in READERS[name](path, config) if example.tasks]
+    examples = [example for example in READERS[name](path, config, sources) if example.tasks]
+    if sources is not None:
+        for example in examples:
+            check_sources(example, sources)
     selected = _select_examples(examples, config)
     if not selected:
         raise _nothing_selected(path, config)
@@ -126,7 +131,7 @@ def _refuse_split(config: DataConfig, format_name: str) -> None:
 # ---- readers ---------------------------------------------------------------------------------------------------
 
 
-def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
+def read_karpathy(path: Path, config: DataConfig, sources: Collection[str] | None = None) -> list[Example]:
     """Read the JSON of the Karpathy splits. Images of the split `restval` count as train, as is usual."""
     examples = []
     splits = set()
@@ -156,7 +161,7 @@ def _karpathy_example(image: object, name: str, base: Path, location: RecordLoca
     return Example(name, {"image": _find_image(base, Path(folder) / name)}, tasks, str(location))
 
 
-def read_coco(path: Path, config: DataConfig) -> list[Example]:
+def read_coco(path: Path, config: DataConfig, sources: Collection[str] | None = None) -> list[Example]:
     """Read COCO captions JSON: images and annotations, joined by image id."""
     document = _load_document(path)
     captions: dict[int | str, list[str]] = {}
@@ -176,7 +181,7 @@ def read_coco(path: Path, config: DataConfig) -> list[Example]:
     return examples
 
 
-def read_vqa(path: Path, config: DataConfig) -> list[Example]:
+def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None = None) -> list[Example]:
     """Read VQAv2: a questions JSON, and the annotations JSON of `config.annotations` (without it, no answers)."""
     document = _load_document(path)
     answers = _read_vqa_answers(path.parent / config.annotations) if config.annotations else {}
@@ -194,7 +199,7 @@ def read_vqa(path: Path, config: DataConfig) -> list[Example]:
     return examples
 
 
-READERS: dict[str, Callable[[Path, DataConfig], list[Example]]] = {
+READERS: dict[str, Callable[[Path, DataConfig, Collection[str] | None], list[Example]]] = {
     "manifest": read_manifest,
     "karpathy": read_karpathy,
     "coco": read_coco,

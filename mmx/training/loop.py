@@ -38,7 +38,13 @@ from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
 from mmx.training.metrics_log import MetricsLog
-from mmx.training.model_setup import build_model, check_best_metric, resolve_generation
+from mmx.training.model_setup import (
+    build_model,
+    check_best_metric,
+    load_initial_model,
+    resolve_generation,
+    source_names,
+)
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
 from mmx.training.run_folder import find_saved_state, open_run_folder
@@ -126,10 +132,12 @@ class Trainer:
 
     def _build_model_and_data(self, saved_state: Path | None) -> None:
         config = self.config
-        sets = [(data, read_examples(data)) for data in config.train]
-        self.validation = {name: read_examples(data) for name, data in config.validation.items()}
         torch.manual_seed(config.training.seed)
-        self.model = build_model(config, sets, saved_state)
+        initial = load_initial_model(config)
+        sources = source_names(config, initial)
+        sets = [(data, read_examples(data, sources=sources)) for data in config.train]
+        self.validation = {name: read_examples(data, sources=sources) for name, data in config.validation.items()}
+        self.model = build_model(config, sets, saved_state) if initial is None else initial
         self.options = prepare_param_groups(self.model, config)
         self.data = TrainingDataset(self.model, sets, self.options)
         self.model.to(self.accelerator.device)

@@ -78,11 +78,82 @@ def test_manifest_accepts_a_question_without_answers(tmp_path):
     assert example.tasks == (TextTask((), "q?"),)
 
 
+@pytest.mark.parametrize("sources", [None, ["image"]])
+def test_captions_of_an_image_on_several_lines_are_references_of_one_task(tmp_path, sources):
+    rows = [
+        {"image": "x/a.jpg", "caption": "one", "width": 640, "id": 1},
+        {"image": "b.jpg", "caption": "alone"},
+        '{"image": "./x//a.jpg", "caption": "two", "score": NaN, "id": 2}',
+        {"image": str(tmp_path / "y" / ".." / "x" / "a.jpg"), "captions": ["three", "one"], "cropped": True},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    first, second = read_examples(DataConfig(path=path), sources=sources)
+    assert first.tasks == (TextTask(("one", "two", "three", "one")),)
+    assert (first.id, first.sources) == ("x/a.jpg", {"image": str(tmp_path / "x/a.jpg")})
+    assert second.tasks == (TextTask(("alone",)),)
+
+
+def test_fields_that_are_not_sources_do_not_separate_the_lines_of_an_image(tmp_path):
+    rows = [{"image": "a.jpg", "caption": text, "author": f"by {text}", "boxes": [text]} for text in ("one", "two")]
+    path = write_lines(tmp_path / "a.jsonl", [*rows, {"image": "a.jpg", "audio": "a.wav", "caption": "three"}])
+    first, second = read_examples(DataConfig(path=path), sources=["image", "audio"])
+    assert first.tasks == (TextTask(("one", "two")),)
+    assert (second.id, second.tasks) == ("a.jpg + a.wav", (TextTask(("three",)),))
+    assert len(read(path)) == 3, "without the names of the sources, a text may be an input"
+
+
+def test_answers_to_a_question_on_several_lines_are_references_of_one_task(tmp_path):
+    question = {"image": "a.jpg", "question": "what?"}
+    rows = [
+        {**question, "answer": "this"},
+        {**question, "answer": "here", "box": [0, 0, 1, 0.5]},
+        {**question, "answers": ["that", "this"]},
+    ]
+    (example,) = read(write_lines(tmp_path / "a.jsonl", rows))
+    assert example.tasks == (
+        TextTask(("this", "that", "this"), "what?"),
+        TextTask(("here",), "what?", None, (0.0, 0.0, 1.0, 0.5)),
+    )
+
+
+def test_line_with_captions_and_a_question_keeps_both(tmp_path):
+    rows = [
+        {"image": "a.jpg", "question": "what?", "answer": "this", "captions": ["one"]},
+        {"image": "a.jpg", "caption": "two"},
+    ]
+    (example,) = read(write_lines(tmp_path / "a.jsonl", rows))
+    assert example.tasks == (TextTask(("one", "two")), TextTask(("this",), "what?"))
+
+
+def test_line_without_a_source_of_the_model_is_refused(tmp_path):
+    rows = [
+        {"image": "a.jpg", "caption": "x", "width": 3, "score": 0.5, "id": 1, "split": "val"},
+        {"image_path": "a.jpg", "caption": "x", "width": 3},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as error:
+        read_examples(DataConfig(path=path), sources=["image", "audio"])
+    details = error.value.details
+    assert (error.value.code, details["path"], details["line"]) == ("data.unknown_source", path, 2)
+    assert (details["unknown"], details["known"]) == (["image_path", "width"], ["audio", "image"])
+    assert str(error.value).startswith(f"{path}:2 ")
+    assert len(read_examples(DataConfig(path=path, max_examples=1))) == 1
+
+
+def test_document_is_refused_for_a_model_without_a_source_for_images(tmp_path):
+    for path in (karpathy(tmp_path), vqa(tmp_path)):
+        with pytest.raises(DataError) as error:
+            read_examples(DataConfig(path=path), sources=["text"])
+        assert (error.value.code, error.value.details["unknown"]) == ("data.unknown_source", ["image"])
+        assert error.value.details["origin"].startswith(path)
+
+
 INVALID_LINES = {
     "not JSON": ("{broken", "not_json", None),
     "a list": ("[1, 2]", "not_json", None),
     "too deep": ("[" * 100_000, "not_json", None),
     "no input": ({"captions": ["x"]}, "no_input", None),
+    "numbers only": ({"width": 3, "large": True, "captions": ["x"]}, "no_input", None),
     "no task": ({"image": "a"}, "no_task", None),
     "captions a number": ({"image": "a", "captions": 3}, "field_type", "captions"),
     "captions empty": ({"image": "a", "captions": []}, "field_type", "captions"),
