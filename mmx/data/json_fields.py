@@ -160,11 +160,14 @@ def list_field(record: object, name: str, location: RecordLocation) -> list[obje
 
 
 def id_field(record: object, name: str, location: RecordLocation) -> int | str:
-    """Return a required identifier, a number or a text. Raises DataError."""
+    """Return a required identifier, a number or a text; "7" is the number 7. Raises DataError."""
     value = _field(record, name, location)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise _type_error(value, name, "a number or a text", location)
-    return _check_utf8(value, location) if isinstance(value, str) else value
+    if isinstance(value, str):
+        text = _check_utf8(value, location)
+        return int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) else text
+    return value
 
 
 def texts_field(record: Mapping[str, object], names: Sequence[str], location: RecordLocation) -> tuple[str, ...]:

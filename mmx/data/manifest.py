@@ -205,6 +205,9 @@ def _parse_question(location: RecordLocation, line: Mapping[str, object]) -> Tex
     question = text_field(line, "question", location)
     question_type = optional_text_field(line, "question_type", location)
     answers = texts_field(line, ("answers", "answer"), location)
+    if "box" not in line and "bbox" in line:
+        message = "has 'bbox', which is not read; write 'box': [x0, y0, x1, y1], in fractions of the image (0 to 1)."
+        raise location.error("bbox", message, key="bbox", expected="box")
     box = box_field(line, "box", location)
     evidence = box_field(line, "evidence", location)
     return TextTask(answers, question, question_type, box, evidence)

@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmx.config.schema import RunConfig
+from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.data.sampling import PositionSampler
-from mmx.errors import TrainingError
+from mmx.errors import TrainingError, one_line
 from mmx.evaluation.evaluate import ProcessGroup, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
@@ -135,12 +135,21 @@ class Trainer:
         torch.manual_seed(config.training.seed)
         initial = load_initial_model(config)
         sources = source_names(config, initial)
-        sets = [(data, read_examples(data, sources=sources)) for data in config.train]
-        self.validation = {name: read_examples(data, sources=sources) for name, data in config.validation.items()}
+        sets = [(data, self._read_examples(data, sources)) for data in config.train]
+        self.validation = {name: self._read_examples(data, sources) for name, data in config.validation.items()}
         self.model = build_model(config, sets, saved_state) if initial is None else initial
         self.options = prepare_param_groups(self.model, config)
         self.data = TrainingDataset(self.model, sets, self.options)
         self.model.to(self.accelerator.device)
+
+    def _read_examples(self, data: DataConfig, sources: Sequence[str]) -> Sequence[Example]:
+        """Read a data set. The main process prints what is not used of it, also with `quiet`."""
+        messages: list[str] = []
+        examples = read_examples(data, sources=sources, on_skipped=messages.append)
+        if self.accelerator.is_main_process:
+            for message in messages:
+                print(one_line(message), file=sys.stderr)
+        return examples
 
     def _build_optimizer(self, saved_state: Path | None) -> None:
         self.optimizer = build_optimizer(self.model, self.options)

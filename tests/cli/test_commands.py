@@ -343,6 +343,30 @@ def test_eval_scores_one_caption_a_line_as_the_karpathy_form(mmx, model, images,
     assert metrics["captions"] == len(images)
 
 
+def test_records_that_do_not_join_are_named_and_eval_exits_with_1(mmx, model, images, tmp_path) -> None:
+    document = {
+        "images": [{"id": number, "file_name": image.name} for number, image in enumerate(images)],
+        "annotations": [{"image_id": str(number), "caption": "a dot"} for number in range(len(images))],
+    }
+    data = images[0].parent / "c.json"
+    words = ("eval", model, "--data", data, "--out", tmp_path, "--json", "--quiet")
+    data.write_text(json.dumps(document))
+    ran = mmx(*words)
+    assert (ran.code, ran.err, ran.rows[0]["captions"]) == (0, "", len(images))
+    document["annotations"][3]["image_id"] = 77
+    data.write_text(json.dumps(document))
+    ran = mmx(*words)
+    assert (ran.code, ran.rows[0]["captions"]) == (1, len(images) - 1)
+    assert ran.errors == [
+        f"{data}: 1 record skipped, because the image has no caption: image 3",
+        f"{data}: 1 record skipped, because no image has its image_id: annotation 3",
+    ]
+    config = tmp_path / "run.yaml"
+    config.write_text(f"init: {model}\ntrain: [{{path: {data}}}]\noutput_dir: {tmp_path / 'run'}\n")
+    trained = mmx("train", config, "training.max_steps=1", "--quiet")
+    assert (trained.code, trained.errors) == (0, ran.errors)
+
+
 @pytest.mark.parametrize("command", ["ask", "eval", "train"])
 def test_a_misspelt_source_is_refused_with_its_line(mmx, model, images, tmp_path, command) -> None:
     fields = {"question": "a?", "answer": "b"}

@@ -172,6 +172,7 @@ INVALID_LINES = {
     "box reversed": ({"image": "a", "question": "q", "box": [0.9, 0, 0.1, 1]}, "field_type", "box"),
     "box nested": ({"image": "a", "question": "q", "box": [[0, 0, 1, 1]]}, "field_type", "box"),
     "box too large": ({"image": "a", "question": "q", "box": [0, 0, 10**400, 1]}, "field_type", "box"),
+    "bbox for box": ({"image": "a", "question": "q", "bbox": [0, 0, 1, 1]}, "bbox", "bbox"),
     "box with NaN": ('{"image": "a", "question": "q", "box": [0, 0, NaN, 1]}', "field_type", "box"),
     "image a number": ({"image": 7, "caption": "x"}, "field_type", "image"),
     "text a list": ({"text": ["x"], "caption": "x"}, "field_type", "text"),
@@ -248,6 +249,93 @@ def test_coco_joins_annotations_to_images(tmp_path):
     }
     examples = read(write_json(tmp_path / "captions.json", document))
     assert [(e.id, e.tasks[0].targets) for e in examples] == [("7", ("one", "two")), ("9", ("a nine",))]
+
+
+def read_with_skipped(path: str, **fields: Any) -> tuple[list[Example], list[str]]:
+    """The examples, and the sentences about records that do not join, without the folder of their files."""
+    sentences: list[str] = []
+    examples = read_examples(DataConfig(path=path, **fields), on_skipped=sentences.append)
+    folder = f"{Path(path).parent}/"
+    assert all(sentence.startswith(folder) for sentence in sentences)
+    return list(examples), [sentence.removeprefix(folder) for sentence in sentences]
+
+
+def test_coco_ids_join_by_value_and_what_does_not_join_is_counted_and_named(tmp_path):
+    images = [(1, "a.jpg"), ("2", "b.jpg"), (3, "c.jpg"), ("x", "d.jpg"), ("1", "e.jpg"), (4, "f.jpg")]
+    annotations = [("1", "a dog"), (2, "a cat"), (2, " "), (3, ""), ("x", "an x")]
+    annotations += [(number, "an orphan") for number in range(90, 95)]
+    document = {
+        "images": [{"id": key, "file_name": name} for key, name in images],
+        "annotations": [{"image_id": key, "caption": text} for key, text in annotations],
+    }
+    examples, sentences = read_with_skipped(write_json(tmp_path / "c.json", document))
+    expected = [("1", ("a dog",)), ("2", ("a cat",)), ("x", ("an x",))]
+    assert [(e.id, e.tasks[0].targets) for e in examples] == expected
+    assert examples[0].sources["image"].endswith("a.jpg")
+    assert sentences == [
+        "c.json: 2 records skipped, because the caption is empty: annotation 2, annotation 3",
+        "c.json: 2 records skipped, because the image has no caption: image 2, image 5",
+        "c.json: 1 record skipped, because an earlier image has the same id: image 4",
+        "c.json: 5 records skipped, because no image has its image_id: annotation 5, annotation 6, annotation 7, ...",
+    ]
+
+
+def test_records_of_one_image_file_are_one_example(tmp_path):
+    images = [{"filename": "a.jpg", "sentences": [{"raw": raw}]} for raw in ("one", "two")]
+    examples, sentences = read_with_skipped(write_json(tmp_path / "k.json", {"images": images}))
+    assert [example.tasks for example in examples] == [(TextTask(("one", "two")),)]
+    assert sentences == []
+
+
+def test_vqa_image_may_be_named_by_its_id(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "42").touch()
+    records = [{"question_id": f"of {key}", "image_id": key, "question": "what?"} for key in ("42", "a.jpg")]
+    first, second = read(write_json(tmp_path / "q.json", {"questions": records}))
+    assert first.sources == {"image": str(tmp_path / "images" / "42")}
+    assert second.sources == {"image": str(tmp_path / "images" / "a.jpg")}
+
+
+def test_karpathy_captions_that_are_empty_are_counted_and_named(tmp_path):
+    texts = [["a", " "], [], [""]]
+    images = [
+        {"filename": f"{number}.jpg", "split": "val", "sentences": [{"raw": raw} for raw in raws]}
+        for number, raws in enumerate(texts)
+    ]
+    images.append({"filename": "t.jpg", "split": "train", "sentences": []})
+    examples, sentences = read_with_skipped(write_json(tmp_path / "k.json", {"images": images}), split="val")
+    assert [(e.id, e.tasks[0].targets) for e in examples] == [("0.jpg", ("a",))]
+    assert sentences == [
+        "k.json: 2 records skipped, because the caption is empty: image 0, sentence 1, image 2, sentence 0",
+        "k.json: 2 records skipped, because the image has no caption: image 1, image 2",
+    ]
+
+
+def test_vqa_ids_join_by_value_and_what_does_not_join_is_counted_and_named(tmp_path):
+    questions = [("10", 1, "what?"), (11, "1", "where?"), (10, 1, "who?"), (12, "1", " "), (13, 2, "why?")]
+    answers = [(10, "yes"), ("11", "here"), (11, "there"), (12, "no"), (13, " "), (99, "orphan")]
+    records = [{"question_id": key, "image_id": image, "question": text} for key, image, text in questions]
+    rows = [{"question_id": key, "answers": [{"answer": text}]} for key, text in answers]
+    write_json(tmp_path / "a.json", {"annotations": rows})
+    path = write_json(tmp_path / "q.json", {"questions": records})
+    examples, sentences = read_with_skipped(path, annotations="a.json")
+    assert [example.id for example in examples] == ["1", "2"]
+    assert examples[0].tasks == (TextTask(("yes",), "what?"), TextTask(("here",), "where?"))
+    assert examples[0].sources["image"].endswith("000000000001.jpg")
+    assert sentences == [
+        "a.json: 1 record skipped, because an earlier annotation has the same question_id: annotation 2",
+        "a.json: 1 record skipped, because an answer is empty: annotation 4",
+        "q.json: 1 record skipped, because an earlier question has the same question_id: question 2",
+        "q.json: 1 record skipped, because the question is empty: question 3",
+        "a.json: 1 record skipped, because no question has its question_id: annotation 5",
+    ]
+
+
+def test_records_that_do_not_join_are_a_warning_by_default(tmp_path):
+    path = vqa(tmp_path)
+    with pytest.warns(UserWarning, match="1 record without answers, because no annotation has its question_id") as log:
+        read(path, annotations="notes.json")
+    assert len(log) == 1
 
 
 def vqa(folder: Path) -> str:
