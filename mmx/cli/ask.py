@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -131,10 +131,17 @@ def _read_requests(
 
 
 def _question_item(request: ManifestQuestion, region: Box | None, pipeline: Pipeline) -> _QuestionItem:
-    """Find the sources of the inputs. Other fields of the line are kept in its row. region: that of --box."""
-    others = request.written.keys() - pipeline.model.encoders.keys()
-    if "" in others or len(others) == len(request.written):
-        others = set()  # an unknown source is refused with the names of the known ones
+    """Find the sources of the inputs. Other fields of the line are kept in its row. region: that of --box.
+
+    Raises MmxError for a line without an input for any of them.
+    """
+    from mmx.data.examples import unknown_sources
+
+    encoders = pipeline.model.encoders
+    location = request.location
+    others: Set[str] = set() if location is None else request.written.keys() - encoders.keys()
+    if location is not None and len(others) == len(request.written):
+        raise unknown_sources(str(location), others, encoders, path=location.path, line=location.line)
     written = by_source({name: raw for name, raw in request.written.items() if name not in others}, pipeline)
     resolved = by_source({name: raw for name, raw in request.sources.items() if name not in others}, pipeline)
     kept = {name: raw for name, raw in request.written.items() if name in others}

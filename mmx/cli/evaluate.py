@@ -83,10 +83,13 @@ def evaluate_model(
     from mmx.evaluation.evaluate import EvaluationOptions, evaluate
     from mmx.evaluation.report import METRICS_FILE, PREDICTIONS_FILE
 
-    examples = read_examples(config)
-    training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
-    _create(out)  # first, because it may fail
     pipeline = load_pipeline(model, device)
+    unused: list[str] = []
+    examples = read_examples(config, sources=pipeline.model.encoders, on_skipped=unused.append)
+    training_captions = _read_captions(config, novelty_against, unused) if novelty_against else frozenset()
+    for message in dict.fromkeys(unused):
+        print(one_line(message), file=sys.stderr)
+    _create(out)  # before the evaluation, because it may fail
     options = EvaluationOptions(
         generation=pipeline.generation_config({"num_beams": num_beams, "max_new_tokens": max_new_tokens}),
         batch_size=batch_size,
@@ -101,7 +104,7 @@ def evaluate_model(
         report.save(out)
         _print_written(out / METRICS_FILE, out / PREDICTIONS_FILE)
     print(json.dumps(report.metrics) if as_json else format_metrics(report.metrics))
-    exit_with_status(not report.skipped)
+    exit_with_status(not report.skipped and not unused)
 
 
 def _parse_out_dir(text: str | None) -> Path | None:
@@ -123,14 +126,17 @@ def _print_written(*paths: Path) -> None:
         print(f"{path} was written.", file=sys.stderr)
 
 
-def _read_captions(config: DataConfig, overrides: list[str]) -> frozenset[str]:
-    """Return all reference captions of the data with these overrides, without the limit on examples."""
+def _read_captions(config: DataConfig, overrides: list[str], unused: list[str]) -> frozenset[str]:
+    """Return all reference captions of the data with these overrides, without the limit on examples.
+
+    unused: messages about records that are not used are appended to it.
+    """
     from mmx.config.loader import override_config
     from mmx.data.examples import captions_of
     from mmx.data.formats import read_examples
 
     unlimited = ["max_examples=null", "derive_questions=false", "tasks=[caption]"]
-    examples = read_examples(override_config(config, unlimited + overrides))
+    examples = read_examples(override_config(config, unlimited + overrides), on_skipped=unused.append)
     return frozenset(caption for captions in captions_of(examples) for caption in captions)
 
 

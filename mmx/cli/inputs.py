@@ -296,13 +296,11 @@ def _file_item(path: str, pipeline: Pipeline) -> InputItem:
 
 def _manifest_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
     """Yield an item for each line of a JSONL file; a wrong line is an error of its own."""
-    from mmx.data.json_fields import RecordLocation
+    from mmx.data.json_fields import RecordLocation, numbered_lines
 
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield _manifest_item(RecordLocation(path, number), text, pipeline)
+        for number, text in numbered_lines(Path(path)):
+            yield _manifest_item(RecordLocation(path, number), text, pipeline)
     except OSError as error:
         message = f"list {path!r} cannot be read: {error.strerror}; check the path."
         yield InputItem({"input": path}, path, MmxError(message, code="input.unreadable", path=path))
@@ -325,14 +323,15 @@ def _manifest_item(location: RecordLocation, text: str, pipeline: Pipeline) -> I
 
 def _line_inputs(location: RecordLocation, line: Mapping[str, object], pipeline: Pipeline) -> dict[str, object]:
     """Return the inputs of a line; paths are relative to the folder of its file. Raises MmxError."""
+    from mmx.data.examples import unknown_sources
     from mmx.data.json_fields import resolve_path
+    from mmx.data.manifest import TASK_FIELDS
 
     encoders = pipeline.model.encoders
     inputs = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
     if not inputs:
-        example = next(iter(encoders))
-        message = f"names no input; expected a field with the name of a source of the model, such as {example!r}."
-        raise location.error("no_input", message)
+        unknown = line.keys() - TASK_FIELDS - RESULT_FIELDS
+        raise unknown_sources(str(location), unknown, encoders, path=location.path, line=location.line)
     for name, raw in inputs.items():
         modality = encoders[name].modality
         if raw == "" or (modality in TEXT_MODALITIES and not isinstance(raw, str)):

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from mmx.boxes import Box
 from mmx.config.schema import AugmentationConfig, DataConfig, TrainingConfig
 from mmx.data.augmentation import augment_image
-from mmx.data.examples import Example, TextTask
+from mmx.data.examples import Example, TextTask, check_sources
 from mmx.data.image_cache import CachedImages
 from mmx.data.sampling import ExampleSchedule
 from mmx.encoders.contract import PreparedInput, collate, prepare
@@ -138,7 +138,8 @@ class TrainingDataset(Dataset[PreparedExample]):
         """Return the example at a position.
 
         An example that cannot be read is replaced by the next one of its data set, and noted in `skipped`. Raises
-        DataError if MAX_SKIPS_PER_SAMPLE examples in a row cannot be read.
+        DataError if MAX_SKIPS_PER_SAMPLE examples in a row cannot be read, or if an example has no input for any source
+        of the model.
         """
         dataset, index = self.schedule[position]
         rng = Random(f"{self.seed}-sample-{position}")
@@ -147,6 +148,11 @@ class TrainingDataset(Dataset[PreparedExample]):
         for attempt in range(MAX_SKIPS_PER_SAMPLE):
             try:
                 example = examples[(index + attempt) % len(examples)]
+            except MmxError as error:
+                skipped.append(str(error))
+                continue
+            check_sources(example, self.encoders)
+            try:
                 return self._prepare(example, config, rng, tuple(skipped))
             except MmxError as error:
                 skipped.append(str(error))

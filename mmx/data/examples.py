@@ -3,11 +3,11 @@
 All captions of an image, and all questions about it, are tasks of one example, so the image is encoded once for them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mmx.boxes import Box
-from mmx.errors import MmxError
+from mmx.errors import DataError, MmxError
 
 
 @dataclass(frozen=True)
@@ -49,3 +49,42 @@ def captions_of(examples: Sequence[Example]) -> Iterator[tuple[str, ...]]:
         captions = [target for task in tasks if task.question is None for target in task.targets]
         if captions:
             yield tuple(captions)
+
+
+def join_tasks(tasks: Iterable[TextTask]) -> tuple[TextTask, ...]:
+    """Join the tasks that differ in nothing but their targets, in the order in which they first appear.
+
+    The captions of an image are references of one another, also if each has a line of its own; and so are answers.
+    """
+    targets: dict[TextTask, list[str]] = {}
+    for task in tasks:
+        targets.setdefault(replace(task, targets=()), []).extend(task.targets)
+    return tuple(replace(task, targets=tuple(texts)) for task, texts in targets.items())
+
+
+def check_sources(example: Example, known: Collection[str]) -> None:
+    """Raise DataError if an example has inputs, and none of them is for a source of the model.
+
+    Its texts would be learned or generated without any input. Only an example that is built without inputs, whose
+    `sources` are empty, asks for this.
+
+    Args:
+        known: names of the model's sources.
+    """
+    if example.sources and not any(example.sources.get(name) is not None for name in known):
+        raise unknown_sources(example.origin or example.id, example.sources, known)
+
+
+def unknown_sources(where: str, names: Iterable[str], known: Collection[str], **details: object) -> DataError:
+    """Return the error for a record whose fields are for none of the known sources."""
+    unknown = sorted(names)
+    fields = f"the unknown field {', '.join(map(repr, unknown))}" if unknown else "no input"
+    sources = " or ".join(map(repr, sorted(known)))
+    return DataError(
+        f"{where} has {fields}, and nothing for a source of the model; expected a field of the name {sources}.",
+        code="data.unknown_source",
+        origin=where,
+        unknown=unknown,
+        known=sorted(known),
+        **details,
+    )

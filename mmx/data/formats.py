@@ -6,13 +6,14 @@ Formats: `manifest` (JSONL), `karpathy` (dataset_*.json), `coco` (captions JSON)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import derive_questions
-from mmx.data.examples import Example, TextTask
+from mmx.data.examples import Example, TextTask, check_sources, join_tasks
 from mmx.data.json_fields import (
     JsonObject,
     RecordLocation,
@@ -26,26 +27,39 @@ from mmx.data.json_fields import (
 from mmx.data.manifest import read_folder, read_manifest
 from mmx.data.scene_examples import SceneExamples
 from mmx.data.selection import select_tasks
+from mmx.data.skipped import ReportSkipped, SkippedRecords, warn_skipped
 from mmx.errors import DataError, suggest
 
 IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
+EMPTY_CAPTION = "the caption is empty"
+NO_CAPTION = "the image has no caption"
 
 
 class VqaAnswers(NamedTuple):
-    """The answers of annotators to one question, and the type that VQAv2 gives them."""
+    """The answers of annotators to one question, the type that VQAv2 gives them, and where they were read."""
 
     answers: tuple[str, ...] = ()
     answer_type: str | None = None
+    location: RecordLocation | None = None
 
 
-def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
+def read_examples(
+    config: DataConfig,
+    base: Path = Path(),
+    sources: Collection[str] | None = None,
+    on_skipped: ReportSkipped = warn_skipped,
+) -> Sequence[Example]:
     """Return the examples of one data set: its `fraction`, then at most `max_examples`.
 
     Args:
         base: folder that a relative path starts from.
+        sources: names of the model's sources, see `read_manifest`; None if they are unknown.
+        on_skipped: called with a sentence about records that are not used, such as annotations without an image: their
+            number, and the first of them. By default it is a Python warning.
 
     Raises:
-        DataError: the data is missing, damaged (the message names file and line), or nothing is selected.
+        DataError: the data is missing, damaged (the message names file and line), has an example without an input for
+            any of the sources, or nothing is selected.
     """
     if config.path == "scenes" or config.format == "scenes":
         _refuse_split(config, "scenes")
@@ -64,7 +78,13 @@ def read_examples(config: DataConfig, base: Path = Path()) -> Sequence[Example]:
     name = detect_format(path) if config.format == "auto" else config.format
     if name != "karpathy":
         _refuse_split(config, name)
-    examples = [example for example in READERS[name](path, config) if example.tasks]
+    skipped = SkippedRecords()
+    examples = [example for example in READERS[name](path, config, sources, skipped) if example.tasks]
+    for sentence in skipped.sentences():
+        on_skipped(sentence)
+    if sources is not None:
+        for example in examples:
+            check_sources(example, sources)
     selected = _select_examples(examples, config)
     if not selected:
         raise _nothing_selected(path, config)
@@ -126,7 +146,9 @@ def _refuse_split(config: DataConfig, format_name: str) -> None:
 # ---- readers ---------------------------------------------------------------------------------------------------
 
 
-def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
+def read_karpathy(
+    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
+) -> list[Example]:
     """Read the JSON of the Karpathy splits. Images of the split `restval` count as train, as is usual."""
     examples = []
     splits = set()
@@ -136,7 +158,7 @@ def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
         split = image.get("split") if isinstance(image, Mapping) else None
         splits.add(str(split))
         if config.split in (None, split, "train" if split == "restval" else None):
-            examples.append(_karpathy_example(image, name, path.parent, location))
+            examples.append(_karpathy_example(image, name, path.parent, location, skipped))
     if config.split is not None and not examples:
         raise DataError(
             f"{path} has no split {config.split!r}; {suggest(config.split, sorted(splits))}",
@@ -145,47 +167,92 @@ def read_karpathy(path: Path, config: DataConfig) -> list[Example]:
             split=config.split,
             known=sorted(splits),
         )
-    return examples
+    return _join_equal_images(examples)
 
 
-def _karpathy_example(image: object, name: str, base: Path, location: RecordLocation) -> Example:
+def _karpathy_example(
+    image: object, name: str, base: Path, location: RecordLocation, skipped: SkippedRecords
+) -> Example:
     folder = optional_text_field(image, "filepath", location) or ""
-    sentences = list_field(image, "sentences", location)
-    captions = tuple(single_spaced(text_field(sentence, "raw", location)) for sentence in sentences)
-    tasks = (TextTask(captions),) if captions else ()
+    captions = []
+    for number, sentence in enumerate(list_field(image, "sentences", location)):
+        caption = single_spaced(text_field(sentence, "raw", location))
+        if caption:
+            captions.append(caption)
+        else:
+            skipped.add(RecordLocation(location.path, record=f"{location.record}, sentence {number}"), EMPTY_CAPTION)
+    if not captions:
+        skipped.add(location, NO_CAPTION)
+    tasks = (TextTask(tuple(captions)),) if captions else ()
     return Example(name, {"image": _find_image(base, Path(folder) / name)}, tasks, str(location))
 
 
-def read_coco(path: Path, config: DataConfig) -> list[Example]:
+def read_coco(
+    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
+) -> list[Example]:
     """Read COCO captions JSON: images and annotations, joined by image id."""
     document = _load_document(path)
-    captions: dict[int | str, list[str]] = {}
-    for number, annotation in enumerate(list_field(document, "annotations", RecordLocation(str(path)))):
-        location = RecordLocation(str(path), record=f"annotation {number}")
-        key = id_field(annotation, "image_id", location)
-        captions.setdefault(key, []).append(single_spaced(text_field(annotation, "caption", location)))
-    examples = []
+    captions = _read_coco_captions(document, path, skipped)
+    examples: dict[int | str, Example] = {}
     for number, image in enumerate(list_field(document, "images", RecordLocation(str(path)))):
         location = RecordLocation(str(path), record=f"image {number}")
         key = id_field(image, "id", location)
         name = text_field(image, "file_name", location)
-        if key in captions:
-            image_path = _find_image(path.parent, Path(name))
-            task = TextTask(tuple(captions[key]))
-            examples.append(Example(str(key), {"image": image_path}, (task,), str(location)))
-    return examples
+        if key in examples:
+            skipped.add(location, "an earlier image has the same id")
+            continue
+        texts = [text for _, text in captions.pop(key, []) if text]
+        if not texts:
+            skipped.add(location, NO_CAPTION)
+        tasks = (TextTask(tuple(texts)),) if texts else ()
+        examples[key] = Example(str(key), {"image": _find_image(path.parent, Path(name))}, tasks, str(location))
+    for orphans in captions.values():
+        for location, text in orphans:
+            if text:
+                skipped.add(location, "no image has its image_id")
+    return _join_equal_images(examples.values())
 
 
-def read_vqa(path: Path, config: DataConfig) -> list[Example]:
+def _read_coco_captions(
+    document: JsonObject, path: Path, skipped: SkippedRecords
+) -> dict[int | str, list[tuple[RecordLocation, str]]]:
+    """Return the captions by image id, and where they were read. Those that are empty are reported."""
+    captions: dict[int | str, list[tuple[RecordLocation, str]]] = {}
+    for number, annotation in enumerate(list_field(document, "annotations", RecordLocation(str(path)))):
+        location = RecordLocation(str(path), record=f"annotation {number}")
+        key = id_field(annotation, "image_id", location)
+        text = single_spaced(text_field(annotation, "caption", location))
+        if not text:
+            skipped.add(location, EMPTY_CAPTION)
+        captions.setdefault(key, []).append((location, text))
+    return captions
+
+
+def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords) -> list[Example]:
     """Read VQAv2: a questions JSON, and the annotations JSON of `config.annotations` (without it, no answers)."""
     document = _load_document(path)
-    answers = _read_vqa_answers(path.parent / config.annotations) if config.annotations else {}
+    answers = _read_vqa_answers(path.parent / config.annotations, skipped) if config.annotations else {}
     tasks: dict[int | str, list[TextTask]] = {}
+    question_ids = set()
     for number, question in enumerate(list_field(document, "questions", RecordLocation(str(path)))):
         location = RecordLocation(str(path), record=f"question {number}")
-        found = answers.get(id_field(question, "question_id", location), VqaAnswers())
-        task = TextTask(found.answers, text_field(question, "question", location), found.answer_type)
-        tasks.setdefault(id_field(question, "image_id", location), []).append(task)
+        key = id_field(question, "question_id", location)
+        image = id_field(question, "image_id", location)
+        text = text_field(question, "question", location)
+        if key in question_ids:
+            skipped.add(location, "an earlier question has the same question_id")
+            continue
+        question_ids.add(key)
+        if not text.strip():
+            skipped.add(location, "the question is empty")
+            continue
+        if config.annotations and key not in answers:
+            skipped.add(location, "no annotation has its question_id", "without answers")
+        found = answers.get(key, VqaAnswers())
+        tasks.setdefault(image, []).append(TextTask(found.answers, text, found.answer_type))
+    for key, orphan in answers.items():
+        if key not in question_ids and orphan.location is not None:
+            skipped.add(orphan.location, "no question has its question_id")
     subtype = optional_text_field(document, "data_subtype", RecordLocation(str(path)))
     examples = []
     for image, image_tasks in tasks.items():
@@ -194,12 +261,13 @@ def read_vqa(path: Path, config: DataConfig) -> list[Example]:
     return examples
 
 
-READERS: dict[str, Callable[[Path, DataConfig], list[Example]]] = {
-    "manifest": read_manifest,
+Reader = Callable[[Path, DataConfig, Collection[str] | None, SkippedRecords], list[Example]]
+READERS: dict[str, Reader] = {
+    "manifest": lambda path, config, sources, skipped: read_manifest(path, config, sources),
     "karpathy": read_karpathy,
     "coco": read_coco,
     "vqa": read_vqa,
-    "folder": read_folder,
+    "folder": lambda path, config, sources, skipped: read_folder(path, config, sources),
 }
 
 
@@ -207,17 +275,37 @@ def _load_document(path: Path) -> JsonObject:
     return load_json(path, f"expected one of the formats {', '.join(READERS)}.")
 
 
-def _read_vqa_answers(path: Path) -> dict[int | str, VqaAnswers]:
-    """Return the answers by question id."""
-    found = {}
+def _read_vqa_answers(path: Path, skipped: SkippedRecords) -> dict[int | str, VqaAnswers]:
+    """Return the answers by question id. Of several annotations with one id, the first is used."""
+    found: dict[int | str, VqaAnswers] = {}
     for number, annotation in enumerate(list_field(_load_document(path), "annotations", RecordLocation(str(path)))):
         location = RecordLocation(str(path), record=f"annotation {number}")
-        answers = tuple(
-            text_field(answer, "answer", location) for answer in list_field(annotation, "answers", location)
-        )
+        key = id_field(annotation, "question_id", location)
+        answers = []
+        for answer in list_field(annotation, "answers", location):
+            text = text_field(answer, "answer", location)
+            if text.strip():
+                answers.append(text)
+            else:
+                skipped.add(location, "an answer is empty")
         answer_type = optional_text_field(annotation, "answer_type", location)
-        found[id_field(annotation, "question_id", location)] = VqaAnswers(answers, answer_type)
+        if key in found:
+            skipped.add(location, "an earlier annotation has the same question_id")
+        else:
+            found[key] = VqaAnswers(tuple(answers), answer_type, location)
     return found
+
+
+def _join_equal_images(examples: Iterable[Example]) -> list[Example]:
+    """Make one example of all records of one image file, in the order in which the images first appear."""
+    joined: dict[object, Example] = {}
+    for example in examples:
+        image = example.sources["image"]
+        if image in joined:
+            first = joined[image]
+            example = replace(first, tasks=join_tasks((*first.tasks, *example.tasks)))
+        joined[image] = example
+    return list(joined.values())
 
 
 def _find_image(base: Path, name: Path) -> str:
@@ -229,8 +317,9 @@ def _find_image(base: Path, name: Path) -> str:
 
 
 def _find_vqa_image(base: Path, subtype: str | None, image: int | str) -> str:
-    """VQAv2 names images by number: val2014/COCO_val2014_000000000042.jpg."""
-    if isinstance(image, str):
-        return _find_image(base, Path(image))
+    """VQAv2 names images by number: val2014/COCO_val2014_000000000042.jpg. An id may also be the name of a file."""
+    by_id = _find_image(base, Path(str(image)))
+    if isinstance(image, str) or Path(by_id).is_file():
+        return by_id
     name = f"COCO_{subtype}_{image:012d}.jpg" if subtype else f"{image:012d}.jpg"
     return _find_image(base, Path(subtype or "") / name)

@@ -51,22 +51,36 @@ def read_lines(path: Path, finite: bool = True) -> Iterator[tuple[int, JsonObjec
         raise DataError(
             f"there is no file {path}; expected JSON lines, one object each.", code="data.missing", path=str(path)
         )
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    for number, text in numbered_lines(path):
+        yield number, parse_line(RecordLocation(str(path), number), text, finite)
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text) of the lines of a file for `parse_line`; empty lines are skipped. Raises OSError.
+
+    Bytes that are not UTF-8 become lone surrogates, so that each wrong line can be refused on its own.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, text in enumerate(file, 1):
             if text.strip():
-                yield number, parse_line(RecordLocation(str(path), number), text, finite)
+                yield number, text
 
 
 def parse_line(location: RecordLocation, text: str, finite: bool = True) -> JsonObject:
     """Parse one line as a JSON object.
 
     Args:
+        text: a line of `numbered_lines`.
         finite: refuse NaN, Infinity and numbers that overflow. Lines whose fields are written out again need this,
             because the output would not be valid JSON.
 
     Raises:
-        DataError: the line is not a JSON object, or holds a number that is not finite.
+        DataError: the line is not UTF-8, not a JSON object, or holds a number that is not finite.
     """
+    try:
+        text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(location, error.object, error.start) from None
     parse_number = _parse_finite if finite else float
     try:
         line = json.loads(text, parse_constant=parse_number, parse_float=parse_number)
@@ -84,7 +98,7 @@ def load_json(path: Path, expected: str) -> JsonObject:
     """Return the JSON object in a file. Raises DataError; its message ends with `expected`."""
     details = {"code": "data.not_json", "path": str(path)}
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(_read_utf8(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno} is not JSON; {expected}", line=error.lineno, **details) from error
     except (OSError, ValueError, RecursionError) as error:
@@ -92,6 +106,23 @@ def load_json(path: Path, expected: str) -> JsonObject:
     if not isinstance(document, dict):
         raise DataError(f"{path} does not hold a JSON object; {expected}", **details)
     return document
+
+
+def _read_utf8(path: Path) -> str:
+    """Return the text of a file without its byte order mark. Raises OSError, and DataError if it is not UTF-8."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        start = content.rfind(b"\n", 0, error.start) + 1
+        location = RecordLocation(str(path), 1 + content.count(b"\n", 0, start))
+        raise _not_utf8(location, content[start:], error.start - start) from None
+
+
+def _not_utf8(location: RecordLocation, line: bytes, offset: int) -> DataError:
+    """Return the error for the byte of a line that is not UTF-8."""
+    message = f"is not UTF-8: byte 0x{line[offset]:02x} at byte offset {offset} of the line; save the file as UTF-8."
+    return location.error("not_utf8", message, byte=offset)
 
 
 def _parse_finite(text: str) -> float:
@@ -129,11 +160,14 @@ def list_field(record: object, name: str, location: RecordLocation) -> list[obje
 
 
 def id_field(record: object, name: str, location: RecordLocation) -> int | str:
-    """Return a required identifier, a number or a text. Raises DataError."""
+    """Return a required identifier, a number or a text; "7" is the number 7. Raises DataError."""
     value = _field(record, name, location)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise _type_error(value, name, "a number or a text", location)
-    return _check_utf8(value, location) if isinstance(value, str) else value
+    if isinstance(value, str):
+        text = _check_utf8(value, location)
+        return int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) else text
+    return value
 
 
 def texts_field(record: Mapping[str, object], names: Sequence[str], location: RecordLocation) -> tuple[str, ...]:

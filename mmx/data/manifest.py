@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
-from mmx.data.examples import Example, TextTask
+from mmx.data.examples import Example, TextTask, join_tasks, unknown_sources
 from mmx.data.json_fields import (
     RecordLocation,
     box_field,
+    is_url,
     optional_text_field,
     read_lines,
     resolve_path,
@@ -38,33 +41,41 @@ METADATA = "metadata.jsonl"
 
 
 class ManifestLine(NamedTuple):
-    """One line of a manifest: where it was read, the inputs by source name as written, and its task."""
+    """One line of a manifest: where it was read, the inputs by source name as written, and its tasks."""
 
     location: RecordLocation
     written: dict[str, object]
-    task: TextTask
+    tasks: tuple[TextTask, ...]
 
 
 class ManifestQuestion(NamedTuple):
-    """One question of a manifest: the inputs by source name as written and with resolved paths, its task, its ids."""
+    """One question of a manifest: the inputs by source name as written and with resolved paths, its task, its ids.
+
+    location: where it was read; None for a question that was typed.
+    """
 
     written: Mapping[str, object]
     sources: Mapping[str, object]
     task: TextTask
     ids: Mapping[str, object]
+    location: RecordLocation | None = None
 
 
-def read_manifest(path: Path, config: DataConfig) -> list[Example]:
-    """Read JSONL: each line has inputs by source name, and captions or a question.
+def read_manifest(path: Path, config: DataConfig, sources: Collection[str] | None = None) -> list[Example]:
+    """Read JSONL: each line has inputs by source name, and captions, a question, or both.
 
-    Lines with equal inputs become one example.
+    Lines about the same inputs become one example, see `join_lines`.
+
+    Args:
+        sources: names of the model's sources. Other fields of a line are not inputs. None if they are unknown: then
+            every field but numbers and truth values is an input.
     """
     numbered = read_lines(path, finite=False)
     lines = (_parse_manifest_line(RecordLocation(str(path), number), line) for number, line in numbered)
-    return _join_equal_inputs(lines, path.parent)
+    return join_lines(lines, path.parent, sources)
 
 
-def read_folder(path: Path, config: DataConfig) -> list[Example]:
+def read_folder(path: Path, config: DataConfig, sources: Collection[str] | None = None) -> list[Example]:
     """Read a folder in the layout of HF ImageFolder: `metadata.jsonl` with `file_name` and `text`."""
     metadata = path / METADATA
     if not metadata.is_file():
@@ -75,7 +86,7 @@ def read_folder(path: Path, config: DataConfig) -> list[Example]:
         )
     numbered = read_lines(metadata, finite=False)
     lines = (_parse_metadata_line(RecordLocation(str(metadata), number), line) for number, line in numbered)
-    return _join_equal_inputs(lines, path)
+    return join_lines(lines, path, sources)
 
 
 def read_questions(path: Path) -> list[ManifestQuestion]:
@@ -86,10 +97,10 @@ def read_questions(path: Path) -> list[ManifestQuestion]:
         if not isinstance(line.get("question"), str):
             message = 'has no \'question\'; expected {"image": "a.jpg", "question": "…"}.'
             raise location.error("no_question", message, key="question")
-        parsed = _parse_manifest_line(location, line)
-        sources = resolve_sources(parsed.written, path.parent)
+        written = _parse_inputs(location, line)
+        task = _parse_question(location, line)
         ids = {name: line[name] for name in ID_FIELDS if name in line}
-        questions.append(ManifestQuestion(parsed.written, sources, parsed.task, ids))
+        questions.append(ManifestQuestion(written, resolve_sources(written, path.parent), task, ids, location))
     if not questions:
         raise DataError(
             f'{path} holds no questions; expected lines such as {{"image": "a.jpg", "question": "…"}}.',
@@ -109,27 +120,97 @@ def resolve_sources(written: Mapping[str, object], base: Path) -> dict[str, obje
     return sources
 
 
+def join_lines(lines: Iterable[ManifestLine], base: Path, sources: Collection[str] | None) -> list[Example]:
+    """Make one example of all lines about the same inputs, in the order in which inputs first appear.
+
+    Paths are compared after they are resolved, and fields that are not inputs do not count. All captions become one
+    task, and so do all answers to the same question.
+    """
+    first_lines: dict[str, ManifestLine] = {}
+    tasks: dict[str, list[TextTask]] = {}
+    for line in lines:
+        inputs = _select_inputs(line, sources)
+        key = _input_key(inputs, base)
+        first_lines.setdefault(key, line._replace(written=inputs))
+        tasks.setdefault(key, []).extend(line.tasks)
+    examples = []
+    for key, line in first_lines.items():
+        name = " + ".join(str(value) for value in line.written.values())
+        resolved = resolve_sources(line.written, base)
+        examples.append(Example(name, resolved, join_tasks(tasks[key]), str(line.location)))
+    return examples
+
+
+def _select_inputs(line: ManifestLine, sources: Collection[str] | None) -> dict[str, object]:
+    """Return the fields of a line that are inputs. Raises DataError if there are none."""
+    if sources is None:
+        inputs = {name: value for name, value in line.written.items() if not isinstance(value, int | float)}
+        if not inputs:
+            raise _no_input(line.location)
+        return inputs
+    inputs = {name: value for name, value in line.written.items() if name in sources}
+    if not inputs:
+        location = line.location
+        raise unknown_sources(str(location), line.written, sources, path=location.path, line=location.line)
+    return inputs
+
+
+def _input_key(inputs: Mapping[str, object], base: Path) -> str:
+    """Return a text that is equal for equal inputs, in whatever order and spelling of their paths."""
+    resolved = {}
+    for name, value in resolve_sources(inputs, base).items():
+        is_path = isinstance(value, str) and name != "text" and not is_url(value)
+        resolved[name] = _absolute_path(str(value)) if is_path else value
+    return json.dumps(resolved, sort_keys=True)
+
+
+def _absolute_path(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(_absolute_folder(folder), name)
+
+
+@lru_cache(maxsize=4096)
+def _absolute_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _no_input(location: RecordLocation) -> DataError:
+    return location.error("no_input", "names no input; expected a field such as 'image' with a path.")
+
+
 def _parse_manifest_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
+    written = _parse_inputs(location, line)
+    tasks = []
+    captions = texts_field(line, ("captions", "caption"), location)
+    if captions:
+        tasks.append(TextTask(captions))
+    if "question" in line:
+        tasks.append(_parse_question(location, line))
+    if not tasks:
+        raise location.error("no_task", "has neither 'captions' nor 'question'; add one of them.")
+    return ManifestLine(location, written, tuple(tasks))
+
+
+def _parse_inputs(location: RecordLocation, line: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a line that may be inputs."""
     written = {key: value for key, value in line.items() if key not in TASK_FIELDS and value is not None}
     if not written:
-        raise location.error("no_input", "names no input; expected a field such as 'image' with a path.")
+        raise _no_input(location)
     for name in ("image", "text"):
         optional_text_field(written, name, location)
-    return ManifestLine(location, written, _parse_task(location, line))
+    return written
 
 
-def _parse_task(location: RecordLocation, line: Mapping[str, object]) -> TextTask:
-    if "question" in line:
-        question = text_field(line, "question", location)
-        question_type = optional_text_field(line, "question_type", location)
-        answers = texts_field(line, ("answers", "answer"), location)
-        box = box_field(line, "box", location)
-        evidence = box_field(line, "evidence", location)
-        return TextTask(answers, question, question_type, box, evidence)
-    captions = texts_field(line, ("captions", "caption"), location)
-    if not captions:
-        raise location.error("no_task", "has neither 'captions' nor 'question'; add one of them.")
-    return TextTask(captions)
+def _parse_question(location: RecordLocation, line: Mapping[str, object]) -> TextTask:
+    question = text_field(line, "question", location)
+    question_type = optional_text_field(line, "question_type", location)
+    answers = texts_field(line, ("answers", "answer"), location)
+    if "box" not in line and "bbox" in line:
+        message = "has 'bbox', which is not read; write 'box': [x0, y0, x1, y1], in fractions of the image (0 to 1)."
+        raise location.error("bbox", message, key="bbox", expected="box")
+    box = box_field(line, "box", location)
+    evidence = box_field(line, "evidence", location)
+    return TextTask(answers, question, question_type, box, evidence)
 
 
 def _parse_metadata_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
@@ -137,19 +218,3 @@ def _parse_metadata_line(location: RecordLocation, line: Mapping[str, object]) -
     new_names = {"file_name": "image", "text": "caption"}
     renamed = {new_names.get(key, key): value for key, value in line.items()}
     return _parse_manifest_line(location, renamed)
-
-
-def _join_equal_inputs(lines: Iterable[ManifestLine], base: Path) -> list[Example]:
-    """Make one example of all lines with the same inputs, in the order in which inputs first appear."""
-    first_lines: dict[str, ManifestLine] = {}
-    tasks: dict[str, list[TextTask]] = {}
-    for line in lines:
-        key = json.dumps(line.written, sort_keys=True)
-        first_lines.setdefault(key, line)
-        tasks.setdefault(key, []).append(line.task)
-    examples = []
-    for key, line in first_lines.items():
-        name = " + ".join(str(value) for value in line.written.values())
-        sources = resolve_sources(line.written, base)
-        examples.append(Example(name, sources, tuple(tasks[key]), str(line.location)))
-    return examples

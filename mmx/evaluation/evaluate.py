@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from mmx.config.schema import GenerationConfig
-from mmx.data.examples import Example, TextTask
+from mmx.data.examples import Example, TextTask, check_sources
 from mmx.encoders.contract import PreparedInput
 from mmx.errors import DataError, MmxError
 from mmx.evaluation.aggregate import aggregate_metrics
@@ -81,7 +81,7 @@ def evaluate(
         should_stop: called before each batch; True ends the evaluation with the batches done so far.
 
     Raises:
-        DataError: more examples than allowed cannot be read.
+        DataError: more examples than allowed cannot be read, or an example has no input for any source of the model.
     """
     options = options or EvaluationOptions()
     processes = processes or ProcessGroup()
@@ -146,6 +146,7 @@ def _evaluate_batch(
     prepared = []
     for position in positions:
         example = examples[position]
+        check_sources(example, pipeline.model.encoders)
         try:
             prepared.append(_PreparedExample(position, example, _prepare(pipeline, example)))
         except MmxError as error:

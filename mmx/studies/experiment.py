@@ -112,7 +112,8 @@ def run_experiment(
         run_config = parse_config(document, RunConfig, where="study")
         model = load_model(train(run_config, quiet=True))
         pipeline = Pipeline(model, run_config.generation)
-        report = evaluate(pipeline, read_examples(DataConfig(path=held_out_path)), EvaluationOptions(batch_size=100))
+        examples = read_examples(DataConfig(path=held_out_path), sources=model.encoders)
+        report = evaluate(pipeline, examples, EvaluationOptions(batch_size=100))
     predictions = tuple(Prediction(text.prediction, text.targets[0]) for text in report.predictions)
     return Experiment(report.metrics["loss"], predictions, model)
 

@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mmx.config.schema import RunConfig
+from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.data.sampling import PositionSampler
-from mmx.errors import TrainingError
+from mmx.errors import TrainingError, one_line
 from mmx.evaluation.evaluate import ProcessGroup, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
@@ -38,7 +38,13 @@ from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
 from mmx.training.metrics_log import MetricsLog
-from mmx.training.model_setup import build_model, check_best_metric, resolve_generation
+from mmx.training.model_setup import (
+    build_model,
+    check_best_metric,
+    load_initial_model,
+    resolve_generation,
+    source_names,
+)
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
 from mmx.training.run_folder import find_saved_state, open_run_folder
@@ -126,13 +132,24 @@ class Trainer:
 
     def _build_model_and_data(self, saved_state: Path | None) -> None:
         config = self.config
-        sets = [(data, read_examples(data)) for data in config.train]
-        self.validation = {name: read_examples(data) for name, data in config.validation.items()}
         torch.manual_seed(config.training.seed)
-        self.model = build_model(config, sets, saved_state)
+        initial = load_initial_model(config)
+        sources = source_names(config, initial)
+        sets = [(data, self._read_examples(data, sources)) for data in config.train]
+        self.validation = {name: self._read_examples(data, sources) for name, data in config.validation.items()}
+        self.model = build_model(config, sets, saved_state) if initial is None else initial
         self.options = prepare_param_groups(self.model, config)
         self.data = TrainingDataset(self.model, sets, self.options)
         self.model.to(self.accelerator.device)
+
+    def _read_examples(self, data: DataConfig, sources: Sequence[str]) -> Sequence[Example]:
+        """Read a data set. The main process prints what is not used of it, also with `quiet`."""
+        messages: list[str] = []
+        examples = read_examples(data, sources=sources, on_skipped=messages.append)
+        if self.accelerator.is_main_process:
+            for message in messages:
+                print(one_line(message), file=sys.stderr)
+        return examples
 
     def _build_optimizer(self, saved_state: Path | None) -> None:
         self.optimizer = build_optimizer(self.model, self.options)

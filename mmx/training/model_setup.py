@@ -18,19 +18,29 @@ from mmx.text.tokenizer import Tokenizer
 MAX_TOKENIZER_EXAMPLES = 20_000
 
 
-def build_model(config: RunConfig, sets: DataSets, saved_state: Path | None = None) -> Model:
-    """Build the model of a run.
+def load_initial_model(config: RunConfig) -> Model | None:
+    """Return the checkpoint of `init` with the sources of `mount`, or None if the run builds a new model."""
+    return None if config.init is None else mount(load_model(config.init), config.mount)
 
-    It is the checkpoint of `init` with the sources of `mount`, or a new model around the pretrained language model of
-    the decoder, or a new model whose tokenizer is trained on the training texts.
+
+def source_names(config: RunConfig, initial: Model | None) -> list[str]:
+    """Return the names of the sources of a run's model, before a new model is built."""
+    if initial is not None:
+        return list(initial.encoders)
+    return [] if config.model is None else list(config.model.sources)
+
+
+def build_model(config: RunConfig, sets: DataSets, saved_state: Path | None = None) -> Model:
+    """Build the new model of a run.
+
+    It is a model around the pretrained language model of the decoder, or one whose tokenizer is trained on the
+    training texts.
 
     Args:
         saved_state: the state that a resumed run continues from. Its tokenizer is kept even if the data has changed,
             and no language model is read.
     """
-    if config.init is not None:
-        return mount(load_model(config.init), config.mount)
-    assert config.model is not None, "the configuration has model or init"
+    assert config.model is not None, "init is loaded by load_initial_model"
     if config.model.decoder.pretrained is not None:
         return load_model(saved_state) if saved_state else build_from_language_model(config.model)
     if saved_state is not None:

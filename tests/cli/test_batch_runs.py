@@ -434,6 +434,16 @@ def test_a_list_has_paths_relative_to_its_folder_and_fields_that_are_kept(mmx, f
     assert (error.code, error.details["line"]) == ("data.not_json", 1)
 
 
+def test_a_line_of_a_list_that_is_not_utf8_is_an_error_row(mmx, model, images) -> None:
+    data = images[0].parent / "latin-1.jsonl"
+    data.write_bytes(b'{"image": "0.png"}\n{"image": "1.png", "author": "Andr\xe9"}\n{"image": "2.png"}\n')
+    ran = mmx("caption", data, "--model", model, "--json")
+    assert ran.code == 1
+    assert ["error" in row for row in ran.rows] == [False, True, False]
+    assert ran.rows[1] == {"input": f"{data}:2", "error": ran.errors[0]}
+    assert ran.errors[0].startswith(f"{data}:2 is not UTF-8: byte 0xe9 at byte offset 34 ")
+
+
 def test_members_of_an_archive_are_captioned_and_bad_ones_are_error_rows(mmx, model, tmp_path) -> None:
     image = draw(tmp_path / "a.png", 3).read_bytes()
     contents = {"0.png": image, "0.json": b"{}", "1.png": b"no", "../2.png": b"", "3.png": image}

@@ -351,6 +351,77 @@ def test_eval_counts_captions_that_are_not_in_the_training_data(mmx, model, imag
     assert error.code == "data.nothing_selected"
 
 
+def test_eval_scores_one_caption_a_line_as_the_karpathy_form(mmx, model, images, tmp_path) -> None:
+    folder = images[0].parent
+    lines = []
+    records = []
+    for i, image in enumerate(images):
+        captions = [f"a {word} {i}" for word in ("red dot", "blue dot", "line")]
+        prefixes = ("", "./", f"{folder}/")
+        for number, (caption, prefix) in enumerate(zip(captions, prefixes, strict=True)):
+            lines.append({"image": f"{prefix}{image.name}", "caption": caption, "width": number, "author": caption})
+        records.append({"filename": image.name, "sentences": [{"raw": caption} for caption in captions]})
+    data = write_jsonl(folder / "list.jsonl", *lines)
+    karpathy = folder / "dataset.json"
+    karpathy.write_text(json.dumps({"images": records}))
+    words = ("--out", tmp_path, "--json", "--data")
+    (expected,) = mmx("eval", model, *words, karpathy).rows
+    (metrics,) = mmx("eval", model, *words, data).rows
+    assert metrics == expected
+    assert metrics["captions"] == len(images)
+
+
+def test_records_that_do_not_join_are_named_and_eval_exits_with_1(mmx, model, images, tmp_path) -> None:
+    document = {
+        "images": [{"id": number, "file_name": image.name} for number, image in enumerate(images)],
+        "annotations": [{"image_id": str(number), "caption": "a dot"} for number in range(len(images))],
+    }
+    data = images[0].parent / "c.json"
+    words = ("eval", model, "--data", data, "--out", tmp_path, "--json", "--quiet")
+    data.write_text(json.dumps(document))
+    ran = mmx(*words)
+    assert (ran.code, ran.err, ran.rows[0]["captions"]) == (0, "", len(images))
+    document["annotations"][3]["image_id"] = 77
+    data.write_text(json.dumps(document))
+    ran = mmx(*words)
+    assert (ran.code, ran.rows[0]["captions"]) == (1, len(images) - 1)
+    assert ran.errors == [
+        f"{data}: 1 record skipped, because the image has no caption: image 3",
+        f"{data}: 1 record skipped, because no image has its image_id: annotation 3",
+    ]
+    config = tmp_path / "run.yaml"
+    config.write_text(f"init: {model}\ntrain: [{{path: {data}}}]\noutput_dir: {tmp_path / 'run'}\n")
+    trained = mmx("train", config, "training.max_steps=1", "--quiet")
+    assert (trained.code, trained.errors) == (0, ran.errors)
+
+
+@pytest.mark.parametrize("command", ["ask", "eval", "train"])
+def test_a_misspelt_source_is_refused_with_its_line(mmx, model, images, tmp_path, command) -> None:
+    fields = {"question": "a?", "answer": "b"}
+    data = write_jsonl(
+        images[0].parent / "list.jsonl",
+        {"image": "0.png", "width": 3, "split": "val", **fields},
+        {"image_path": "1.png", **fields},
+    )
+    config = tmp_path / "run.yaml"
+    config.write_text(f"init: {model}\ntrain: [{{path: {data}}}]\noutput_dir: {tmp_path / 'run'}\n")
+    words = {"ask": ("--data", data, "--model", model), "eval": (model, "--data", data), "train": (config,)}
+    error = mmx(command, *words[command]).refused()
+    assert (error.code, error.details["path"], error.details["line"]) == ("data.unknown_source", str(data), 2)
+    assert (error.details["unknown"], error.details["known"]) == (["image_path"], ["image"])
+
+
+def test_a_misspelt_source_is_an_error_row_of_captions(mmx, model, images) -> None:
+    data = write_jsonl(images[0].parent / "list.jsonl", {"image": "0.png", "width": 3}, {"image_path": "1.png"})
+    ran = mmx("caption", data, "--model", model, "--json")
+    assert (ran.code, ["error" in row for row in ran.rows]) == (1, [False, True])
+    assert ran.errors[0].startswith(f"{data}:2 ")
+    assert "'image_path'" in ran.errors[0]
+    write_jsonl(data, {"image_path": "1.png"})
+    error = mmx("caption", data, "--model", model).refused()
+    assert (error.code, error.details["unknown"]) == ("data.unknown_source", ["image_path"])
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

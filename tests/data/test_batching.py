@@ -95,6 +95,15 @@ def test_too_many_unreadable_examples_in_a_row_are_an_error():
     assert dataset[positions[16]].id == "e25"
 
 
+def test_example_without_a_source_of_the_model_is_not_skipped_but_refused():
+    misspelt = Example("a", {"number": [1.0]}, (TextTask(("x",)),), "list:1")
+    dataset = build_dataset([misspelt, *number_examples(1)])
+    with pytest.raises(DataError) as error:
+        [dataset[position] for position in range(2)]
+    assert (error.value.code, error.value.details["origin"]) == ("data.unknown_source", "list:1")
+    assert (error.value.details["unknown"], error.value.details["known"]) == (["number"], ["numbers"])
+
+
 def test_question_longer_than_the_positions_is_skipped():
     long_example = Example("long", {"numbers": [1.0]}, (TextTask(("x",), "why " * 60),))
     dataset = build_dataset([long_example, *number_examples(1)])

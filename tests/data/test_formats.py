@@ -78,11 +78,82 @@ def test_manifest_accepts_a_question_without_answers(tmp_path):
     assert example.tasks == (TextTask((), "q?"),)
 
 
+@pytest.mark.parametrize("sources", [None, ["image"]])
+def test_captions_of_an_image_on_several_lines_are_references_of_one_task(tmp_path, sources):
+    rows = [
+        {"image": "x/a.jpg", "caption": "one", "width": 640, "id": 1},
+        {"image": "b.jpg", "caption": "alone"},
+        '{"image": "./x//a.jpg", "caption": "two", "score": NaN, "id": 2}',
+        {"image": str(tmp_path / "y" / ".." / "x" / "a.jpg"), "captions": ["three", "one"], "cropped": True},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    first, second = read_examples(DataConfig(path=path), sources=sources)
+    assert first.tasks == (TextTask(("one", "two", "three", "one")),)
+    assert (first.id, first.sources) == ("x/a.jpg", {"image": str(tmp_path / "x/a.jpg")})
+    assert second.tasks == (TextTask(("alone",)),)
+
+
+def test_fields_that_are_not_sources_do_not_separate_the_lines_of_an_image(tmp_path):
+    rows = [{"image": "a.jpg", "caption": text, "author": f"by {text}", "boxes": [text]} for text in ("one", "two")]
+    path = write_lines(tmp_path / "a.jsonl", [*rows, {"image": "a.jpg", "audio": "a.wav", "caption": "three"}])
+    first, second = read_examples(DataConfig(path=path), sources=["image", "audio"])
+    assert first.tasks == (TextTask(("one", "two")),)
+    assert (second.id, second.tasks) == ("a.jpg + a.wav", (TextTask(("three",)),))
+    assert len(read(path)) == 3, "without the names of the sources, a text may be an input"
+
+
+def test_answers_to_a_question_on_several_lines_are_references_of_one_task(tmp_path):
+    question = {"image": "a.jpg", "question": "what?"}
+    rows = [
+        {**question, "answer": "this"},
+        {**question, "answer": "here", "box": [0, 0, 1, 0.5]},
+        {**question, "answers": ["that", "this"]},
+    ]
+    (example,) = read(write_lines(tmp_path / "a.jsonl", rows))
+    assert example.tasks == (
+        TextTask(("this", "that", "this"), "what?"),
+        TextTask(("here",), "what?", None, (0.0, 0.0, 1.0, 0.5)),
+    )
+
+
+def test_line_with_captions_and_a_question_keeps_both(tmp_path):
+    rows = [
+        {"image": "a.jpg", "question": "what?", "answer": "this", "captions": ["one"]},
+        {"image": "a.jpg", "caption": "two"},
+    ]
+    (example,) = read(write_lines(tmp_path / "a.jsonl", rows))
+    assert example.tasks == (TextTask(("one", "two")), TextTask(("this",), "what?"))
+
+
+def test_line_without_a_source_of_the_model_is_refused(tmp_path):
+    rows = [
+        {"image": "a.jpg", "caption": "x", "width": 3, "score": 0.5, "id": 1, "split": "val"},
+        {"image_path": "a.jpg", "caption": "x", "width": 3},
+    ]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as error:
+        read_examples(DataConfig(path=path), sources=["image", "audio"])
+    details = error.value.details
+    assert (error.value.code, details["path"], details["line"]) == ("data.unknown_source", path, 2)
+    assert (details["unknown"], details["known"]) == (["image_path", "width"], ["audio", "image"])
+    assert str(error.value).startswith(f"{path}:2 ")
+    assert len(read_examples(DataConfig(path=path, max_examples=1))) == 1
+
+
+def test_document_is_refused_for_a_model_without_a_source_for_images(tmp_path):
+    for path in (karpathy(tmp_path), vqa(tmp_path)):
+        with pytest.raises(DataError) as error:
+            read_examples(DataConfig(path=path), sources=["text"])
+        assert (error.value.code, error.value.details["unknown"]) == ("data.unknown_source", ["image"])
+        assert error.value.details["origin"].startswith(path)
+
+
 INVALID_LINES = {
     "not JSON": ("{broken", "not_json", None),
     "a list": ("[1, 2]", "not_json", None),
     "too deep": ("[" * 100_000, "not_json", None),
     "no input": ({"captions": ["x"]}, "no_input", None),
+    "numbers only": ({"width": 3, "large": True, "captions": ["x"]}, "no_input", None),
     "no task": ({"image": "a"}, "no_task", None),
     "captions a number": ({"image": "a", "captions": 3}, "field_type", "captions"),
     "captions empty": ({"image": "a", "captions": []}, "field_type", "captions"),
@@ -101,6 +172,7 @@ INVALID_LINES = {
     "box reversed": ({"image": "a", "question": "q", "box": [0.9, 0, 0.1, 1]}, "field_type", "box"),
     "box nested": ({"image": "a", "question": "q", "box": [[0, 0, 1, 1]]}, "field_type", "box"),
     "box too large": ({"image": "a", "question": "q", "box": [0, 0, 10**400, 1]}, "field_type", "box"),
+    "bbox for box": ({"image": "a", "question": "q", "bbox": [0, 0, 1, 1]}, "bbox", "bbox"),
     "box with NaN": ('{"image": "a", "question": "q", "box": [0, 0, NaN, 1]}', "field_type", "box"),
     "image a number": ({"image": 7, "caption": "x"}, "field_type", "image"),
     "text a list": ({"text": ["x"], "caption": "x"}, "field_type", "text"),
@@ -177,6 +249,93 @@ def test_coco_joins_annotations_to_images(tmp_path):
     }
     examples = read(write_json(tmp_path / "captions.json", document))
     assert [(e.id, e.tasks[0].targets) for e in examples] == [("7", ("one", "two")), ("9", ("a nine",))]
+
+
+def read_with_skipped(path: str, **fields: Any) -> tuple[list[Example], list[str]]:
+    """The examples, and the sentences about records that do not join, without the folder of their files."""
+    sentences: list[str] = []
+    examples = read_examples(DataConfig(path=path, **fields), on_skipped=sentences.append)
+    folder = f"{Path(path).parent}/"
+    assert all(sentence.startswith(folder) for sentence in sentences)
+    return list(examples), [sentence.removeprefix(folder) for sentence in sentences]
+
+
+def test_coco_ids_join_by_value_and_what_does_not_join_is_counted_and_named(tmp_path):
+    images = [(1, "a.jpg"), ("2", "b.jpg"), (3, "c.jpg"), ("x", "d.jpg"), ("1", "e.jpg"), (4, "f.jpg")]
+    annotations = [("1", "a dog"), (2, "a cat"), (2, " "), (3, ""), ("x", "an x")]
+    annotations += [(number, "an orphan") for number in range(90, 95)]
+    document = {
+        "images": [{"id": key, "file_name": name} for key, name in images],
+        "annotations": [{"image_id": key, "caption": text} for key, text in annotations],
+    }
+    examples, sentences = read_with_skipped(write_json(tmp_path / "c.json", document))
+    expected = [("1", ("a dog",)), ("2", ("a cat",)), ("x", ("an x",))]
+    assert [(e.id, e.tasks[0].targets) for e in examples] == expected
+    assert examples[0].sources["image"].endswith("a.jpg")
+    assert sentences == [
+        "c.json: 2 records skipped, because the caption is empty: annotation 2, annotation 3",
+        "c.json: 2 records skipped, because the image has no caption: image 2, image 5",
+        "c.json: 1 record skipped, because an earlier image has the same id: image 4",
+        "c.json: 5 records skipped, because no image has its image_id: annotation 5, annotation 6, annotation 7, ...",
+    ]
+
+
+def test_records_of_one_image_file_are_one_example(tmp_path):
+    images = [{"filename": "a.jpg", "sentences": [{"raw": raw}]} for raw in ("one", "two")]
+    examples, sentences = read_with_skipped(write_json(tmp_path / "k.json", {"images": images}))
+    assert [example.tasks for example in examples] == [(TextTask(("one", "two")),)]
+    assert sentences == []
+
+
+def test_vqa_image_may_be_named_by_its_id(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "42").touch()
+    records = [{"question_id": f"of {key}", "image_id": key, "question": "what?"} for key in ("42", "a.jpg")]
+    first, second = read(write_json(tmp_path / "q.json", {"questions": records}))
+    assert first.sources == {"image": str(tmp_path / "images" / "42")}
+    assert second.sources == {"image": str(tmp_path / "images" / "a.jpg")}
+
+
+def test_karpathy_captions_that_are_empty_are_counted_and_named(tmp_path):
+    texts = [["a", " "], [], [""]]
+    images = [
+        {"filename": f"{number}.jpg", "split": "val", "sentences": [{"raw": raw} for raw in raws]}
+        for number, raws in enumerate(texts)
+    ]
+    images.append({"filename": "t.jpg", "split": "train", "sentences": []})
+    examples, sentences = read_with_skipped(write_json(tmp_path / "k.json", {"images": images}), split="val")
+    assert [(e.id, e.tasks[0].targets) for e in examples] == [("0.jpg", ("a",))]
+    assert sentences == [
+        "k.json: 2 records skipped, because the caption is empty: image 0, sentence 1, image 2, sentence 0",
+        "k.json: 2 records skipped, because the image has no caption: image 1, image 2",
+    ]
+
+
+def test_vqa_ids_join_by_value_and_what_does_not_join_is_counted_and_named(tmp_path):
+    questions = [("10", 1, "what?"), (11, "1", "where?"), (10, 1, "who?"), (12, "1", " "), (13, 2, "why?")]
+    answers = [(10, "yes"), ("11", "here"), (11, "there"), (12, "no"), (13, " "), (99, "orphan")]
+    records = [{"question_id": key, "image_id": image, "question": text} for key, image, text in questions]
+    rows = [{"question_id": key, "answers": [{"answer": text}]} for key, text in answers]
+    write_json(tmp_path / "a.json", {"annotations": rows})
+    path = write_json(tmp_path / "q.json", {"questions": records})
+    examples, sentences = read_with_skipped(path, annotations="a.json")
+    assert [example.id for example in examples] == ["1", "2"]
+    assert examples[0].tasks == (TextTask(("yes",), "what?"), TextTask(("here",), "where?"))
+    assert examples[0].sources["image"].endswith("000000000001.jpg")
+    assert sentences == [
+        "a.json: 1 record skipped, because an earlier annotation has the same question_id: annotation 2",
+        "a.json: 1 record skipped, because an answer is empty: annotation 4",
+        "q.json: 1 record skipped, because an earlier question has the same question_id: question 2",
+        "q.json: 1 record skipped, because the question is empty: question 3",
+        "a.json: 1 record skipped, because no question has its question_id: annotation 5",
+    ]
+
+
+def test_records_that_do_not_join_are_a_warning_by_default(tmp_path):
+    path = vqa(tmp_path)
+    with pytest.warns(UserWarning, match="1 record without answers, because no annotation has its question_id") as log:
+        read(path, annotations="notes.json")
+    assert len(log) == 1
 
 
 def vqa(folder: Path) -> str:
@@ -306,10 +465,9 @@ def test_document_that_is_not_json_is_named_with_its_line(tmp_path):
     path.write_text('{"images": [\n{"id": 1},\n oh\n]}')
     error = read_error(str(path))
     assert (error.code, error.details["line"]) == ("data.not_json", 3)
-    for content in (b"[1]", b"\xff\xfe\x00"):
-        path.write_bytes(content)
-        error = read_error(str(path))
-        assert (error.code, error.details["path"]) == ("data.not_json", str(path))
+    path.write_bytes(b"[1]")
+    error = read_error(str(path))
+    assert (error.code, error.details["path"]) == ("data.not_json", str(path))
     write_json(path, {"photos": []})
     assert read_error(str(path)).code == "data.format"
 
@@ -375,6 +533,23 @@ def test_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
     path.write_text('\ufeff{"image": "a.jpg", "caption": "c"}\n', encoding="utf-8")
     assert [number for number, _ in read_lines(path)] == [1]
     assert read(str(path))[0].sources == {"image": str(tmp_path / "a.jpg")}
+
+
+@pytest.mark.parametrize(("encoding", "line", "byte"), [("latin-1", 2, 34), ("utf-16", 1, 0)])
+def test_manifest_that_is_not_utf8_is_refused_with_line_and_byte(tmp_path, encoding, line, byte):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "c"}\n{"image": "a.jpg", "caption": "caf\xe9"}\n', encoding=encoding)
+    error = read_error(str(path))
+    assert (error.code, error.details["path"]) == ("data.not_utf8", str(path))
+    assert (error.details["line"], error.details["byte"]) == (line, byte)
+
+
+def test_document_that_is_not_utf8_is_refused_with_line_and_byte(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'{"images": [],\n"annotations": [{"image_id": 1, "caption": "caf\xe9"}]}')
+    error = read_error(str(path))
+    assert (error.code, error.details["path"]) == ("data.not_utf8", str(path))
+    assert (error.details["line"], error.details["byte"]) == (2, 47)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])

@@ -138,6 +138,14 @@ def test_the_model_stays_in_eval_mode_and_a_source_may_be_absent():
     assert not pipeline.model.training
 
 
+def test_an_example_without_a_source_of_the_model_is_refused(pipeline):
+    misspelt = Example("a", {"number": [1.0]}, (TextTask(("x",)),), "list:1")
+    for wrong in (misspelt, Example("b", {"numbers": None}, (TextTask(("x",)),), "list:1")):
+        with pytest.raises(DataError) as error:
+            evaluate(pipeline, [example(0, TextTask(("x",))), wrong], EvaluationOptions(THREE_TOKENS))
+        assert (error.value.code, error.value.details["origin"]) == ("data.unknown_source", "list:1")
+
+
 # ---- processes -------------------------------------------------------------------------------------------------------
 
 
