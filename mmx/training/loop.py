@@ -30,8 +30,8 @@ from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.data.sampling import PositionSampler
-from mmx.errors import TrainingError
-from mmx.evaluation.evaluate import ProcessGroup, evaluate
+from mmx.errors import DataError, TrainingError
+from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate, first_skipped, skip_limit
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
 from mmx.training.distributed import any_rank, start_processes
@@ -44,8 +44,6 @@ from mmx.training.param_groups import build_optimizer, prepare_param_groups, set
 from mmx.training.run_folder import find_saved_state, open_run_folder
 from mmx.training.sigterm import SigtermHandler
 from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_state, save_state
-
-MIN_SKIP_LIMIT = 10  # so many unreadable examples are accepted in any run
 
 
 class StepResult(NamedTuple):
@@ -65,8 +63,8 @@ def train(config: RunConfig, resume: bool = False, quiet: bool = False) -> Path:
 
     Raises:
         ConfigError, DataError, CheckpointError: before training starts.
-        TrainingError: the loss is not finite, too many examples are unreadable, or SIGTERM was received. After
-            SIGTERM, the current step is finished and saved first.
+        TrainingError: the loss or a metric is not finite, too many examples are unreadable, or SIGTERM was received.
+            After SIGTERM, the current step is finished and saved first.
     """
     return Trainer(config, resume, quiet).run()
 
@@ -243,21 +241,26 @@ class Trainer:
         skipped = [message for batch in batches for message in batch.skipped]
         if self.accelerator.num_processes > 1:
             skipped = gather_object(skipped)
-        for message in skipped:
-            if message not in progress.skipped:
-                progress.skipped.append(message)
-                if not self.quiet:
-                    tqdm.write(f"skipped: {message}", file=sys.stderr)
+        self._note_skipped(skipped, progress.skipped)
         num_examples = sum(len(examples) for _, examples in self.data.sets)
-        limit = self.options.max_skip_fraction
-        if len(progress.skipped) > max(MIN_SKIP_LIMIT, limit * num_examples):
+        limit = skip_limit(num_examples, self.options.max_skip_fraction)
+        if len(progress.skipped) > limit:
             raise TrainingError(
-                f"{len(progress.skipped)} samples cannot be read, more than training.max_skip_fraction {limit} allows; "
-                f"the first: {progress.skipped[0]}",
+                f"{len(progress.skipped)} of {num_examples} training examples cannot be read, and at most {limit} may "
+                f"be (training.max_skip_fraction); correct or remove them: {first_skipped(progress.skipped)}.",
                 code="training.too_many_skipped",
                 skipped=len(progress.skipped),
+                limit=limit,
                 first=progress.skipped[0],
             )
+
+    def _note_skipped(self, messages: Sequence[str], noted: list[str]) -> None:
+        """Add the messages that are new to a list, and print them."""
+        for message in messages:
+            if message not in noted:
+                noted.append(message)
+                if not self.quiet:
+                    tqdm.write(f"skipped: {message}", file=sys.stderr)
 
     # ---- between steps -------------------------------------------------------------------------------------------
 
@@ -290,13 +293,18 @@ class Trainer:
         validation_due = progress.step % options.eval_steps == 0 or is_final
         progress.validation_pending = bool(self.validation) and validation_due
         if progress.validation_pending and not stopping:
-            stopping = not self._validate()
+            try:
+                metrics = self._validate()
+            except TrainingError:  # on all ranks
+                self._save_on_all_ranks()  # with the validation pending, so that nothing has to be trained again
+                raise
+            stopping = metrics is None
             progress.validation_pending = stopping
+            if metrics is not None:
+                self._report(metrics)
         is_best = progress.best_step == progress.step
         if progress.step % options.save_steps == 0 or is_final or stopping or was_pending or is_best:
-            if self.accelerator.is_main_process:
-                self._save()
-            self.accelerator.wait_for_everyone()
+            self._save_on_all_ranks()
         if stopping and (progress.validation_pending or not is_final):
             raise TrainingError(
                 f"training received SIGTERM and stopped after step {progress.step}; its state is saved in "
@@ -306,49 +314,86 @@ class Trainer:
                 path=str(self.run_folder / "last"),
             )
 
-    def _validate(self) -> bool:
-        """Evaluate the averaged weights; return False if SIGTERM ended the evaluation."""
+    def _validate(self) -> dict[str, float] | None:
+        """Evaluate the averaged weights; return None if SIGTERM ended the evaluation.
+
+        Raises:
+            TrainingError: too many examples cannot be read, or the metric for the best model is missing or not finite.
+        """
         if self.accelerator.num_processes > 1:
             # Running statistics differ between ranks; those of rank 0 are saved, so they are evaluated.
             for buffer in self.model.buffers():
                 broadcast(buffer)
         self.average.swap(self.model)
-        metrics = {name: self._evaluate(examples) for name, examples in self.validation.items()}
-        self.average.swap(self.model)
+        try:
+            metrics = {name: self._evaluate(examples) for name, examples in self.validation.items()}
+        finally:
+            self.average.swap(self.model)
         if any_rank(self.accelerator, self.stop.received):
-            return False
+            return None
         flat = {f"{name}.{key}": value for name, found in metrics.items() for key, value in found.items()}
-        self._report(flat)
         self._update_best(flat)
-        return True
+        return flat
 
     def _evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
         accelerator = self.accelerator
         pipeline = Pipeline(self.model, self.config.generation)
         gather = gather_object if accelerator.num_processes > 1 else list
         processes = ProcessGroup(accelerator.process_index, accelerator.num_processes, gather)
-        report = evaluate(pipeline, examples, processes=processes, should_stop=lambda: self.stop.received)
-        return report.metrics
+        options = EvaluationOptions(max_skip_fraction=self.options.max_skip_fraction)
+        try:
+            report = evaluate(pipeline, examples, options, processes, should_stop=lambda: self.stop.received)
+        except DataError as error:
+            raise TrainingError(
+                f"validation after step {self.progress.step} failed: {error}",
+                code="training.validation_unreadable",
+                step=self.progress.step,
+                **error.details,
+            ) from error
+        self._note_skipped(report.skipped, self.progress.validation_skipped)
+        skipped = {"skipped": float(len(report.skipped))} if report.skipped else {}
+        return report.metrics | skipped
 
     def _update_best(self, metrics: Mapping[str, float]) -> None:
-        """Compare by `metric_for_best_model`: "loss" (mean over the validation sets) or "SET.METRIC"."""
+        """Compare by `metric_for_best_model`: "loss" (mean over the validation sets) or "SET.METRIC".
+
+        Raises:
+            TrainingError: the metric is missing, or any metric is not finite.
+        """
         metric = self.options.metric_for_best_model
-        if metric == "loss":
-            losses = [value for name, value in metrics.items() if name.endswith(".loss")]
-            value = -sum(losses) / len(losses) if losses else -math.inf
-        elif metric in metrics:
-            value = metrics[metric] * (-1 if metric.endswith(".loss") else 1)
-        else:
+        names = [f"{name}.loss" for name in self.validation] if metric == "loss" else [metric]
+        missing = [name for name in names if name not in metrics]
+        if missing:
             known = sorted(metrics)
             raise TrainingError(
-                f"training.metric_for_best_model is {metric!r}; expected 'loss' or one of {', '.join(known)}.",
+                f"training.metric_for_best_model is {metric!r}, and the validation after step {self.progress.step} has "
+                f"no {', '.join(missing)}; expected 'loss' or one of {', '.join(known)}.",
                 code="training.best_metric",
                 given=metric,
                 known=known,
+                missing=missing,
             )
+        not_finite = [name for name, found in metrics.items() if not math.isfinite(found)]
+        if not_finite:
+            raise TrainingError(
+                f"{', '.join(not_finite)} is not finite after step {self.progress.step}; look for values that are not "
+                "finite in the validation data, or lower training.learning_rate.",
+                code="training.metric_not_finite",
+                metrics=not_finite,
+                step=self.progress.step,
+            )
+        value = sum(metrics[name] for name in names) / len(names)
+        if metric == "loss" or metric.endswith(".loss"):
+            value = -value
         if self.progress.best is None or value > self.progress.best:
             self.progress.best = value
             self.progress.best_step = self.progress.step
+
+    def _save_on_all_ranks(self) -> None:
+        """Save on the main process; the others wait."""
+        if self.accelerator.is_main_process:
+            self._save()
+        self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         progress = self.progress
@@ -359,6 +404,7 @@ class Trainer:
             "seconds": round(progress.seconds),
             "versions": {"torch": torch.__version__},
             "skipped examples": len(progress.skipped),
+            "skipped validation examples": len(progress.validation_skipped),
             self.options.metric_for_best_model: progress.best,
         }
         if self.accelerator.scaler is not None:

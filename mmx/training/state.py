@@ -44,7 +44,8 @@ class TrainingProgress:
         step: optimizer steps done.
         best, best_step: best value of the metric for the best model, and its step.
         samples_seen: position in the training stream.
-        skipped: messages about examples that could not be read.
+        skipped: messages about training examples that could not be read.
+        validation_skipped: the same of the validation sets.
         seconds: training time.
         recent_losses: losses since the last report.
         recent_rewards: mean rewards of rank 0 since the last report.
@@ -57,6 +58,7 @@ class TrainingProgress:
     best_step: int | None = None
     samples_seen: int = 0
     skipped: list[str] = field(default_factory=list)
+    validation_skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     recent_rewards: list[float] = field(default_factory=list)
