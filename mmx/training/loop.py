@@ -2,7 +2,7 @@
 
 One step takes `gradient_accumulation_steps` micro-batches on each rank. Their losses are summed over tokens and divided
 by the number of tokens of all micro-batches on all ranks. A loss or gradient that is not finite stops every rank before
-the weights change. A decision that one rank can come to alone (not finite, SIGTERM) is reduced over all ranks;
+the weights change. A decision that one rank can come to alone (not finite, a signal) is reduced over all ranks;
 otherwise the others would wait forever.
 
 B images in a batch, K texts of each, T text positions.
@@ -41,13 +41,13 @@ from mmx.training.metrics_log import MetricsLog
 from mmx.training.model_setup import build_model, check_best_metric, resolve_generation
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
-from mmx.training.run_folder import find_saved_state, open_run_folder
-from mmx.training.sigterm import SigtermHandler
+from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder
 from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_state, save_state
+from mmx.training.stop_signals import StopSignals, ignore_interrupt
 
 
 class StepResult(NamedTuple):
-    """Loss of one step in nats per token over all ranks, and whether any rank has received SIGTERM."""
+    """Loss of one step in nats per token over all ranks, and whether any rank has received a signal to stop."""
 
     loss: float
     stopping: bool
@@ -63,8 +63,9 @@ def train(config: RunConfig, resume: bool = False, quiet: bool = False) -> Path:
 
     Raises:
         ConfigError, DataError, CheckpointError: before training starts.
-        TrainingError: the loss or a metric is not finite, too many examples are unreadable, or SIGTERM was received.
-            After SIGTERM, the current step is finished and saved first.
+        TrainingError: another process trains in the folder, the loss or a metric is not finite, too many examples are
+            unreadable, or SIGTERM or SIGINT (Ctrl+C) was received. After a signal, the current step is finished and
+            saved first. A second SIGINT ends at once, with KeyboardInterrupt.
     """
     return Trainer(config, resume, quiet).run()
 
@@ -85,8 +86,34 @@ class Trainer:
         check_best_metric(config)
         self.accelerator = start_processes(config.training.mixed_precision)
         self.quiet = quiet or not self.accelerator.is_main_process
-        self.stop = SigtermHandler()
+        self.stop = StopSignals()
         self.metrics_log = MetricsLog(self.run_folder, self.quiet)
+        self.lock = RunFolderLock(self.run_folder)
+        self._lock_run_folder(resume)
+        try:
+            self._set_up(resume)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def run(self) -> Path:
+        """Train to the last step and return the folder of the best checkpoint."""
+        with self.lock:
+            self._train()
+        best = self.run_folder / "best"
+        return best if best.exists() else self.run_folder / "last"
+
+    # ---- set-up --------------------------------------------------------------------------------------------------
+
+    def _lock_run_folder(self, resume: bool) -> None:
+        """Lock the folder on the main process. Raises TrainingError on all ranks if another process trains in it."""
+        is_locked = False
+        if self.accelerator.is_main_process and (self.run_folder.is_dir() or not resume):
+            is_locked = not self.lock.acquire()
+        if any_rank(self.accelerator, is_locked):
+            raise locked_error(self.run_folder)
+
+    def _set_up(self, resume: bool) -> None:
         saved_state = find_saved_state(self.run_folder, resume)
         # Without this, a slow rank could find a state that a fast rank has just saved.
         self.accelerator.wait_for_everyone()
@@ -97,30 +124,6 @@ class Trainer:
             is_new = saved_state is None
             open_run_folder(self.run_folder, self.config, self.metrics_log, self.progress.step, is_new)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-
-    def run(self) -> Path:
-        """Train to the last step and return the folder of the best checkpoint."""
-        progress = self.progress
-        options = self.options
-        started = time.monotonic() - progress.seconds
-        hide_bar = self.quiet or not sys.stderr.isatty()
-        bar = tqdm(total=options.max_steps, initial=progress.step, unit="step", disable=hide_bar)
-        with self.stop, bar:
-            if progress.validation_pending:
-                self._end_step(stopping=False)
-            for batches in self._steps():
-                result = self._step(batches)
-                self._record(result)
-                progress.seconds = time.monotonic() - started
-                bar.set_postfix_str(f"loss {result.loss:.3f}, lr {learning_rate(self.optimizer):.1e}")
-                bar.update()
-                if progress.step % options.logging_steps == 0 or progress.step == options.max_steps:
-                    self._report_training()
-                self._end_step(result.stopping)
-        best = self.run_folder / "best"
-        return best if best.exists() else self.run_folder / "last"
-
-    # ---- set-up --------------------------------------------------------------------------------------------------
 
     def _build_model_and_data(self, saved_state: Path | None) -> None:
         config = self.config
@@ -143,6 +146,27 @@ class Trainer:
         if scaler is not None and self.progress.scaler:
             scaler.load_state_dict(self.progress.scaler)
 
+    # ---- all steps -----------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        progress = self.progress
+        options = self.options
+        started = time.monotonic() - progress.seconds
+        hide_bar = self.quiet or not sys.stderr.isatty()
+        bar = tqdm(total=options.max_steps, initial=progress.step, unit="step", disable=hide_bar)
+        with self.stop, bar:
+            if progress.validation_pending:
+                self._end_step(stopping=False)
+            for batches in self._steps():
+                result = self._step(batches)
+                self._record(result)
+                progress.seconds = time.monotonic() - started
+                bar.set_postfix_str(f"loss {result.loss:.3f}, lr {learning_rate(self.optimizer):.1e}")
+                bar.update()
+                if progress.step % options.logging_steps == 0 or progress.step == options.max_steps:
+                    self._report_training()
+                self._end_step(result.stopping)
+
     # ---- one step ------------------------------------------------------------------------------------------------
 
     def _steps(self) -> Iterator[list[Batch]]:
@@ -163,6 +187,7 @@ class Trainer:
             collate_fn=self.data.collate,
             num_workers=options.num_workers,
             persistent_workers=options.num_workers > 0,
+            worker_init_fn=ignore_interrupt,
         )
         batches: list[Batch] = []
         for batch in loader:
@@ -285,7 +310,7 @@ class Trainer:
             self.metrics_log.append(self.progress.step, self.progress.seconds, metrics)
 
     def _end_step(self, stopping: bool) -> None:
-        """Validate and save if due. After SIGTERM: save, leave a validation pending, and raise TrainingError."""
+        """Validate and save if due. After a signal: save, leave a validation pending, and raise TrainingError."""
         progress = self.progress
         options = self.options
         was_pending = progress.validation_pending
@@ -307,7 +332,7 @@ class Trainer:
             self._save_on_all_ranks()
         if stopping and (progress.validation_pending or not is_final):
             raise TrainingError(
-                f"training received SIGTERM and stopped after step {progress.step}; its state is saved in "
+                f"training received SIGTERM or Ctrl+C and stopped after step {progress.step}; its state is saved in "
                 f"{self.run_folder / 'last'}: use --resume to continue.",
                 code="training.stopped",
                 step=progress.step,
@@ -315,7 +340,7 @@ class Trainer:
             )
 
     def _validate(self) -> dict[str, float] | None:
-        """Evaluate the averaged weights; return None if SIGTERM ended the evaluation.
+        """Evaluate the averaged weights; return None if a signal ended the evaluation.
 
         Raises:
             TrainingError: too many examples cannot be read, or the metric for the best model is missing or not finite.
