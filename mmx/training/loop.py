@@ -10,7 +10,6 @@ B images in a batch, K texts of each, T text positions.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +29,10 @@ from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.data.sampling import PositionSampler
-from mmx.errors import DataError, TrainingError
-from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate, first_skipped, skip_limit
+from mmx.errors import TrainingError
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
+from mmx.training.config_changes import check_config_changes
 from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
@@ -41,9 +40,11 @@ from mmx.training.metrics_log import MetricsLog
 from mmx.training.model_setup import build_model, check_best_metric, resolve_generation
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
-from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder
-from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_state, save_state
+from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder, print_changes
+from mmx.training.skipped import check_skipped, note_skipped
+from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_progress, load_state, save_state
 from mmx.training.stop_signals import StopSignals, ignore_interrupt
+from mmx.training.validation import best_metric_value, evaluate_on_all_ranks
 
 
 class StepResult(NamedTuple):
@@ -115,14 +116,19 @@ class Trainer:
 
     def _set_up(self, resume: bool) -> None:
         saved_state = find_saved_state(self.run_folder, resume)
+        num_processes = self.accelerator.num_processes
+        if saved_state is not None:
+            changes = check_config_changes(self.run_folder, self.config, load_progress(saved_state), num_processes)
+            if not self.quiet:
+                print_changes(changes)
         # Without this, a slow rank could find a state that a fast rank has just saved.
         self.accelerator.wait_for_everyone()
         self._build_model_and_data(saved_state)
         self.objective = Objective(self.model, self.config, self.options, self.data.sets, self.accelerator)
         self._build_optimizer(saved_state)
+        self.progress.num_processes = num_processes
         if self.accelerator.is_main_process:
-            is_new = saved_state is None
-            open_run_folder(self.run_folder, self.config, self.metrics_log, self.progress.step, is_new)
+            open_run_folder(self.run_folder, self.config, self.metrics_log, self.progress.step)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def _build_model_and_data(self, saved_state: Path | None) -> None:
@@ -266,26 +272,9 @@ class Trainer:
         skipped = [message for batch in batches for message in batch.skipped]
         if self.accelerator.num_processes > 1:
             skipped = gather_object(skipped)
-        self._note_skipped(skipped, progress.skipped)
+        note_skipped(skipped, progress.skipped, self.quiet)
         num_examples = sum(len(examples) for _, examples in self.data.sets)
-        limit = skip_limit(num_examples, self.options.max_skip_fraction)
-        if len(progress.skipped) > limit:
-            raise TrainingError(
-                f"{len(progress.skipped)} of {num_examples} training examples cannot be read, and at most {limit} may "
-                f"be (training.max_skip_fraction); correct or remove them: {first_skipped(progress.skipped)}.",
-                code="training.too_many_skipped",
-                skipped=len(progress.skipped),
-                limit=limit,
-                first=progress.skipped[0],
-            )
-
-    def _note_skipped(self, messages: Sequence[str], noted: list[str]) -> None:
-        """Add the messages that are new to a list, and print them."""
-        for message in messages:
-            if message not in noted:
-                noted.append(message)
-                if not self.quiet:
-                    tqdm.write(f"skipped: {message}", file=sys.stderr)
+        check_skipped(progress.skipped, num_examples, self.options.max_skip_fraction)
 
     # ---- between steps -------------------------------------------------------------------------------------------
 
@@ -361,58 +350,22 @@ class Trainer:
         return flat
 
     def _evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
-        accelerator = self.accelerator
         pipeline = Pipeline(self.model, self.config.generation)
-        gather = gather_object if accelerator.num_processes > 1 else list
-        processes = ProcessGroup(accelerator.process_index, accelerator.num_processes, gather)
-        options = EvaluationOptions(max_skip_fraction=self.options.max_skip_fraction)
-        try:
-            report = evaluate(pipeline, examples, options, processes, should_stop=lambda: self.stop.received)
-        except DataError as error:
-            raise TrainingError(
-                f"validation after step {self.progress.step} failed: {error}",
-                code="training.validation_unreadable",
-                step=self.progress.step,
-                **error.details,
-            ) from error
-        self._note_skipped(report.skipped, self.progress.validation_skipped)
+        max_skip_fraction = self.options.max_skip_fraction
+        report = evaluate_on_all_ranks(
+            pipeline, examples, self.accelerator, max_skip_fraction, lambda: self.stop.received
+        )
+        note_skipped(report.skipped, self.progress.validation_skipped, self.quiet)
         skipped = {"skipped": float(len(report.skipped))} if report.skipped else {}
         return report.metrics | skipped
 
     def _update_best(self, metrics: Mapping[str, float]) -> None:
-        """Compare by `metric_for_best_model`: "loss" (mean over the validation sets) or "SET.METRIC".
-
-        Raises:
-            TrainingError: the metric is missing, or any metric is not finite.
-        """
-        metric = self.options.metric_for_best_model
-        names = [f"{name}.loss" for name in self.validation] if metric == "loss" else [metric]
-        missing = [name for name in names if name not in metrics]
-        if missing:
-            known = sorted(metrics)
-            raise TrainingError(
-                f"training.metric_for_best_model is {metric!r}, and the validation after step {self.progress.step} has "
-                f"no {', '.join(missing)}; expected 'loss' or one of {', '.join(known)}.",
-                code="training.best_metric",
-                given=metric,
-                known=known,
-                missing=missing,
-            )
-        not_finite = [name for name, found in metrics.items() if not math.isfinite(found)]
-        if not_finite:
-            raise TrainingError(
-                f"{', '.join(not_finite)} is not finite after step {self.progress.step}; look for values that are not "
-                "finite in the validation data, or lower training.learning_rate.",
-                code="training.metric_not_finite",
-                metrics=not_finite,
-                step=self.progress.step,
-            )
-        value = sum(metrics[name] for name in names) / len(names)
-        if metric == "loss" or metric.endswith(".loss"):
-            value = -value
-        if self.progress.best is None or value > self.progress.best:
-            self.progress.best = value
-            self.progress.best_step = self.progress.step
+        """Compare the value of `metric_for_best_model` with the best so far. Raises TrainingError."""
+        progress = self.progress
+        value = best_metric_value(self.options.metric_for_best_model, metrics, self.validation, progress.step)
+        if progress.best is None or value > progress.best:
+            progress.best = value
+            progress.best_step = progress.step
 
     def _save_on_all_ranks(self) -> None:
         """Save on the main process; the others wait."""
@@ -424,6 +377,8 @@ class Trainer:
         progress = self.progress
         provenance = {
             "data": [data.path for data in self.config.train],
+            "config": self.config.model_dump(mode="json"),
+            "processes": progress.num_processes,
             "step": progress.step,
             "seed": self.options.seed,
             "seconds": round(progress.seconds),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +12,9 @@ from typing import BinaryIO
 from mmx.config.loader import dump_config
 from mmx.config.schema import RunConfig
 from mmx.errors import TrainingError
+from mmx.io.atomic import atomic_write_text
 from mmx.io.file_lock import open_locked
+from mmx.training.config_changes import CONFIG_FILE, ConfigChange, list_changes
 from mmx.training.metrics_log import MetricsLog
 from mmx.training.state import latest_state
 
@@ -76,19 +80,24 @@ def find_saved_state(folder: Path, resume: bool) -> Path | None:
     return saved_state
 
 
-def open_run_folder(folder: Path, config: RunConfig, metrics_log: MetricsLog, first_step: int, is_new: bool) -> None:
-    """Write the resolved configuration of a new run, and remove metrics of steps that will be trained again.
+def open_run_folder(folder: Path, config: RunConfig, metrics_log: MetricsLog, first_step: int) -> None:
+    """Write the resolved configuration, and remove metrics of steps that will be trained again.
 
     Raises:
         TrainingError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if is_new:
-            (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        atomic_write_text(folder / CONFIG_FILE, dump_config(config))
         metrics_log.truncate(first_step)
     except OSError as error:
         raise _write_error(folder, error) from error
+
+
+def print_changes(changes: Sequence[ConfigChange]) -> None:
+    """Print what a resumed run has changed in its configuration."""
+    if changes:
+        print(f"changed since the run was started: {list_changes(changes)}", file=sys.stderr)
 
 
 def locked_error(folder: Path) -> TrainingError:

@@ -51,6 +51,7 @@ class TrainingProgress:
         recent_rewards: mean rewards of rank 0 since the last report.
         validation_pending: whether the validation of this step is still to be done.
         scaler: state of the gradient scaler of fp16.
+        num_processes: processes of the run; None in states of older versions.
     """
 
     step: int = 0
@@ -64,6 +65,7 @@ class TrainingProgress:
     recent_rewards: list[float] = field(default_factory=list)
     validation_pending: bool = False
     scaler: dict[str, float] = field(default_factory=dict)
+    num_processes: int | None = None
 
 
 @dataclass
@@ -117,9 +119,14 @@ def load_state(folder: Path, state: TrainingState) -> None:
         averaged |= read_tensors(training / ADAPTERS)
     for name, tensor in state.average.weights.items():
         tensor.copy_(averaged[name])
-    path = training / PROGRESS
+    state.progress = load_progress(folder)
+
+
+def load_progress(folder: Path) -> TrainingProgress:
+    """Read how far a run had come from the folder of a step. Raises CheckpointError."""
+    path = folder / TRAINING / PROGRESS
     try:
-        state.progress = TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged or was written by another version of mmx; copy it again or start a new run.",

@@ -133,13 +133,15 @@ def test_every_epoch_has_every_sample_once(whole):
 
 
 def test_resume_with_another_batch_size_repeats_and_skips_no_sample(tmp_path):
-    data = write_numbers(tmp_path)
-    first = run_to_end(number_config(data, tmp_path / "run", max_steps=3, per_device_batch_size=5))
-    config = number_config(data, tmp_path / "run", max_steps=7, per_device_batch_size=2)
-    second = run_to_end(config, resume=True)
+    """The size of a step stays: half the batch, twice the accumulation."""
+    data = write_numbers(tmp_path, count=20)
+    first = run_to_end(number_config(data, tmp_path / "run", max_steps=3, per_device_batch_size=4))
+    options = {"per_device_batch_size": 2, "gradient_accumulation_steps": 2}
+    second = run_to_end(number_config(data, tmp_path / "run", max_steps=5, **options), resume=True)
     stream = recorded_ids(first, second)
-    assert len(stream) == COUNT
-    assert len(set(stream)) == COUNT
+    assert len(second.recorded) == 2
+    assert len(stream) == 20
+    assert len(set(stream)) == 20
 
 
 def test_data_workers_do_not_change_the_run(tmp_path):
@@ -505,7 +507,7 @@ def test_unreadable_validation_stops_training_and_can_be_resumed(tmp_path, count
         train(config, quiet=True)
     assert error.value.code == "training.validation_unreadable"
     details = error.value.details
-    assert (details["step"], details["skipped"], details["examples"]) == (2, unreadable, count)
+    assert (details["skipped"], details["examples"]) == (unreadable, count)
     assert f"held_out.jsonl:{count - unreadable + 1}" in str(error.value)
     assert latest_state(tmp_path / "run").name == "000002"
     write_numbers(tmp_path, count=count, name="held_out.jsonl")
