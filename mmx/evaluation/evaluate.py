@@ -22,7 +22,9 @@ from mmx.inference.generator import TextGenerator
 from mmx.memory import Memory
 from mmx.models.source import prepare_inputs
 
-MIN_SKIP_LIMIT = 10  # unreadable examples that are always tolerated
+MIN_SKIP_LIMIT = 10  # unreadable examples that are tolerated in a set of 100 or more
+MIN_SKIP_FRACTION = 0.1  # and in a smaller set, as a fraction of it
+_MAX_NAMED = 3
 T = TypeVar("T")
 
 
@@ -48,7 +50,7 @@ class EvaluationOptions:
     Args:
         generation: decoding options; None for those of the pipeline.
         batch_size: examples in a batch.
-        max_skip_fraction: the largest fraction of unreadable examples; up to MIN_SKIP_LIMIT are always tolerated.
+        max_skip_fraction: the largest fraction of unreadable examples, see `skip_limit`.
         information: whether to measure the bits per word under several conditions, see `mmx.evaluation.losses`. This
             takes three to five more forward passes over the targets, and a second encoding.
         training_captions: captions of the training data; adds the metric `novel`, the number of generated captions
@@ -60,6 +62,21 @@ class EvaluationOptions:
     max_skip_fraction: float = 0.001
     information: bool = False
     training_captions: Collection[str] = ()
+
+
+def skip_limit(num_examples: int, max_skip_fraction: float) -> int:
+    """Return how many examples of a set may be unreadable.
+
+    This is the configured fraction, and at least MIN_SKIP_LIMIT examples, or MIN_SKIP_FRACTION of a small set.
+    """
+    least = min(MIN_SKIP_LIMIT, MIN_SKIP_FRACTION * num_examples)
+    return math.floor(max(least, max_skip_fraction * num_examples))
+
+
+def first_skipped(skipped: Sequence[str]) -> str:
+    """Return the first reasons of unreadable examples as the end of a sentence."""
+    named = "; ".join(reason.rstrip(".") for reason in skipped[:_MAX_NAMED])
+    return f"{named}; and {len(skipped) - _MAX_NAMED} more" if len(skipped) > _MAX_NAMED else named
 
 
 def evaluate(
@@ -81,7 +98,8 @@ def evaluate(
         should_stop: called before each batch; True ends the evaluation with the batches done so far.
 
     Raises:
-        DataError: more examples than allowed cannot be read, or an example has no input for any source of the model.
+        DataError: more examples than `skip_limit` allows cannot be read, or an example has no input for any source of
+            the model.
     """
     options = options or EvaluationOptions()
     processes = processes or ProcessGroup()
@@ -94,12 +112,16 @@ def evaluate(
         progress(len(positions))
     merged = _gather_results(results, processes.gather)
     skipped = [reason for _, reason in merged.skipped]
-    if len(skipped) > max(MIN_SKIP_LIMIT, options.max_skip_fraction * len(examples)):
+    limit = skip_limit(len(examples), options.max_skip_fraction)
+    if len(skipped) > limit:
         raise DataError(
-            f"{len(skipped)} of {len(examples)} examples cannot be read; the first: {skipped[0]}",
+            f"{len(skipped)} of {len(examples)} examples cannot be read, and at most {limit} may be; "
+            f"correct or remove them: {first_skipped(skipped)}.",
             code="evaluation.too_many_skipped",
             skipped=len(skipped),
             examples=len(examples),
+            limit=limit,
+            reasons=skipped,
         )
     metrics = aggregate_metrics(merged.predictions, merged.losses, options.training_captions)
     return EvaluationReport(metrics, merged.predictions, skipped)
@@ -145,12 +167,18 @@ def _evaluate_batch(
     """Add the results of one batch, whose images are encoded once."""
     prepared = []
     for position in positions:
-        example = examples[position]
+        origin = f"example {position}"
+        try:
+            example = examples[position]
+        except MmxError as error:
+            results.skipped.append((position, f"{origin}: {error}"))
+            continue
+        origin = example.origin or example.id
         check_sources(example, pipeline.model.encoders)
         try:
             prepared.append(_PreparedExample(position, example, _prepare(pipeline, example)))
         except MmxError as error:
-            results.skipped.append((position, f"{example.origin or example.id}: {error}"))
+            results.skipped.append((position, f"{origin}: {error}"))
     if not prepared:
         return
     inputs = [item.inputs for item in prepared]

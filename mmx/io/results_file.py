@@ -23,13 +23,13 @@ from typing import BinaryIO
 
 from mmx.errors import MmxError
 from mmx.io.atomic import atomic_write, atomic_write_text
+from mmx.io.file_lock import open_locked
 
 Fields = Mapping[str, object]
 
 RESULT_FIELDS = {"caption", "answer", "score", "error"}  # the other fields of a row are its inputs
 ID_FIELDS = ("id", "question_id")
 _IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
-_MAX_OPEN_ATTEMPTS = 100  # each fails if another process replaced the file at that moment
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them
 _REMEDY = "type --overwrite to start again, or choose another --out."
 
@@ -171,33 +171,12 @@ def open_results_file(
 
 @contextmanager
 def _open_locked(path: Path, out: Path) -> Iterator[BinaryIO]:
-    """Open a file for unbuffered appending with an exclusive lock."""
-    for _ in range(_MAX_OPEN_ATTEMPTS):
-        with open(path, "ab+", buffering=0) as file:
-            _lock(file, out)
-            if _is_at(file, path):
-                yield file
-                return
-    raise _locked_error(out)
-
-
-def _lock(file: BinaryIO, out: Path) -> None:
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise _locked_error(out) from None
-    except (ImportError, OSError):  # no locks on this system, or on this disk
-        pass
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file still is the one at its path. Another run may have replaced it before it was locked."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
+    """Open a file for unbuffered appending with an exclusive lock. Raises MmxError if another process holds it."""
+    file = open_locked(path)
+    if file is None:
+        raise _locked_error(out)
+    with file:
+        yield file
 
 
 def _locked_error(out: Path) -> MmxError:

@@ -2,7 +2,7 @@
 
 One step takes `gradient_accumulation_steps` micro-batches on each rank. Their losses are summed over tokens and divided
 by the number of tokens of all micro-batches on all ranks. A loss or gradient that is not finite stops every rank before
-the weights change. A decision that one rank can come to alone (not finite, SIGTERM) is reduced over all ranks;
+the weights change. A decision that one rank can come to alone (not finite, a signal) is reduced over all ranks;
 otherwise the others would wait forever.
 
 B images in a batch, K texts of each, T text positions.
@@ -10,7 +10,6 @@ B images in a batch, K texts of each, T text positions.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,9 +30,9 @@ from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.data.sampling import PositionSampler
 from mmx.errors import TrainingError, one_line
-from mmx.evaluation.evaluate import ProcessGroup, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
+from mmx.training.config_changes import check_config_changes
 from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
@@ -47,15 +46,15 @@ from mmx.training.model_setup import (
 )
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
-from mmx.training.run_folder import find_saved_state, open_run_folder
-from mmx.training.sigterm import SigtermHandler
-from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_state, save_state
-
-MIN_SKIP_LIMIT = 10  # so many unreadable examples are accepted in any run
+from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder, print_changes
+from mmx.training.skipped import check_skipped, note_skipped
+from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_progress, load_state, save_state
+from mmx.training.stop_signals import StopSignals, ignore_interrupt
+from mmx.training.validation import best_metric_value, evaluate_on_all_ranks
 
 
 class StepResult(NamedTuple):
-    """Loss of one step in nats per token over all ranks, and whether any rank has received SIGTERM."""
+    """Loss of one step in nats per token over all ranks, and whether any rank has received a signal to stop."""
 
     loss: float
     stopping: bool
@@ -71,8 +70,9 @@ def train(config: RunConfig, resume: bool = False, quiet: bool = False) -> Path:
 
     Raises:
         ConfigError, DataError, CheckpointError: before training starts.
-        TrainingError: the loss is not finite, too many examples are unreadable, or SIGTERM was received. After
-            SIGTERM, the current step is finished and saved first.
+        TrainingError: another process trains in the folder, the loss or a metric is not finite, too many examples are
+            unreadable, or SIGTERM or SIGINT (Ctrl+C) was received. After a signal, the current step is finished and
+            saved first. A second SIGINT ends at once, with KeyboardInterrupt.
     """
     return Trainer(config, resume, quiet).run()
 
@@ -93,42 +93,49 @@ class Trainer:
         check_best_metric(config)
         self.accelerator = start_processes(config.training.mixed_precision)
         self.quiet = quiet or not self.accelerator.is_main_process
-        self.stop = SigtermHandler()
+        self.stop = StopSignals()
         self.metrics_log = MetricsLog(self.run_folder, self.quiet)
+        self.lock = RunFolderLock(self.run_folder)
+        self._lock_run_folder(resume)
+        try:
+            self._set_up(resume)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def run(self) -> Path:
+        """Train to the last step and return the folder of the best checkpoint."""
+        with self.lock:
+            self._train()
+        best = self.run_folder / "best"
+        return best if best.exists() else self.run_folder / "last"
+
+    # ---- set-up --------------------------------------------------------------------------------------------------
+
+    def _lock_run_folder(self, resume: bool) -> None:
+        """Lock the folder on the main process. Raises TrainingError on all ranks if another process trains in it."""
+        is_locked = False
+        if self.accelerator.is_main_process and (self.run_folder.is_dir() or not resume):
+            is_locked = not self.lock.acquire()
+        if any_rank(self.accelerator, is_locked):
+            raise locked_error(self.run_folder)
+
+    def _set_up(self, resume: bool) -> None:
         saved_state = find_saved_state(self.run_folder, resume)
+        num_processes = self.accelerator.num_processes
+        if saved_state is not None:
+            changes = check_config_changes(self.run_folder, self.config, load_progress(saved_state), num_processes)
+            if not self.quiet:
+                print_changes(changes)
         # Without this, a slow rank could find a state that a fast rank has just saved.
         self.accelerator.wait_for_everyone()
         self._build_model_and_data(saved_state)
         self.objective = Objective(self.model, self.config, self.options, self.data.sets, self.accelerator)
         self._build_optimizer(saved_state)
+        self.progress.num_processes = num_processes
         if self.accelerator.is_main_process:
-            is_new = saved_state is None
-            open_run_folder(self.run_folder, self.config, self.metrics_log, self.progress.step, is_new)
+            open_run_folder(self.run_folder, self.config, self.metrics_log, self.progress.step)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-
-    def run(self) -> Path:
-        """Train to the last step and return the folder of the best checkpoint."""
-        progress = self.progress
-        options = self.options
-        started = time.monotonic() - progress.seconds
-        hide_bar = self.quiet or not sys.stderr.isatty()
-        bar = tqdm(total=options.max_steps, initial=progress.step, unit="step", disable=hide_bar)
-        with self.stop, bar:
-            if progress.validation_pending:
-                self._end_step(stopping=False)
-            for batches in self._steps():
-                result = self._step(batches)
-                self._record(result)
-                progress.seconds = time.monotonic() - started
-                bar.set_postfix_str(f"loss {result.loss:.3f}, lr {learning_rate(self.optimizer):.1e}")
-                bar.update()
-                if progress.step % options.logging_steps == 0 or progress.step == options.max_steps:
-                    self._report_training()
-                self._end_step(result.stopping)
-        best = self.run_folder / "best"
-        return best if best.exists() else self.run_folder / "last"
-
-    # ---- set-up --------------------------------------------------------------------------------------------------
 
     def _build_model_and_data(self, saved_state: Path | None) -> None:
         config = self.config
@@ -162,6 +169,27 @@ class Trainer:
         if scaler is not None and self.progress.scaler:
             scaler.load_state_dict(self.progress.scaler)
 
+    # ---- all steps -----------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        progress = self.progress
+        options = self.options
+        started = time.monotonic() - progress.seconds
+        hide_bar = self.quiet or not sys.stderr.isatty()
+        bar = tqdm(total=options.max_steps, initial=progress.step, unit="step", disable=hide_bar)
+        with self.stop, bar:
+            if progress.validation_pending:
+                self._end_step(stopping=False)
+            for batches in self._steps():
+                result = self._step(batches)
+                self._record(result)
+                progress.seconds = time.monotonic() - started
+                bar.set_postfix_str(f"loss {result.loss:.3f}, lr {learning_rate(self.optimizer):.1e}")
+                bar.update()
+                if progress.step % options.logging_steps == 0 or progress.step == options.max_steps:
+                    self._report_training()
+                self._end_step(result.stopping)
+
     # ---- one step ------------------------------------------------------------------------------------------------
 
     def _steps(self) -> Iterator[list[Batch]]:
@@ -182,6 +210,7 @@ class Trainer:
             collate_fn=self.data.collate,
             num_workers=options.num_workers,
             persistent_workers=options.num_workers > 0,
+            worker_init_fn=ignore_interrupt,
         )
         batches: list[Batch] = []
         for batch in loader:
@@ -260,21 +289,9 @@ class Trainer:
         skipped = [message for batch in batches for message in batch.skipped]
         if self.accelerator.num_processes > 1:
             skipped = gather_object(skipped)
-        for message in skipped:
-            if message not in progress.skipped:
-                progress.skipped.append(message)
-                if not self.quiet:
-                    tqdm.write(f"skipped: {message}", file=sys.stderr)
+        note_skipped(skipped, progress.skipped, self.quiet)
         num_examples = sum(len(examples) for _, examples in self.data.sets)
-        limit = self.options.max_skip_fraction
-        if len(progress.skipped) > max(MIN_SKIP_LIMIT, limit * num_examples):
-            raise TrainingError(
-                f"{len(progress.skipped)} samples cannot be read, more than training.max_skip_fraction {limit} allows; "
-                f"the first: {progress.skipped[0]}",
-                code="training.too_many_skipped",
-                skipped=len(progress.skipped),
-                first=progress.skipped[0],
-            )
+        check_skipped(progress.skipped, num_examples, self.options.max_skip_fraction)
 
     # ---- between steps -------------------------------------------------------------------------------------------
 
@@ -299,7 +316,7 @@ class Trainer:
             self.metrics_log.append(self.progress.step, self.progress.seconds, metrics)
 
     def _end_step(self, stopping: bool) -> None:
-        """Validate and save if due. After SIGTERM: save, leave a validation pending, and raise TrainingError."""
+        """Validate and save if due. After a signal: save, leave a validation pending, and raise TrainingError."""
         progress = self.progress
         options = self.options
         was_pending = progress.validation_pending
@@ -307,75 +324,84 @@ class Trainer:
         validation_due = progress.step % options.eval_steps == 0 or is_final
         progress.validation_pending = bool(self.validation) and validation_due
         if progress.validation_pending and not stopping:
-            stopping = not self._validate()
+            try:
+                metrics = self._validate()
+            except TrainingError:  # on all ranks
+                self._save_on_all_ranks()  # with the validation pending, so that nothing has to be trained again
+                raise
+            stopping = metrics is None
             progress.validation_pending = stopping
+            if metrics is not None:
+                self._report(metrics)
         is_best = progress.best_step == progress.step
         if progress.step % options.save_steps == 0 or is_final or stopping or was_pending or is_best:
-            if self.accelerator.is_main_process:
-                self._save()
-            self.accelerator.wait_for_everyone()
+            self._save_on_all_ranks()
         if stopping and (progress.validation_pending or not is_final):
             raise TrainingError(
-                f"training received SIGTERM and stopped after step {progress.step}; its state is saved in "
+                f"training received SIGTERM or Ctrl+C and stopped after step {progress.step}; its state is saved in "
                 f"{self.run_folder / 'last'}: use --resume to continue.",
                 code="training.stopped",
                 step=progress.step,
                 path=str(self.run_folder / "last"),
             )
 
-    def _validate(self) -> bool:
-        """Evaluate the averaged weights; return False if SIGTERM ended the evaluation."""
+    def _validate(self) -> dict[str, float] | None:
+        """Evaluate the averaged weights; return None if a signal ended the evaluation.
+
+        Raises:
+            TrainingError: too many examples cannot be read, or the metric for the best model is missing or not finite.
+        """
         if self.accelerator.num_processes > 1:
             # Running statistics differ between ranks; those of rank 0 are saved, so they are evaluated.
             for buffer in self.model.buffers():
                 broadcast(buffer)
         self.average.swap(self.model)
-        metrics = {name: self._evaluate(examples) for name, examples in self.validation.items()}
-        self.average.swap(self.model)
+        try:
+            metrics = {name: self._evaluate(examples) for name, examples in self.validation.items()}
+        finally:
+            self.average.swap(self.model)
         if any_rank(self.accelerator, self.stop.received):
-            return False
+            return None
         flat = {f"{name}.{key}": value for name, found in metrics.items() for key, value in found.items()}
-        self._report(flat)
         self._update_best(flat)
-        return True
+        return flat
 
     def _evaluate(self, examples: Sequence[Example]) -> dict[str, float]:
-        accelerator = self.accelerator
         pipeline = Pipeline(self.model, self.config.generation)
-        gather = gather_object if accelerator.num_processes > 1 else list
-        processes = ProcessGroup(accelerator.process_index, accelerator.num_processes, gather)
-        report = evaluate(pipeline, examples, processes=processes, should_stop=lambda: self.stop.received)
-        return report.metrics
+        max_skip_fraction = self.options.max_skip_fraction
+        report = evaluate_on_all_ranks(
+            pipeline, examples, self.accelerator, max_skip_fraction, lambda: self.stop.received
+        )
+        note_skipped(report.skipped, self.progress.validation_skipped, self.quiet)
+        skipped = {"skipped": float(len(report.skipped))} if report.skipped else {}
+        return report.metrics | skipped
 
     def _update_best(self, metrics: Mapping[str, float]) -> None:
-        """Compare by `metric_for_best_model`: "loss" (mean over the validation sets) or "SET.METRIC"."""
-        metric = self.options.metric_for_best_model
-        if metric == "loss":
-            losses = [value for name, value in metrics.items() if name.endswith(".loss")]
-            value = -sum(losses) / len(losses) if losses else -math.inf
-        elif metric in metrics:
-            value = metrics[metric] * (-1 if metric.endswith(".loss") else 1)
-        else:
-            known = sorted(metrics)
-            raise TrainingError(
-                f"training.metric_for_best_model is {metric!r}; expected 'loss' or one of {', '.join(known)}.",
-                code="training.best_metric",
-                given=metric,
-                known=known,
-            )
-        if self.progress.best is None or value > self.progress.best:
-            self.progress.best = value
-            self.progress.best_step = self.progress.step
+        """Compare the value of `metric_for_best_model` with the best so far. Raises TrainingError."""
+        progress = self.progress
+        value = best_metric_value(self.options.metric_for_best_model, metrics, self.validation, progress.step)
+        if progress.best is None or value > progress.best:
+            progress.best = value
+            progress.best_step = progress.step
+
+    def _save_on_all_ranks(self) -> None:
+        """Save on the main process; the others wait."""
+        if self.accelerator.is_main_process:
+            self._save()
+        self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
         progress = self.progress
         provenance = {
             "data": [data.path for data in self.config.train],
+            "config": self.config.model_dump(mode="json"),
+            "processes": progress.num_processes,
             "step": progress.step,
             "seed": self.options.seed,
             "seconds": round(progress.seconds),
             "versions": {"torch": torch.__version__},
             "skipped examples": len(progress.skipped),
+            "skipped validation examples": len(progress.validation_skipped),
             self.options.metric_for_best_model: progress.best,
         }
         if self.accelerator.scaler is not None:

@@ -44,12 +44,14 @@ class TrainingProgress:
         step: optimizer steps done.
         best, best_step: best value of the metric for the best model, and its step.
         samples_seen: position in the training stream.
-        skipped: messages about examples that could not be read.
+        skipped: messages about training examples that could not be read.
+        validation_skipped: the same of the validation sets.
         seconds: training time.
         recent_losses: losses since the last report.
         recent_rewards: mean rewards of rank 0 since the last report.
         validation_pending: whether the validation of this step is still to be done.
         scaler: state of the gradient scaler of fp16.
+        num_processes: processes of the run; None in states of older versions.
     """
 
     step: int = 0
@@ -57,11 +59,13 @@ class TrainingProgress:
     best_step: int | None = None
     samples_seen: int = 0
     skipped: list[str] = field(default_factory=list)
+    validation_skipped: list[str] = field(default_factory=list)
     seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     recent_rewards: list[float] = field(default_factory=list)
     validation_pending: bool = False
     scaler: dict[str, float] = field(default_factory=dict)
+    num_processes: int | None = None
 
 
 @dataclass
@@ -115,9 +119,14 @@ def load_state(folder: Path, state: TrainingState) -> None:
         averaged |= read_tensors(training / ADAPTERS)
     for name, tensor in state.average.weights.items():
         tensor.copy_(averaged[name])
-    path = training / PROGRESS
+    state.progress = load_progress(folder)
+
+
+def load_progress(folder: Path) -> TrainingProgress:
+    """Read how far a run had come from the folder of a step. Raises CheckpointError."""
+    path = folder / TRAINING / PROGRESS
     try:
-        state.progress = TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
+        return TrainingProgress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is damaged or was written by another version of mmx; copy it again or start a new run.",

@@ -9,7 +9,7 @@ import torch
 from mmx.config.schema import GenerationConfig
 from mmx.data.examples import Example, TextTask
 from mmx.errors import DataError
-from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate
+from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate, skip_limit
 from mmx.evaluation.report import EvaluationReport
 from mmx.inference.outputs import GeneratedText
 from mmx.inference.pipeline import Pipeline
@@ -200,11 +200,11 @@ def test_evaluation_stops_between_two_batches():
 
 
 def test_unreadable_examples_are_skipped_and_named():
-    examples = [example(i, TextTask(("a",)), numbers="no list" if i in (1, 6) else [1.0]) for i in range(7)]
+    examples = [example(i, TextTask(("a",)), numbers="no list" if i in (1, 6) else [1.0]) for i in range(20)]
     report = evaluate(ListsOnly({None: "a"}), examples, EvaluationOptions(batch_size=3))
-    assert report.metrics["captions"] == 5
+    assert report.metrics["captions"] == 18
     assert [sentence.split(":")[1] for sentence in report.skipped] == ["1", "6"]
-    assert [text.id for text in report.predictions] == ["e0", "e2", "e3", "e4", "e5"]
+    assert [text.id for text in report.predictions] == [f"e{i}" for i in range(20) if i not in (1, 6)]
 
 
 def test_too_many_unreadable_examples_are_an_error():
@@ -212,14 +212,48 @@ def test_too_many_unreadable_examples_are_an_error():
     with pytest.raises(DataError) as error:
         evaluate(ListsOnly({None: "a"}), examples)
     assert error.value.code == "evaluation.too_many_skipped"
-    assert error.value.details == {"skipped": 11, "examples": 12}
-    assert "list:0" in str(error.value)
+    details = error.value.details
+    assert (details["skipped"], details["examples"], details["limit"]) == (11, 12, 1)
+    assert [reason.split(":")[1] for reason in details["reasons"]] == [str(i) for i in range(11)]
+    assert all(f"list:{i}" in str(error.value) for i in range(3))
     tolerant = EvaluationOptions(max_skip_fraction=1.0)
     assert len(evaluate(ListsOnly({None: "a"}), examples, tolerant).skipped) == 11
 
 
+@pytest.mark.parametrize(
+    ("num_examples", "fraction", "limit"),
+    [(1, 0.0, 0), (9, 0.001, 0), (10, 0.001, 1), (29, 0.0, 2), (100, 0.0, 10), (5000, 0.001, 10), (20_000, 0.001, 20)],
+)
+def test_ten_examples_and_a_tenth_of_a_small_set_may_be_unreadable(num_examples, fraction, limit):
+    assert skip_limit(num_examples, fraction) == limit
+
+
+@pytest.mark.parametrize(("bad", "accepted"), [(2, True), (3, False)])
+def test_at_most_a_tenth_of_a_small_set_may_be_unreadable(bad, accepted):
+    examples = [example(i, TextTask(("a",)), numbers="x" if i < bad else [1.0]) for i in range(20)]
+    if accepted:
+        assert len(evaluate(ListsOnly({None: "a"}), examples).skipped) == bad
+        return
+    with pytest.raises(DataError) as error:
+        evaluate(ListsOnly({None: "a"}), examples)
+    assert (error.value.details["skipped"], error.value.details["limit"]) == (3, 2)
+
+
+def test_an_example_that_cannot_be_loaded_is_unreadable():
+    class Lazy(list):
+        def __getitem__(self, position):
+            if position == 3:
+                raise DataError("list:3 is damaged.")
+            return super().__getitem__(position)
+
+    examples = Lazy(example(i, TextTask(("a",))) for i in range(10))
+    report = evaluate(FixedTexts({None: "a"}), examples)
+    assert report.metrics["captions"] == 9
+    assert report.skipped == ["example 3: list:3 is damaged."]
+
+
 def test_a_question_that_is_too_long_is_an_unreadable_example():
-    examples = [example(0, TextTask(("a",), "why " * 80)), example(1, TextTask(("a",), "ok?"))]
+    examples = [example(0, TextTask(("a",), "why " * 80)), *(example(i, TextTask(("a",), "ok?")) for i in range(1, 10))]
     report = evaluate(FixedTexts({"ok?": "a"}), examples)
     assert report.metrics["exact match"] == 1.0
     assert len(report.skipped) == 1
