@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,7 @@ from mmx.io.console import format_metrics, progress_bar, write_json
 
 if TYPE_CHECKING:
     from mmx.config.schema import DataConfig
+    from mmx.data.examples import Example
 
 _NOVELTY_HELP = "Count captions that are not in this data, such as split=train."
 _INFORMATION_HELP = "Bits per word with and without image and question. Needs more passes."
@@ -72,12 +74,23 @@ def evaluate_model(
 
     config = override_config(DataConfig(path=data), overrides or [])
     if maps:
+        given = {
+            "--novelty-against": bool(novelty_against),
+            "--information": information,
+            "--num-beams": num_beams is not None,
+            "--max-new-tokens": max_new_tokens is not None,
+        }
+        for option, is_given in given.items():
+            if is_given:
+                raise _unused_option(option, "--maps generates no text")
         _evaluate_maps(model, config, device, out, as_json)
         return
     from mmx.data.formats import read_examples
     from mmx.evaluation.evaluate import EvaluationOptions, evaluate
 
     examples = read_examples(config)
+    if novelty_against and not _has_captions(config, examples):
+        raise _unused_option("--novelty-against", f"{data} has questions only, and nothing is captioned")
     training_captions = _read_captions(config, novelty_against) if novelty_against else frozenset()
     out.mkdir(parents=True, exist_ok=True)  # first, because it may fail
     pipeline = load_pipeline(model, device)
@@ -94,6 +107,17 @@ def evaluate_model(
     report.save(out)
     print(json.dumps(report.metrics) if as_json else format_metrics(report.metrics))
     exit_with_status(not report.skipped)
+
+
+def _has_captions(config: DataConfig, examples: Sequence[Example]) -> bool:
+    """Return whether the model captions any of the examples."""
+    if "caption" not in config.tasks:
+        return False
+    return any(task.question is None for example in examples for task in example.tasks)
+
+
+def _unused_option(option: str, reason: str) -> MmxError:
+    return MmxError(f"{option} was given, but {reason}; leave it out.", code="option.unused", option=option)
 
 
 def _read_captions(config: DataConfig, overrides: list[str]) -> frozenset[str]:
