@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,7 @@ from mmx.io.console import format_metrics, progress_bar, write_json
 
 if TYPE_CHECKING:
     from mmx.config.schema import DataConfig
+    from mmx.data.examples import Example
 
 MAPS_FILE = "maps.json"
 
@@ -77,6 +79,15 @@ def evaluate_model(
     out = _parse_out_dir(out_dir)
     config = override_config(DataConfig(path=data), overrides or [])
     if maps:
+        given = {
+            "--novelty-against": bool(novelty_against),
+            "--information": information,
+            "--num-beams": num_beams is not None,
+            "--max-new-tokens": max_new_tokens is not None,
+        }
+        for option, is_given in given.items():
+            if is_given:
+                raise _unused_option(option, "--maps generates no text")
         _evaluate_maps(model, config, device, out, as_json)
         return
     from mmx.data.formats import read_examples
@@ -86,6 +97,8 @@ def evaluate_model(
     pipeline = load_pipeline(model, device)
     unused: list[str] = []
     examples = read_examples(config, sources=pipeline.model.encoders, on_skipped=unused.append)
+    if novelty_against and not _has_captions(config, examples):
+        raise _unused_option("--novelty-against", f"{data} has questions only, and nothing is captioned")
     training_captions = _read_captions(config, novelty_against, unused) if novelty_against else frozenset()
     for message in dict.fromkeys(unused):
         print(one_line(message), file=sys.stderr)
@@ -124,6 +137,17 @@ def _print_written(*paths: Path) -> None:
     """Name the files on stderr, because stdout has the metrics."""
     for path in paths:
         print(f"{path} was written.", file=sys.stderr)
+
+
+def _has_captions(config: DataConfig, examples: Sequence[Example]) -> bool:
+    """Return whether the model captions any of the examples."""
+    if "caption" not in config.tasks:
+        return False
+    return any(task.question is None for example in examples for task in example.tasks)
+
+
+def _unused_option(option: str, reason: str) -> MmxError:
+    return MmxError(f"{option} was given, but {reason}; leave it out.", code="option.unused", option=option)
 
 
 def _read_captions(config: DataConfig, overrides: list[str], unused: list[str]) -> frozenset[str]:

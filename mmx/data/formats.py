@@ -86,6 +86,8 @@ def read_examples(
         for example in examples:
             check_sources(example, sources)
     selected = _select_examples(examples, config)
+    if not examples:
+        raise _no_texts(path, name)
     if not selected:
         raise _nothing_selected(path, config)
     return selected
@@ -117,6 +119,19 @@ def _select_examples(examples: Sequence[Example], config: DataConfig) -> list[Ex
         examples = derive_questions(examples[: config.max_examples], config.seed)
     selected = [select_tasks(example, config) for example in examples]
     return [example for example in selected if example.tasks][: config.max_examples]
+
+
+def _no_texts(path: Path, name: str) -> DataError:
+    """The error for data in which no example has a caption or a question, whatever is selected."""
+    if name == "coco":
+        return DataError(
+            f"no image of {path} has an annotation; compare the ids of its images with image_id of its annotations.",
+            code="data.not_joined",
+            path=str(path),
+        )
+    return DataError(
+        f"{path} holds no captions and no questions; expected texts.", code="data.no_texts", path=str(path)
+    )
 
 
 def _nothing_selected(path: Path, config: DataConfig) -> DataError:

@@ -49,6 +49,14 @@ class Encoder(nn.Module):
 
         Runs in data workers: no device, no gradient and no state may be used. Raises an MmxError for an input that
         cannot be read.
+
+        Args:
+            raw: depends on the modality. An input must become the same tensors in each of these types:
+                - image: a path as str, the bytes of an image file, or a PIL image. In training always an upright RGB
+                  PIL image. `mmx.load_image` reads all of them.
+                - audio: a path as str, the bytes of an audio file, or (samples, rate). `mmx.load_audio` reads all.
+                - text: str.
+                - any other: the value that the caller or the manifest gives; a path is a str.
         """
         raise EncoderError(
             f"{type(self).__name__} has no prepare(raw); define it to return a dict of tensors.",

@@ -6,15 +6,18 @@ purpose is passed on unchanged.
 Axes: B rows, S slots, F feature size. Masks are bool, True = may be attended.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmx.encoders.base import Encoder
 from mmx.errors import EncoderError, MmxError, convert_errors, one_line_error
+from mmx.io.images import load_image
 from mmx.nn.features import Features
 
 PreparedInput = dict[str, Tensor]
@@ -30,7 +33,11 @@ class InputPreparer(Protocol):
 
 
 def prepare(encoder: InputPreparer, source: str, raw: object) -> PreparedInput:
-    """Convert one raw input of a source to named tensors."""
+    """Convert one raw input of a source to named tensors.
+
+    The encoder receives only the types that `Encoder.prepare` states for its modality.
+    """
+    raw = _to_stated_type(encoder, raw)
     with _call_errors(encoder, source, f"prepare({_type_name(raw)})"):
         prepared = encoder.prepare(raw)
     return _check_tensors(prepared, encoder, source, "prepare")
@@ -75,6 +82,23 @@ def encoder_errors(message: str, code: str = "encoder.failed", **details: object
         return f"{message} {one_line_error(error)} (--traceback shows where)."
 
     return convert_errors(EncoderError, describe, code=code, passing=PASSING, **details)
+
+
+def _to_stated_type(encoder: InputPreparer, raw: object) -> object:
+    """Convert an input that a caller may give in more types than `Encoder.prepare` states for the modality.
+
+    Paths become str, for images and audio other buffers become bytes, and image arrays and open image files become PIL
+    images. Everything else is returned as it is. Raises ImageError.
+    """
+    if isinstance(raw, os.PathLike):
+        return os.fsdecode(raw)
+    modality = encoder.modality if isinstance(encoder, Encoder) else None
+    if modality in ("image", "audio") and isinstance(raw, bytearray | memoryview):
+        return bytes(raw)
+    is_open_file = callable(getattr(raw, "read", None))
+    if modality == "image" and (is_open_file or isinstance(raw, np.ndarray | Tensor)):
+        return load_image(raw)  # type: ignore[arg-type]  # checked above
+    return raw
 
 
 class _FeatureChecker:

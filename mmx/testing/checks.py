@@ -29,6 +29,7 @@ from mmx.testing.encoder_under_test import (
     visible_states,
 )
 from mmx.testing.grid_influence import centers_of_influence
+from mmx.testing.input_types import check_input_types
 from mmx.testing.runtime_checks import (
     check_bfloat16,
     check_compile,
@@ -256,6 +257,8 @@ CHECKS = (
           "derive Options from mmx.config.schema.FrozenModel, and let self.options hold all that __init__ needs."),
     Check("prepare", check_prepare, "the same input must become the same tensors.",
           "return a dict of CPU tensors; use no random numbers in prepare."),
+    Check("input_types", check_input_types, "training gives images as PIL images, lists give paths, tars give bytes.",
+          "read every input with mmx.load_image or mmx.load_audio, which take all of these types."),
     Check("data_worker", check_data_worker, "inputs are prepared in other processes.",
           "keep no open file, lambda, lock or local class on self; create them inside prepare."),
     Check("output_shapes", check_output_shapes, "the projection reads states [B, S, F], a bool mask [B, S] and a grid.",

@@ -423,6 +423,30 @@ def test_a_misspelt_source_is_an_error_row_of_captions(mmx, model, images) -> No
 
 
 @pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["tasks=[ask]", "--novelty-against", "seed=1"], "--novelty-against"),
+        (["--maps", "--novelty-against", "seed=1"], "--novelty-against"),
+        (["--maps", "--information"], "--information"),
+        (["--maps", "--num-beams", "2"], "--num-beams"),
+        (["--maps", "--max-new-tokens", "2"], "--max-new-tokens"),
+    ],
+)
+def test_eval_refuses_options_that_have_no_effect(mmx, model, tmp_path, words, option) -> None:
+    words = ["eval", model, "--data", "scenes", "num_examples=2", *words, "--out", tmp_path / "results"]
+    error = mmx(*words).refused()
+    assert (error.code, error.details["option"]) == ("option.unused", option)
+    assert not (tmp_path / "results").exists()
+
+
+def test_eval_refuses_novelty_for_data_with_questions_only(mmx, model, images, tmp_path) -> None:
+    line = {"image": str(images[0]), "question": "is it?", "answer": "no"}
+    data = write_jsonl(tmp_path / "questions.jsonl", line)
+    error = mmx("eval", model, "--data", data, "--novelty-against", "split=train", "--out", tmp_path).refused()
+    assert (error.code, error.details["option"]) == ("option.unused", "--novelty-against")
+
+
+@pytest.mark.parametrize(
     ("words", "code"),
     [
         (["mun_examples=20"], "config.unknown_key"),

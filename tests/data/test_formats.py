@@ -338,6 +338,21 @@ def test_records_that_do_not_join_are_a_warning_by_default(tmp_path):
     assert len(log) == 1
 
 
+def test_ids_that_do_not_join_are_told_from_tasks_that_select_nothing(tmp_path):
+    images = [{"id": 7, "file_name": "7.jpg"}]
+    document = {"images": images, "annotations": [{"image_id": 9, "caption": "a nine"}]}
+    path = write_json(tmp_path / "captions.json", document)
+    assert read_error(path).code == "data.not_joined"
+    document["annotations"][0]["image_id"] = 7
+    path = write_json(tmp_path / "captions.json", document)
+    assert read_error(path, tasks=["ask"]).code == "data.nothing_selected"
+
+
+def test_data_without_texts_is_refused(tmp_path):
+    path = write_json(tmp_path / "dataset.json", {"images": [{"filename": "a.jpg", "sentences": []}]})
+    assert read_error(path).code == "data.no_texts"
+
+
 def vqa(folder: Path) -> str:
     rows = [(1, 42, "how many?"), (2, 42, "what?"), (3, 5, "where?")]
     records = [{"question_id": number, "image_id": image, "question": text} for number, image, text in rows]

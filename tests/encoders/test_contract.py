@@ -1,7 +1,12 @@
 """The encoder contract: what invalid outputs raise, and how prepared inputs become a batch."""
 
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmx.config.schema import SourceConfig
 from mmx.encoders.base import Encoder, Features
@@ -47,6 +52,53 @@ def toy(encoder_class=ToyEncoder):
 
 def features(states=(B, S, F), mask=(B, S), grid=None, dtype=torch.float32, mask_dtype=torch.bool):
     return Features(torch.zeros(states, dtype=dtype), torch.ones(mask, dtype=mask_dtype), grid)
+
+
+class RecordsInput(ToyEncoder):
+    """Records what `prepare` receives."""
+
+    def prepare(self, raw):
+        self.received = raw
+        return super().prepare([1.0])
+
+
+def received(modality, raw):
+    """Return what `prepare` of an encoder of this modality receives for an input of a caller."""
+    encoder = toy(RecordsInput)
+    encoder.modality = modality
+    prepare(encoder, "x", raw)
+    return encoder.received
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "numbers"])
+def test_prepare_receives_a_path_as_str(modality):
+    assert received(modality, Path("folder") / "a.png") == str(Path("folder") / "a.png")
+    assert received(modality, "a.png") == "a.png"
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_prepare_receives_a_buffer_as_bytes(modality):
+    for raw in (b"data", bytearray(b"data"), memoryview(b"data")):
+        found = received(modality, raw)
+        assert type(found) is bytes
+        assert found == b"data"
+
+
+def test_prepare_of_an_image_encoder_receives_arrays_and_open_files_as_images():
+    image = Image.effect_mandelbrot((6, 4), (-2, -1.2, 1, 1.2), 20).convert("RGB")
+    file = BytesIO()
+    image.save(file, "png")
+    array = np.array(image)
+    for raw in (file, array, torch.from_numpy(array).permute(2, 0, 1)):
+        found = received("image", raw)
+        assert isinstance(found, Image.Image)
+        assert np.array_equal(np.array(found), array)
+    assert received("image", image) is image
+
+
+def test_prepare_of_other_encoders_receives_the_value_of_the_caller():
+    for raw in ([1.0, 2.0], torch.ones(2), np.ones(2), bytearray(b"data"), BytesIO(b"data")):
+        assert received("numbers", raw) is raw
 
 
 FEATURES = "Features(states, mask, grid)"

@@ -61,6 +61,13 @@ def test_package_is_written(execution):
     assert (execution.folder / "mmx-bird-song" / "pyproject.toml").is_file()
 
 
+def test_encoder_of_files_passes_the_kit(execution):
+    results = execution.outputs[2][1].splitlines()
+    assert any(line.split() == ["passed", "input_types"] for line in results)
+    assert any(line.split() == ["passed", "grid"] for line in results)
+    assert {line.split()[0] for line in results} == {"passed", "skipped"}
+
+
 def test_frozen_decoder_answers_questions_about_the_new_source(execution):
     metrics = json.loads((execution.folder / "results" / "metrics.json").read_text())
     print(f"held-out questions: {metrics['exact match']:.3f} of {metrics['questions']}")
@@ -81,6 +88,7 @@ def test_encoders_of_guide_package_and_demo_pass_mypy_strict(execution):
     pytest.importorskip("mypy")
     files = [
         execution.folder / "pulse.py",
+        execution.folder / "thumbnail.py",
         execution.folder / "mmx-bird-song" / "src" / "mmx_bird_song" / "__init__.py",
         ROOT / "demos" / "mmx-log-mel" / "src" / "mmx_log_mel" / "__init__.py",
         ROOT / "demos" / "mmx-log-mel" / "src" / "mmx_log_mel" / "beeps.py",

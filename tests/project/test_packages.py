@@ -78,7 +78,7 @@ def test_new_encoder_package_is_installed_found_and_passes_its_own_tests(environ
     assert expected in listed
     tested = environment.output("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", folder=package)
     assert "failed" not in tested
-    assert "17 passed, 2 skipped" in tested, "18 checks, of which grid and device do not apply, and the name"
+    assert "17 passed, 3 skipped" in tested, "19 checks, of which input_types, grid and device do not apply"
     command = ["encoders", "check", "bird-song", "window=3", "--only", "mask"]
     assert environment.output("-m", "mmx", *command, folder=tmp_path) == "passed   mask\n"
 

@@ -1,6 +1,6 @@
 """Encoders that each break one rule of the contract, with the names of exactly those checks that must fail.
 
-All encode a list of numbers (or, for the grid, an image), untyped as plugins may be.
+All encode a list of numbers, an image or audio, untyped as plugins may be.
 """
 
 import os
@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from torch import nn
 
 from mmx.encoders.base import Encoder, Features
+from mmx.io.audio import load_audio
+from mmx.io.images import load_image
 from mmx.testing import ToyEncoder
 
 BROKEN = {}  # class to the names of the checks that must fail
@@ -245,8 +247,11 @@ class Pixels(Encoder):
         self.linear = nn.Conv2d(3, 16, 8, 8)
 
     def prepare(self, raw):
-        small = torch.frombuffer(bytearray(raw.resize((32, 24), Image.Resampling.BOX).tobytes()), dtype=torch.uint8)
-        return {"pixels": small.view(24, 32, 3).permute(2, 0, 1).float() / 255}
+        return {"pixels": self.pixels(load_image(raw))}
+
+    def pixels(self, image):
+        small = torch.frombuffer(bytearray(image.resize((32, 24), Image.Resampling.BOX).tobytes()), dtype=torch.uint8)
+        return small.view(24, 32, 3).permute(2, 0, 1).float() / 255
 
     def forward(self, batch):
         cells = self.linear(batch["pixels"])
@@ -276,3 +281,50 @@ class MirroredGrid(Pixels):
 class ShuffledGrid(Pixels):
     def arrange(self, cells):
         return cells.flatten(2)[:, :, torch.randperm(12, generator=torch.Generator().manual_seed(1))]
+
+
+@breaks("input_types")
+class PilImagesOnly(Pixels):
+    """Can be trained, and fails for the path that a user gives."""
+
+    def prepare(self, raw):
+        return {"pixels": self.pixels(raw)}
+
+
+@breaks("input_types")
+class SwappedChannelsOfFiles(Pixels):
+    """Reads files as BGR, as some libraries do, and PIL images as RGB."""
+
+    def prepare(self, raw):
+        pixels = super().prepare(raw)["pixels"]
+        return {"pixels": pixels if isinstance(raw, Image.Image) else pixels.flip(0)}
+
+
+class Loudness(ToyEncoder):
+    """Audio, one slot for every 1000 samples. Correct."""
+
+    modality = "audio"
+
+    def prepare(self, raw):
+        samples = load_audio(raw, 16_000)
+        whole = samples[: len(samples) // 1000 * 1000]
+        return super().prepare(whole.view(-1, 1000).square().mean(1).sqrt().tolist())
+
+
+@breaks("input_types")
+class SamplesOnly(Loudness):
+    """Takes (samples, rate), as the samples of the kit are, and no file."""
+
+    def prepare(self, raw):
+        samples, rate = raw
+        return super().prepare((samples, rate))
+
+
+@breaks("input_types")
+class UnscaledFiles(Loudness):
+    """Keeps the integers of a file as they are."""
+
+    def prepare(self, raw):
+        prepared = super().prepare(raw)
+        scale = 1 if isinstance(raw, tuple) else 32768
+        return {**prepared, "numbers": prepared["numbers"] * scale}

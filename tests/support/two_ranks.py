@@ -31,6 +31,8 @@ def run(config: RunConfig, resume: bool = False, stop_in: int | None = None) -> 
         trainer.run()
     except TrainingError as problem:
         error = {"code": problem.code, "step": problem.details.get("step")}
+        if "sample" in problem.details:
+            error["sample"] = problem.details["sample"]
     weights = sum(float(parameter.double().abs().sum()) for parameter in trainer.model.parameters())
     return {
         "recorded": trainer.recorded,

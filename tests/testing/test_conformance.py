@@ -5,10 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from broken_encoders import BROKEN, InvertedMask, MeanOverPadding, Numbers, Pixels
+from broken_encoders import (
+    BROKEN,
+    InvertedMask,
+    Loudness,
+    MeanOverPadding,
+    Numbers,
+    PilImagesOnly,
+    Pixels,
+    UnscaledFiles,
+)
+from PIL import ExifTags, Image
 
 from mmx.encoders.base import Encoder
 from mmx.errors import ConfigError, EncoderError
+from mmx.io.images import load_image
 from mmx.testing import ToyEncoder, check_encoder, encoder_checks
 from mmx.testing.checks import CHECKS
 
@@ -32,9 +43,43 @@ def test_every_check_has_a_broken_encoder():
     assert untested == {"import", "device"}, "the first has tests below, the second needs a GPU"
 
 
-@pytest.mark.parametrize("encoder", [Numbers, Pixels])
+@pytest.mark.parametrize("encoder", [Numbers, Pixels, Loudness])
 def test_correct_encoder_passes(encoder):
     assert failed_checks(encoder) == set()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (PilImagesOnly, "sample 0 as a path: encoder PilImagesOnly of source 'kit' failed in prepare(str)"),
+        (UnscaledFiles, "'numbers' of sample 0 differs between (samples, rate) and a path"),
+    ],
+)
+def test_input_type_that_fails_is_named(encoder, message):
+    (result,) = check_encoder(encoder, only=["input_types"], on_fail="return")
+    assert result.status == "failed"
+    assert result.message.startswith(message)
+
+
+def test_samples_that_are_files_are_read_in_every_type(tmp_path):
+    """A photo that is stored rotated is upright in training, and must be when its path is given."""
+
+    class IgnoresOrientation(Pixels):
+        def prepare(self, raw):
+            image = Image.open(raw) if isinstance(raw, str) else load_image(raw)
+            return {"pixels": self.pixels(image)}
+
+    paths = []
+    for number in range(3):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6  # rotated by 90 degrees
+        path = tmp_path / f"{number}.jpg"
+        Image.effect_mandelbrot((40, 30), (-2, -1.2, 1, 1.2), 20 + number).convert("RGB").save(path, exif=exif)
+        paths.append(str(path))
+    (passed,) = check_encoder(Pixels, samples=paths, only=["input_types"])
+    assert passed.status == "passed"
+    (failed,) = check_encoder(IgnoresOrientation, samples=paths, only=["input_types"], on_fail="return")
+    assert failed.message == "'pixels' of sample 0 differs between a PIL image and a path"
 
 
 def test_error_lists_failed_checks_with_reason_and_remedy():

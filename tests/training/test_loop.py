@@ -18,8 +18,10 @@ from toy_runs import COUNT, RecordingTrainer, metrics_lines, number_config, stat
 from mmx.config.schema import RunConfig
 from mmx.data.batching import Batch
 from mmx.data.examples import Example
+from mmx.encoders.base import Features
 from mmx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mmx.models.checkpoint import load_model, load_provenance
+from mmx.testing import ToyEncoder
 from mmx.training.loop import StepResult, train
 from mmx.training.state import latest_state
 
@@ -255,10 +257,11 @@ def test_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, accum
     with pytest.raises(TrainingError) as error:
         trainer.run()
     done = len(trainer.recorded)
-    assert error.value.code == "training.not_finite"
+    assert error.value.code == "training.encoder_not_finite"
     assert error.value.details["step"] == done + 1
-    assert error.value.details["samples"]
-    assert "training.learning_rate" in str(error.value)
+    assert error.value.details["sample"].startswith("[nan, ")
+    assert (error.value.details["source"], error.value.details["stage"]) == ("numbers", "prepare")
+    assert "learning_rate" not in str(error.value)
     assert trainer.progress.step == done > 0
     assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
     assert int(latest_state(tmp_path / "run").name) == done
@@ -271,8 +274,80 @@ def test_loss_that_is_not_finite_in_the_first_step_names_no_state(tmp_path):
     data = write_numbers(tmp_path, count=2, damaged=0)
     with pytest.raises(TrainingError) as error:
         train(number_config(data, tmp_path / "run"), quiet=True)
-    assert error.value.code == "training.not_finite"
+    assert error.value.code == "training.encoder_not_finite"
     assert error.value.details["state"] is None
+
+
+def test_loss_that_is_not_finite_with_finite_features_names_the_learning_rate(tmp_path):
+    trainer = RecordingTrainer(number_config(write_numbers(tmp_path), tmp_path / "run"))
+    loss = trainer.objective.loss
+    trainer.objective.loss = lambda logits, batch: loss(logits, batch) * float("nan")  # type: ignore[method-assign]
+    with pytest.raises(TrainingError) as error:
+        trainer.run()
+    assert error.value.code == "training.not_finite"
+    assert error.value.details["samples"]
+    assert "training.learning_rate" in str(error.value)
+
+
+class InvalidForOneInput(ToyEncoder):
+    """Is NaN for one finite input, the first number of the 12th sample."""
+
+    def forward(self, batch):
+        features = super().forward(batch)
+        is_invalid = (batch["numbers"] - (4 / 7 + 0.011)).abs() < 1e-6
+        return Features(features.states.masked_fill(is_invalid[..., None], float("nan")), features.mask)
+
+
+class NormOverBatch(ToyEncoder):
+    """In training, divides by the deviation over the batch, which is NaN for a batch of one."""
+
+    def forward(self, batch):
+        features = super().forward(batch)
+        scale = features.states.mean(1, keepdim=True).std(0) if self.training else 1.0
+        return Features(features.states / scale, features.mask)
+
+
+class HugeFeatures(ToyEncoder):
+    """Features that are finite, with keys that are not."""
+
+    def forward(self, batch):
+        features = super().forward(batch)
+        return Features(features.states * 3e38, features.mask)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "batch_size", "stage", "sample"),
+    [
+        (InvalidForOneInput, 4, "forward", "[0.5824"),
+        (NormOverBatch, 1, "forward", None),
+        (HugeFeatures, 4, "projection", None),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_encoder_that_is_not_finite_is_named(tmp_path, encoder, batch_size, stage, sample):
+    config = number_config(write_numbers(tmp_path), tmp_path / "run", per_device_batch_size=batch_size)
+    document = config.model_dump(mode="json")
+    source = {"encoder": f"{__name__}:{encoder.__name__}", "projection": {"norm": "none"}}
+    document["model"]["sources"]["numbers"] = source
+    trainer = RecordingTrainer(RunConfig.model_validate(document))
+    with torch.no_grad():
+        trainer.model.sources["numbers"].projection.key.weight.mul_(100)
+    batches = []
+    check = trainer._check_finite
+
+    def recording(loss, norm, step_batches):
+        batches.extend(step_batches)
+        check(loss, norm, step_batches)
+
+    trainer._check_finite = recording  # type: ignore[method-assign]
+    with pytest.raises(TrainingError) as error:
+        trainer.run()
+    details = error.value.details
+    assert error.value.code == "training.encoder_not_finite"
+    assert (details["source"], details["encoder"], details["stage"]) == ("numbers", encoder.__name__, stage)
+    assert details["sample"].startswith(sample or batches[-1].ids[0])
+    assert details["sample"] in batches[-1].ids
+    assert trainer.model.sources["numbers"].training
 
 
 # ---- the run folder ----------------------------------------------------------------------------------------------

@@ -110,7 +110,9 @@ def test_both_ranks_end_with_the_same_weights(folder, name):
 def test_loss_that_is_not_finite_on_one_rank_stops_both(folder, accumulation):
     first, second = findings(folder, f"broken-{accumulation}")
     done = len(first["recorded"])
-    assert first["error"] == second["error"] == {"code": "training.not_finite", "step": done + 1}
+    assert first["error"] == second["error"]
+    assert (first["error"]["code"], first["error"]["step"]) == ("training.encoder_not_finite", done + 1)
+    assert first["error"]["sample"].startswith("[nan")
     assert len(second["recorded"]) == done
     run = folder / f"broken-{accumulation}"
     state = latest_state(run)
