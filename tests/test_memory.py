@@ -1,6 +1,7 @@
 """Memory: select, scatter, cat, focus, save. Masked slots and the order of concatenated sources change no logit."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,12 @@ from mmx.errors import MmxError
 from mmx.memory import Memory, Segment, cat
 
 properties = settings(max_examples=50, deadline=None)
+FINGERPRINT = "0123456789abcdef"
+
+
+def with_fingerprint(memory, fingerprint=FINGERPRINT):
+    """A memory as a model makes it."""
+    return replace(memory, fingerprint=fingerprint)
 
 
 def image_memory(rows=2, columns=3, prefix=0, batch=2, slots_before=()):
@@ -244,18 +251,19 @@ def test_invalid_boxes_are_refused(box):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_saved_memory_loads_identical(tmp_path, dtype):
     questions = random_memory(batch=4, slots=2, source="question").fold_streams(2)
-    memory = cat(image_memory(prefix=1), questions).to(dtype=dtype).focus((0, 0, 0.5, 0.5))
+    memory = cat(with_fingerprint(image_memory(prefix=1)), questions).to(dtype=dtype).focus((0, 0, 0.5, 0.5))
     memory.save(tmp_path / "memory.safetensors")
     loaded = Memory.load(tmp_path / "memory.safetensors")
     for part in ("keys", "values", "mask"):
         assert torch.equal(getattr(loaded, part), getattr(memory, part))
     assert loaded.keys.dtype == dtype
     assert loaded.layout == memory.layout
+    assert loaded.fingerprint == FINGERPRINT
     assert isinstance(loaded.layout[0].grid, tuple)
 
 
 def test_an_empty_memory_is_saved_and_loaded(tmp_path):
-    memory = Memory.empty(2, 3, HEADS, 8, dtype=torch.float16)
+    memory = with_fingerprint(Memory.empty(2, 3, HEADS, 8, dtype=torch.float16))
     memory.save(str(tmp_path / "empty"))
     loaded = Memory.load(str(tmp_path / "empty"))
     assert (loaded.num_slots, loaded.batch_size, loaded.nbytes, loaded.layout) == (0, 3, 0, ())
@@ -266,6 +274,7 @@ def test_tensors_with_a_gradient_that_are_not_contiguous_can_be_saved(tmp_path):
     """Keys that still carry a gradient, and are no contiguous slots of memory."""
     keys = torch.randn(5, 2, 2, HEADS, 8, requires_grad=True).permute(1, 2, 3, 0, 4)
     memory = Memory(keys, keys * 2, torch.ones(2, 5, dtype=torch.bool), (Segment("image", 0, 5),))
+    memory = with_fingerprint(memory)
     memory.save(tmp_path / "memory")
     assert torch.equal(Memory.load(tmp_path / "memory").values, keys * 2)
 
@@ -280,7 +289,7 @@ def foreign_files(folder):
     save_file(tensors, folder / "no json", metadata={"layout": "image"})
     save_file(tensors, folder / "a number", metadata={"layout": "5"})
     save_file(tensors, folder / "too short", metadata={"layout": '[["image", 0]]'})
-    valid.save(folder / "valid")
+    with_fingerprint(valid).save(folder / "valid")
     (folder / "torn").write_bytes((folder / "valid").read_bytes()[:-7])
     return ["text", "nothing", "no layout", "no values", "no json", "a number", "too short", "torn", "missing", "."]
 
@@ -294,10 +303,50 @@ def test_other_files_are_refused(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_the_fingerprint_follows_its_memory():
+    memory = with_fingerprint(image_memory())
+    derived = [
+        memory.select([1]),
+        memory.scatter(torch.tensor([2, 0]), 3),
+        memory.fold_streams(2),
+        memory.mask_out(torch.tensor([True] + [False] * 5)),
+        memory.focus((0.0, 0.0, 0.5, 0.5)),
+        memory.focus([[None, (0.0, 0.0, 0.5, 0.5)]] * 2),
+        memory.to("cpu", torch.bfloat16),
+        cat(memory),
+        cat(memory, memory),
+        cat(random_memory(), memory),
+        cat(memory, random_memory()),
+    ]
+    assert [item.fingerprint for item in derived] == [FINGERPRINT] * len(derived)
+    assert cat(random_memory(), random_memory()).fingerprint is None
+
+
+def test_memories_of_different_models_are_not_concatenated():
+    with pytest.raises(MmxError) as error:
+        cat(with_fingerprint(random_memory()), random_memory(), with_fingerprint(random_memory(), "other"))
+    assert error.value.code == "memory.other_model"
+    assert error.value.details == {"fingerprint": "other", "expected": FINGERPRINT}
+
+
+def test_a_saved_memory_always_has_a_fingerprint(tmp_path):
+    memory = random_memory()
+    with pytest.raises(MmxError) as error:
+        memory.save(tmp_path / "memory")
+    assert error.value.code == "memory.no_fingerprint"
+    assert not (tmp_path / "memory").exists()
+    tensors = {"keys": memory.keys, "values": memory.values, "mask": memory.mask}
+    save_file(tensors, tmp_path / "older", metadata={"layout": '[["image", 0, 5, null]]'})
+    with pytest.raises(MmxError) as error:
+        Memory.load(tmp_path / "older")
+    assert error.value.code == "memory.no_fingerprint"
+    assert error.value.details == {"path": str(tmp_path / "older")}
+
+
 def test_a_file_whose_layout_does_not_fit_is_refused(tmp_path):
     valid = random_memory()
     tensors = {"keys": valid.keys, "values": valid.values, "mask": valid.mask}
-    save_file(tensors, tmp_path / "memory", metadata={"layout": '[["image", 0, 4, null]]'})
+    save_file(tensors, tmp_path / "memory", metadata={"layout": '[["image", 0, 4, null]]', "fingerprint": "f"})
     with pytest.raises(MmxError) as error:
         Memory.load(tmp_path / "memory")
     assert error.value.code == "memory.layout"
@@ -370,6 +419,7 @@ def test_stream_mask_of_boxes():
 
 def test_the_stream_mask_follows_its_memory(tmp_path):
     memory = random_memory(batch=3, slots=5, grid=(2, 2))
+    memory = with_fingerprint(memory)
     memory = memory.focus([[None, (0.0, 0.0, 0.5, 0.5)], [(0.5, 0.5, 1.0, 1.0), None], [None, None]])
     assert torch.equal(memory.select([1, 0]).stream_mask, memory.stream_mask[[1, 0]])
     scattered = memory.scatter(torch.tensor([2, 0, 3]), 4)

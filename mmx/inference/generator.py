@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ from mmx.inference.options import implied_options
 from mmx.inference.outputs import GeneratedText, ModelInput
 from mmx.memory import Memory
 from mmx.models.batching import pad_texts, stack_boxes
+from mmx.models.fingerprint import model_fingerprint
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch, collate_inputs, find_source, prepare_inputs
 from mmx.text.prompts import normalize_question
@@ -139,7 +141,7 @@ class TextGenerator:
     @torch.inference_mode()
     def _encode_sources(self, batch: Mapping[str, SourceBatch], rows: int) -> Memory:
         moved = {name: part.to(self.model.device) for name, part in batch.items()}
-        return self.model.encode(moved, rows)
+        return replace(self.model.encode(moved, rows), fingerprint=self.fingerprint)
 
     # ---- prompts -----------------------------------------------------------------------------------------------
 
@@ -183,13 +185,33 @@ class TextGenerator:
 
     # ---- memories ----------------------------------------------------------------------------------------------
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Fingerprint of the model, see `mmx.models.fingerprint`. Every memory that this object encodes has it."""
+        return model_fingerprint(self.model)
+
+    def check_memory(self, memory: Memory) -> None:
+        """Raise MmxError (memory.other_model) for the memory of another model. One without a fingerprint is allowed."""
+        if memory.fingerprint not in (None, self.fingerprint):
+            raise MmxError(
+                f"the memory was made by another model ({memory.fingerprint}) than this one ({self.fingerprint}); "
+                "encode the input again with this model, or load the model that made it.",
+                code="memory.other_model",
+                fingerprint=memory.fingerprint,
+                expected=self.fingerprint,
+            )
+
     def with_boxes(self, memory: Memory, boxes: Sequence[Sequence[Box | None]], streams: int) -> Memory:
         """Return the memory in which each of K streams attends only to its box. boxes: [B][up to K], None for all."""
         stacked = stack_boxes(boxes, streams)
         return memory if stacked is None else memory.focus(stacked)
 
     def with_questions(self, memory: Memory, questions: Sequence[Sequence[str | None]]) -> Memory:
-        """Return the memory that the decoder attends to, once a text source or question encoder has read [B][K]."""
+        """Return the memory that the decoder attends to, once a text source or question encoder has read [B][K].
+
+        Raises MmxError (memory.other_model) for a memory of another model.
+        """
+        self.check_memory(memory)
         name = self.model.config.question_input
         if name == "prompt":
             return memory

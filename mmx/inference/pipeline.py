@@ -351,6 +351,7 @@ class Pipeline(TextGenerator):
                 code="input.list",
             )
         memory = image if isinstance(image, Memory) else self.encode_prepared([self.prepare(image)])
+        self.check_memory(memory)
         if memory.batch_size != 1:
             raise MmxError(
                 f"a memory of {memory.batch_size} inputs was given; expected one, select it with memory.select([0]).",

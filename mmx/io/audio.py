@@ -6,11 +6,11 @@ T: samples.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from io import BytesIO
 from types import ModuleType
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ MAX_BYTES = 256 * 2**20
 MAX_SECONDS = 600
 MAX_SAMPLES = 2**26  # of one channel: ten minutes at 96 kHz, 256 MB
 MAX_CHANNELS = 32
+MAX_PEAK = 2.0  # full scale is 1; mixing and lossy formats exceed it a little, integers as floats by far
+MIN_MIX_ENERGY = 0.01  # of the mean of independent channels; less means that the channels cancel each other
 BLOCK = 2**16  # frames that are decoded at once
 
 _KNOWN = "aif aifc aiff au caf flac mp3 oga ogg opus rf64 w64 wav"
@@ -41,6 +43,7 @@ _MESSAGES = {
     "shape": "not an array of samples; expected numbers [T] or [T, channels]; reshape them",
     "dtype": "integers of unknown full scale; expected floats from -1 to 1, or int16; divide by the full scale first",
     "not_finite": "NaN or infinite samples; expected samples from -1 to 1; export it again",
+    "scale": "far above full scale; expected samples from -1 to 1; divide by the full scale, 32768 for 16 bits",
     "rate": "the rate is not a positive number; expected samples per second, such as 16000; give (samples, rate)",
     "missing_package": "packages for audio are not installed; expected soundfile and soxr; pip install 'mmx[audio]'",
 }
@@ -50,6 +53,9 @@ _FULL_SCALE = {"int8": 2**7, "int16": 2**15, "int32": 2**31}
 
 def load_audio(source: AudioInput, rate: int, *, allow_urls: bool = False) -> Tensor:
     """Return mono samples [T] at `rate` Hz in float32, the mean of the channels.
+
+    Where the channels cancel each other (stereo in opposite phase: the mean has less than 1 % of the energy that the
+    mean of independent channels has), the loudest channel is returned instead. Samples above MAX_PEAK are refused.
 
     Args:
         source: a path, the bytes of an audio file, a binary file object (read from its start), or a pair
@@ -70,7 +76,18 @@ def load_audio(source: AudioInput, rate: int, *, allow_urls: bool = False) -> Te
         failure = ReadFailure("damaged")
     label, name = ("the samples", "samples") if isinstance(source, tuple | list) else display_name(source, "audio")
     # Outside of the handlers, so that no other library's error is chained.
-    raise AudioError(f"{label}: {_MESSAGES[failure.reason]}.", code=f"audio.{failure.reason}", source=name)
+    message = f"{label}{failure.detail}: {_MESSAGES[failure.reason]}."
+    raise AudioError(message, code=f"audio.{failure.reason}", source=name)
+
+
+class _OpenAudio(Protocol):
+    """What is used of `soundfile.SoundFile`."""
+
+    channels: int
+
+    def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray: ...
+
+    def seek(self, frames: int) -> int: ...
 
 
 class _AudioBytes(BytesIO):
@@ -89,7 +106,10 @@ def _decode(source: object, allow_urls: bool) -> tuple[np.ndarray, float]:
         return _decode_file(read_source(source, MAX_BYTES, allow_urls))
     if len(source) != 2 or np.ndim(source[1]) != 0:
         raise ReadFailure("type")
-    return _mix_channels(_to_float(source[0])), _positive(source[1])
+    samples = _to_float(source[0])
+    rate = _positive(source[1])
+    _check_range(samples)
+    return _mix_channels(samples), rate
 
 
 def _decode_file(data: bytes) -> tuple[np.ndarray, float]:
@@ -106,14 +126,48 @@ def _decode_file(data: bytes) -> tuple[np.ndarray, float]:
         declared = file.frames  # never more are read
         if declared > min(MAX_SECONDS * rate, MAX_SAMPLES):
             raise ReadFailure("too_long")
-        blocks = [np.zeros(0, np.float32)]
-        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
-        samples = np.concatenate(blocks)
+        samples = _decode_mono(file)
         length_is_exact = file.format != "MP3"
         if _is_truncated_wav(data) or (length_is_exact and len(samples) < declared):
             raise ReadFailure("damaged")
     return samples, rate
+
+
+def _decode_mono(file: _OpenAudio) -> np.ndarray:
+    """The mean of the channels of an open file; if they cancel each other, the loudest of them."""
+    energies = np.zeros(file.channels)
+    means = [np.zeros(0, np.float32)]
+    for block in _blocks(file):
+        _check_range(block)
+        energies += np.square(block, dtype=np.float64).sum(axis=0)
+        means.append(block.mean(axis=1))
+    samples = np.concatenate(means)
+    if not _is_cancelled(samples, energies):
+        return samples
+    file.seek(0)
+    loudest = energies.argmax()
+    return np.concatenate([block[:, loudest] for block in _blocks(file)])
+
+
+def _blocks(file: _OpenAudio) -> Iterator[np.ndarray]:
+    """Decode up to BLOCK frames [T, channels] at a time."""
+    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _is_cancelled(mean: np.ndarray, energies: np.ndarray) -> bool:
+    """Whether the mean of channels, given their energies, is far quieter than the mean of independent channels."""
+    expected = float(energies.sum()) / len(energies) ** 2
+    return float(np.dot(mean, mean)) < MIN_MIX_ENERGY * expected
+
+
+def _check_range(samples: np.ndarray) -> None:
+    """Refuse NaN, infinite values, and floats that do not have full scale 1."""
+    if not np.isfinite(samples).all():
+        raise ReadFailure("not_finite")
+    peak = float(np.abs(samples).max(initial=0.0))
+    if peak > MAX_PEAK:
+        raise ReadFailure("scale", f" (peak {peak:.6g})")
 
 
 def _is_truncated_wav(data: bytes) -> bool:
@@ -149,7 +203,9 @@ def _mix_channels(samples: np.ndarray) -> np.ndarray:
         return samples
     if not 1 <= samples.shape[1] <= MAX_CHANNELS:
         raise ReadFailure("channels" if samples.shape[1] else "empty")
-    return samples.mean(axis=1, dtype=np.float32)
+    mean = samples.mean(axis=1, dtype=np.float32)
+    energies = np.array([np.dot(channel, channel) for channel in samples.T])
+    return samples[:, energies.argmax()].copy() if _is_cancelled(mean, energies) else mean
 
 
 def _resample(samples: np.ndarray, source_rate: float, rate: int) -> np.ndarray:
@@ -157,8 +213,6 @@ def _resample(samples: np.ndarray, source_rate: float, rate: int) -> np.ndarray:
         raise ReadFailure("empty")
     if len(samples) > min(MAX_SECONDS * source_rate, MAX_SAMPLES):
         raise ReadFailure("too_long")
-    if not np.isfinite(samples).all():
-        raise ReadFailure("not_finite")
     if source_rate != rate:
         samples = _import_extra("soxr").resample(samples, source_rate, rate)
     if not len(samples):  # a few samples at a high rate are none at a lower one

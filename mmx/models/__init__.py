@@ -7,4 +7,5 @@ decoder              tokens and memory -> logits
 model                all of them
 weight_tying         one key and value projection for all attention
 checkpoint           saving and loading
+fingerprint          a hash of the weights, which memories carry
 """

@@ -3,18 +3,21 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mmx.config.schema import GenerationConfig, SourceConfig
+from mmx.config.schema import GenerationConfig, Precision, SourceConfig
 from mmx.errors import ConfigError, ImageError, MmxError
 from mmx.generation.guidance import GuidedDecodeStep
 from mmx.inference.outputs import GeneratedText, Question
 from mmx.inference.pipeline import Pipeline, load
 from mmx.memory import Memory
+from mmx.models.checkpoint import load_model, save_model
+from mmx.models.fingerprint import model_fingerprint
 from mmx.testing import tiny_model
 
 IMAGE = SourceConfig(encoder="image", options={"backbone": "resnet10t", "size": 32, "stage": 2})
@@ -73,6 +76,55 @@ def encoded(pipeline):
     )
     yield sizes
     handle.remove()
+
+
+# ---- memories of another model -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_pipeline(pipeline):
+    """A model of the same shapes: only its projection differs."""
+    other = build({"image": IMAGE})
+    other.model.load_state_dict(pipeline.model.state_dict())
+    with torch.no_grad():
+        other.model.sources["image"].projection.value.weight.neg_()
+    return other
+
+
+def test_a_memory_of_another_model_is_refused(pipeline, other_pipeline, images, tmp_path):
+    pipeline.encode(image=images[0]).save(tmp_path / "memory")
+    memory = Memory.load(tmp_path / "memory")
+    assert memory.fingerprint == pipeline.fingerprint
+    assert pipeline.caption(memory) == pipeline.caption(images[0])
+    options = other_pipeline.generation_config({})
+    calls = [
+        lambda: other_pipeline.caption(memory),
+        lambda: other_pipeline.ask(memory, QUESTIONS),
+        lambda: other_pipeline.generate(memory),
+        lambda: other_pipeline.rank(memory, None, ["a", "b"]),
+        lambda: list(other_pipeline.stream(memory)),
+        lambda: other_pipeline.look(memory, original=images[0]),
+        lambda: other_pipeline.generate_batch(memory, [[None]], options),
+        lambda: other_pipeline.decoder_memory(memory, [[None]]),
+    ]
+    for call in calls:
+        with pytest.raises(MmxError) as error:
+            call()
+        assert error.value.code == "memory.other_model"
+        assert error.value.details == {"fingerprint": pipeline.fingerprint, "expected": other_pipeline.fingerprint}
+    by_hand = replace(memory, fingerprint=None)
+    assert isinstance(other_pipeline.caption(by_hand), str)
+
+
+def test_the_fingerprint_of_a_model_is_stable(pipeline, tmp_path):
+    folder = save_model(tmp_path / "model", pipeline.model)
+    for dtype in get_args(Precision):
+        assert load(folder, dtype=dtype).fingerprint == pipeline.fingerprint, dtype
+    model = load_model("bundled")
+    assert model_fingerprint(model) == "8b09388166cbe9cb", "the same in every process"
+    with torch.no_grad():
+        model.decoder.norm.bias[3] += 0.1
+    assert model_fingerprint(model) != "8b09388166cbe9cb"
 
 
 # ---- caption, ask, generate, rank, stream --------------------------------------------------------------------------

@@ -97,6 +97,38 @@ def test_channels_are_averaged():
     )
 
 
+@pytest.mark.parametrize("quiet", [1.0, 0.97])
+def test_channels_in_opposite_phase_give_the_louder_one(quiet):
+    voice = np.repeat(tone()[None], 20, 0).flatten()  # several blocks
+    both = np.stack([-quiet * voice, voice], axis=1)
+    expected = torch.from_numpy(voice if quiet < 1 else -voice)
+    assert torch.equal(load_audio((both, RATE), RATE), expected)
+    assert torch.equal(load_audio((torch.from_numpy(both), RATE), RATE), expected)
+    assert torch.equal(load_audio(encoded(both, subtype="FLOAT"), RATE), expected)
+    loaded = load_audio(encoded(both, kind="FLAC"), RATE)
+    assert torch.allclose(loaded, expected, atol=1e-4)
+
+
+def test_other_quiet_means_are_kept():
+    """A single active channel of many, silence, and channels that are independent or partly opposite."""
+    only = np.zeros((8000, MAX_CHANNELS), np.float32)
+    only[:, 3] = tone()
+    assert torch.allclose(load_audio((only, RATE), RATE), torch.from_numpy(tone() / MAX_CHANNELS))
+    assert not load_audio((np.zeros((9, 2)), RATE), RATE).any()
+    partly = np.stack([tone(), -0.5 * tone()], axis=1)
+    assert torch.allclose(load_audio((partly, RATE), RATE), torch.from_numpy(tone() / 4))
+
+
+def test_samples_a_little_above_full_scale_are_kept():
+    loud = np.array([0.0, 1.9, -1.9], np.float32)
+    assert load_audio((loud, RATE), RATE).tolist() == loud.tolist()
+    assert load_audio(encoded(loud, subtype="FLOAT"), RATE).tolist() == loud.tolist()
+
+
+def test_the_peak_is_named():
+    assert "the samples (peak 16384): " in str(load_error((tone(4000.0) * 32768, RATE)))
+
+
 @pytest.mark.parametrize("source_rate", [8_000, 22_050, 44_100, 48_000])
 def test_resampling_keeps_the_tone(source_rate):
     pytest.importorskip("soxr")
@@ -147,6 +179,11 @@ REFUSED = {
     "not a number": ((NAN, RATE), "not_finite"),
     "infinity": (([0.0, float("inf")], RATE), "not_finite"),
     "not a number in a file": (encoded(NAN, subtype="FLOAT"), "not_finite"),
+    "integers as floats": ((tone() * 32768, RATE), "scale"),
+    "integers as floats in a list": (([0.0, -32768.0], RATE), "scale"),
+    "integers as floats in a file": (encoded(tone() * 32768, subtype="FLOAT"), "scale"),
+    "one loud channel of a file": (encoded(np.stack([tone(), 5 * tone()], 1), subtype="FLOAT"), "scale"),
+    "one loud channel": ((np.stack([tone(), 5 * tone()], 1), RATE), "scale"),
     "rate zero": ((np.zeros(9), 0), "rate"),
     "rate below": ((np.zeros(9), -1.0), "rate"),
     "rate nan": ((np.zeros(9), float("nan")), "rate"),

@@ -19,24 +19,13 @@ from torch import Tensor
 
 from mmx.boxes import BoxInput, cells_in_boxes, validate_boxes
 from mmx.errors import MmxError
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The slots `start:stop` of one source.
-
-    With a `grid` (rows, columns), the last rows * columns slots are its cells, row by row from the top left; slots
-    before them, such as class tokens, describe the whole input.
-    """
-
-    source: str
-    start: int
-    stop: int
-    grid: tuple[int, int] | None = None
-
-    def shift(self, offset: int) -> Segment:
-        """Return the segment moved by `offset` slots."""
-        return replace(self, start=self.start + offset, stop=self.stop + offset)
+from mmx.memory.validation import (
+    Segment,
+    check_same_shape,
+    common_fingerprint,
+    validate_layout,
+    validate_tensors,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +38,8 @@ class Memory:
         mask: bool [B, S].
         layout: the segments of S, in order and without gaps.
         stream_mask: bool [B, K, S], the slots that each of K streams may attend to, or None if all may attend to all.
+        fingerprint: of the model that made the memory and can decode over it (`mmx.models.fingerprint`), or None for
+            a memory that was made by hand.
 
     Raises:
         MmxError: memory.shape, memory.mask, memory.stream_mask or memory.layout, if these do not fit together.
@@ -59,9 +50,11 @@ class Memory:
     mask: Tensor
     layout: tuple[Segment, ...]
     stream_mask: Tensor | None = None
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        validate_memory(self)
+        validate_tensors(self.keys, self.values, self.mask, self.stream_mask)
+        validate_layout(self.layout, self.num_slots)
 
     def __repr__(self) -> str:
         layers, batch_size, heads, _, head_dim = self.keys.shape
@@ -126,7 +119,13 @@ class Memory:
     def _map_rows(self, apply: Callable[[Tensor, int], Tensor]) -> Memory:
         """Apply a function of a tensor and its batch dimension to all tensors."""
         stream_mask = None if self.stream_mask is None else apply(self.stream_mask, 0)
-        return Memory(apply(self.keys, 1), apply(self.values, 1), apply(self.mask, 0), self.layout, stream_mask)
+        return replace(
+            self,
+            keys=apply(self.keys, 1),
+            values=apply(self.values, 1),
+            mask=apply(self.mask, 0),
+            stream_mask=stream_mask,
+        )
 
     # ---- streams -----------------------------------------------------------------------------------------------
 
@@ -142,7 +141,8 @@ class Memory:
         for k in range(streams):
             layout += [segment.shift(k * self.num_slots) for segment in self.layout]
         own_slots = torch.eye(streams, dtype=torch.bool, device=mask.device).repeat_interleave(self.num_slots, 1)
-        return Memory(keys, values, mask, tuple(layout), own_slots.expand(len(mask), -1, -1))
+        stream_mask = own_slots.expand(len(mask), -1, -1)
+        return replace(self, keys=keys, values=values, mask=mask, layout=tuple(layout), stream_mask=stream_mask)
 
     def stream_mask_for(self, streams: int) -> Tensor | None:
         """Return the slots that each of K `streams` may attend to, bool [B, K, S]; None if all may attend to all.
@@ -222,20 +222,32 @@ class Memory:
         keys = self.keys.to(device, dtype)
         values = self.values.to(device, dtype)
         stream_mask = None if self.stream_mask is None else self.stream_mask.to(device)
-        return Memory(keys, values, self.mask.to(device), self.layout, stream_mask)
+        return replace(self, keys=keys, values=values, mask=self.mask.to(device), stream_mask=stream_mask)
 
     def save(self, path: str | Path) -> None:
-        """Write the memory to a safetensors file. Raises MmxError (memory.save) if it cannot be written."""
+        """Write the memory to a safetensors file.
+
+        Raises:
+            MmxError: code `memory.save`, if the file cannot be written; code `memory.no_fingerprint`, for a memory that
+                does not know its model.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        if self.fingerprint is None:
+            raise MmxError(
+                "this memory has no fingerprint of the model that made it, so a file of it could be read with another "
+                "model; save what Pipeline.encode returns.",
+                code="memory.no_fingerprint",
+            )
         layout = [[segment.source, segment.start, segment.stop, segment.grid] for segment in self.layout]
         tensors = {"keys": self.keys, "values": self.values, "mask": self.mask}
         if self.stream_mask is not None:
             tensors["stream_mask"] = self.stream_mask
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        metadata = {"layout": json.dumps(layout), "fingerprint": self.fingerprint}
         try:
-            save_file(contiguous, str(path), metadata={"layout": json.dumps(layout)})
+            save_file(contiguous, str(path), metadata=metadata)
         except (SafetensorError, OSError) as error:
             raise MmxError(
                 f"the memory cannot be written to {path}; expected a file in a folder that exists and has space, check "
@@ -246,12 +258,17 @@ class Memory:
 
     @staticmethod
     def load(path: str | Path) -> Memory:
-        """Read a memory that `save` wrote. Raises MmxError (memory.file) for any other file."""
+        """Read a memory that `save` wrote.
+
+        Raises MmxError for any other file (memory.file), and for one without a fingerprint, as older versions wrote it
+        (memory.no_fingerprint).
+        """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(str(path), "pt") as file:
-                layout = json.loads((file.metadata() or {})["layout"])
+                metadata = file.metadata() or {}
+                layout = json.loads(metadata["layout"])
                 keys = file.get_tensor("keys")
                 values = file.get_tensor("values")
                 mask = file.get_tensor("mask")
@@ -266,7 +283,14 @@ class Memory:
                 code="memory.file",
                 path=str(path),
             ) from error
-        return Memory(keys, values, mask, tuple(segments), stream_mask)
+        if not metadata.get("fingerprint"):
+            raise MmxError(
+                f"{path} does not name the model that made it, because an older version of mmx wrote it; encode the "
+                "inputs again and save the memory with this version.",
+                code="memory.no_fingerprint",
+                path=str(path),
+            )
+        return Memory(keys, values, mask, tuple(segments), stream_mask, metadata["fingerprint"])
 
     @staticmethod
     def empty(
@@ -287,7 +311,10 @@ class Memory:
 def cat(*memories: Memory) -> Memory:
     """Concatenate memories along S. The order changes no output of the decoder.
 
-    Raises MmxError (memory.cat) if there is none, or if L, B, H or D differ.
+    Memories without a fingerprint, made by hand, may be concatenated to those of a model.
+
+    Raises MmxError if there is none, or if L, B, H or D differ (memory.cat), or for memories of different models
+    (memory.other_model).
     """
     if not memories:
         raise MmxError(
@@ -297,7 +324,8 @@ def cat(*memories: Memory) -> Memory:
     if len(memories) == 1:
         return first
     for other in memories[1:]:
-        _check_same_shape(first, other)
+        check_same_shape(first.keys, other.keys)
+    fingerprint = common_fingerprint([memory.fingerprint for memory in memories])
     layout: list[Segment] = []
     num_slots = 0
     for memory in memories:
@@ -309,6 +337,7 @@ def cat(*memories: Memory) -> Memory:
         torch.cat([memory.mask for memory in memories], 1),
         tuple(layout),
         _cat_stream_masks(memories),
+        fingerprint,
     )
 
 
@@ -340,89 +369,11 @@ def _rows_error(rows: object, batch_size: int) -> MmxError:
     )
 
 
-# ---- validation ------------------------------------------------------------------------------------------------
-
-
-def validate_memory(memory: Memory) -> None:
-    """Raise MmxError unless shapes, masks and layout of a memory fit together."""
-    keys = memory.keys
-    values = memory.values
-    mask = memory.mask
-    if keys.ndim != 5 or keys.shape != values.shape:
-        raise MmxError(
-            f"keys are {list(keys.shape)} and values {list(values.shape)}; expected both to be [L, B, H, S, D].",
-            code="memory.shape",
-            keys=list(keys.shape),
-            values=list(values.shape),
-        )
-    expected = [keys.shape[1], keys.shape[3]]
-    if mask.dtype != torch.bool or list(mask.shape) != expected:
-        raise MmxError(
-            f"the mask is {mask.dtype} {list(mask.shape)}; expected bool [B, S] = {expected}, True = may be attended.",
-            code="memory.mask",
-            shape=list(mask.shape),
-            expected=expected,
-        )
-    stream_mask = memory.stream_mask
-    if stream_mask is not None and not _fits_mask(stream_mask, mask):
-        raise MmxError(
-            f"the stream mask is {stream_mask.dtype} {list(stream_mask.shape)}; expected bool [B, K, S] with [B, S] = "
-            f"{expected}, True = may be attended by stream k.",
-            code="memory.stream_mask",
-            shape=list(stream_mask.shape),
-            expected=expected,
-        )
-    _validate_layout(memory.layout, memory.num_slots)
-
-
-def _fits_mask(stream_mask: Tensor, mask: Tensor) -> bool:
-    return stream_mask.ndim == 3 and stream_mask.dtype == torch.bool and stream_mask[:, 0].shape == mask.shape
-
-
-def _validate_layout(layout: Sequence[Segment], num_slots: int) -> None:
-    stop = 0
-    for segment in layout:
-        num_cells = segment.grid[0] * segment.grid[1] if segment.grid else 0
-        if segment.start != stop or segment.stop - segment.start < num_cells:
-            raise MmxError(
-                f"{segment} does not start at slot {stop}, where the one before it stops, or is shorter than its grid.",
-                code="memory.layout",
-                segment=segment,
-                expected=stop,
-            )
-        stop = segment.stop
-    if stop != num_slots:
-        raise MmxError(
-            f"the layout covers {stop} of {num_slots} slots; every slot must belong to one source.",
-            code="memory.layout",
-            covered=stop,
-            expected=num_slots,
-        )
-
-
-def _check_same_shape(first: Memory, other: Memory) -> None:
-    first_shape = _shape_without_slots(first.keys)
-    other_shape = _shape_without_slots(other.keys)
-    if first_shape != other_shape:
-        raise MmxError(
-            f"memories of [L, B, H, D] = {first_shape} and {other_shape} cannot be concatenated; "
-            "encode the sources with the same model and for the same number of rows.",
-            code="memory.cat",
-            shape=other_shape,
-            expected=first_shape,
-        )
-
-
 def _scatter(tensor: Tensor, rows: Tensor, size: int, dim: int) -> Tensor:
     """Zeros of `size` along `dim`, with the slices of a tensor at `rows`."""
     shape = list(tensor.shape)
     shape[dim] = size
     return tensor.new_zeros(shape).index_copy(dim, rows, tensor)
-
-
-def _shape_without_slots(keys: Tensor) -> list[int]:
-    layers, batch_size, heads, _, head_dim = keys.shape
-    return [layers, batch_size, heads, head_dim]
 
 
 def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:
