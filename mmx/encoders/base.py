@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmx.config.schema import FrozenModel
-from mmx.errors import EncoderError
+from mmx.errors import EncoderError, MmxError
 from mmx.nn.features import Features
 
 __all__ = ["Encoder", "Features"]
@@ -138,3 +138,14 @@ def _stack(tensors: list[Tensor], name: str) -> Tensor:
             shapes=sorted(shapes),
         )
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+
+
+def check_text_length(length: int, maximum: int) -> None:
+    """Raise MmxError (text.too_long) for a text of more than `maximum` tokens, special tokens included."""
+    if length > maximum:
+        raise MmxError(
+            f"the text has {length} tokens, and its encoder reads up to {maximum}; give a shorter text.",
+            code="text.too_long",
+            length=length,
+            maximum=maximum,
+        )

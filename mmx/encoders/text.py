@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmx.config.schema import BaseTransformerConfig
-from mmx.encoders.base import Encoder, Features
+from mmx.encoders.base import Encoder, Features, check_text_length
 from mmx.nn.layers import (
     SelfAttention,
     TokenEmbedding,
@@ -29,7 +29,7 @@ class TextEncoder(Encoder):
     uses_tokenizer = True
 
     class Options(BaseTransformerConfig):
-        """Configuration of the transformer. Longer texts are truncated to `max_position_embeddings` tokens.
+        """Configuration of the transformer. A text has up to `max_position_embeddings` tokens, eos included.
 
         `causal`: a token attends to itself and to earlier tokens only.
         """
@@ -49,9 +49,12 @@ class TextEncoder(Encoder):
         init_weights(self, options.num_layers)
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
-        """Text to {"tokens": int [S], "mask": bool [S]}. The last token is eos, so that no text is empty."""
-        text_tokens = self.tokenizer.encode(str(raw))[: self.options.max_position_embeddings - 1]
-        tokens = torch.tensor([*text_tokens, self.tokenizer.eos_token_id])
+        """Text to {"tokens": int [S], "mask": bool [S]}. The last token is eos, so that no text is empty.
+
+        Raises MmxError (text.too_long) for a text of more than `max_position_embeddings` tokens.
+        """
+        tokens = torch.tensor([*self.tokenizer.encode(str(raw)), self.tokenizer.eos_token_id])
+        check_text_length(len(tokens), self.options.max_position_embeddings)
         return {"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)}
 
     def labels(self, raw: object) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
-from mmx.encoders.pretrained.hf_models import describe_encoder
+from mmx.encoders.pretrained.hf_models import TOKENIZER, describe_encoder, missing_tokenizer_files
 from mmx.errors import CheckpointError
 from mmx.hub.hf_checkpoint import GENERATION_CONFIG, HFCheckpoint, HFConfig, read_errors
+from mmx.text.prompts import BOS, EOS
 from mmx.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ UNSUPPORTED_FIELDS = (
     "penalty_alpha",
 )
 DEFAULT_MAX_NEW_TOKENS = 20  # of transformers
+MIN_VOCAB_FRACTION = 0.8  # of the embedding that is in the tokenizer; the rest is padding, or timestamps of Whisper
 
 
 def activation(name: str, checkpoint: HFCheckpoint) -> str:
@@ -96,7 +98,51 @@ def read_tokenizer(checkpoint: HFCheckpoint, special_tokens: Mapping[str, Sequen
 
     with read_errors(checkpoint, "tokenizer"):
         hf_tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), config=None, trust_remote_code=False)
-        return Tokenizer.from_json(hf_tokenizer.backend_tokenizer.to_str(), checkpoint.name, special_tokens)
+        tokenizer = Tokenizer.from_json(hf_tokenizer.backend_tokenizer.to_str(), checkpoint.name, special_tokens)
+    missing = missing_tokenizer_files(hf_tokenizer, lambda file: (checkpoint.folder / file).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.name!r} has no {TOKENIZER}, nor {' and '.join(missing)}; expected the files of its "
+            "tokenizer; download them.",
+            code="hub.tokenizer",
+            name=checkpoint.name,
+            files=missing,
+        )
+    return tokenizer
+
+
+def check_tokenizer(checkpoint: HFCheckpoint, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Check that a tokenizer and an embedding of `vocab_size` tokens belong to one model.
+
+    The embedding has all tokens that text may become, and few others. Texts begin and end with special tokens, not with
+    words; that of the end is in the tokenizer. Raises CheckpointError (hub.tokenizer).
+    """
+    added = tokenizer.backend.get_added_tokens_decoder()
+    largest = max((token for token in tokenizer.backend.get_vocab().values() if token not in added), default=0)
+    size = len(tokenizer)
+    if largest >= vocab_size or size < MIN_VOCAB_FRACTION * vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {checkpoint.name!r} has {size} tokens, and the model an embedding of {vocab_size}; "
+            "expected those of one model; download the files of its tokenizer.",
+            code="hub.tokenizer",
+            name=checkpoint.name,
+            size=size,
+            expected=vocab_size,
+        )
+    for special in (BOS, EOS):
+        for token in tokenizer.special_tokens[special]:
+            text = tokenizer.backend.id_to_token(token)
+            is_missing = text is None and special is EOS
+            if is_missing or (text is not None and token not in added):
+                found = "unknown to" if is_missing else f"the text {text!r:.30} in"
+                raise CheckpointError(
+                    f"{checkpoint.name!r} has token {token} for {special.name}, which is {found} its tokenizer; "
+                    "expected a special token; download config.json and the files of the tokenizer.",
+                    code="hub.tokenizer",
+                    name=checkpoint.name,
+                    given=token,
+                    use=special.name,
+                )
 
 
 def read_generation(checkpoint: HFCheckpoint, prompt_length: int) -> GenerationConfig:

@@ -17,7 +17,7 @@ from mmx.config.schema import DecoderConfig, ModelConfig
 from mmx.errors import CheckpointError, ConfigError
 from mmx.hub import gpt2, llama
 from mmx.hub.hf_checkpoint import HFCheckpoint, HFConfig, conversion_errors, open_hf_checkpoint
-from mmx.hub.hf_config import first_token_id, read_tokenizer
+from mmx.hub.hf_config import check_tokenizer, first_token_id, read_tokenizer
 from mmx.hub.vit_gpt2 import has_untied_head
 from mmx.hub.weight_mapping import WeightMapping, convert
 from mmx.models.decoder import TextDecoder
@@ -123,6 +123,7 @@ def read_language_model(
         own_fields = {key: getattr(config, key) for key in OWN_FIELDS}
         decoder_config = parse_config({**spec.config.model_dump(), **own_fields}, DecoderConfig, where="model.decoder")
         tokenizer = _read_tokenizer(checkpoint)
+    check_tokenizer(checkpoint, tokenizer, decoder_config.padded_vocab_size or len(tokenizer))
     shapes = _decoder_shapes(decoder_config, len(tokenizer))
     tensors = convert(spec.weights, spec.dropped, checkpoint.tensors, shapes, name)
     return ConvertedDecoder(decoder_config, tensors, tokenizer)

@@ -14,6 +14,7 @@ from mmx.encoders.pretrained.hf_models import load_tensors
 from mmx.errors import CheckpointError
 from mmx.hub.conversion import ConversionSpec
 from mmx.hub.hf_checkpoint import HFCheckpoint, conversion_errors, open_hf_checkpoint
+from mmx.hub.hf_config import check_tokenizer
 from mmx.hub.weight_mapping import convert
 from mmx.models.checkpoint import load_strict
 from mmx.models.model import Model
@@ -58,6 +59,7 @@ def load_hf_model(
     with conversion_errors(checkpoint, family):
         spec = convert_family(checkpoint)
     _check_special_tokens(checkpoint, spec)
+    check_tokenizer(checkpoint, spec.tokenizer, spec.config.decoder.padded_vocab_size or len(spec.tokenizer))
     model = Model(spec.config, spec.tokenizer)
     load_strict(model, _convert_tensors(checkpoint, spec, model), repr(name))
     provenance = {"imported_from": name, "family": family, "revision": revision}

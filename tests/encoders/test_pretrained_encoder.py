@@ -38,7 +38,7 @@ from torch import nn
 from mmx.config.loader import dump_config, parse_config
 from mmx.config.schema import ProjectionConfig, SourceConfig
 from mmx.encoders.pretrained import HF_FAMILIES, TOWERS, PretrainedEncoder
-from mmx.errors import AudioError, EncoderError, ImageError
+from mmx.errors import AudioError, EncoderError, ImageError, MmxError
 from mmx.io.images import load_image
 from mmx.models.checkpoint import load_model, save_model, unique_tensors
 from mmx.testing import tiny_model
@@ -155,16 +155,15 @@ def test_text_states_equal_those_of_transformers_alone_and_in_a_batch(name):
 
     encoder = load(name)
     tokenizer = AutoTokenizer.from_pretrained(folder(name))
-    expected = [tokenizer(text, truncation=True, max_length=20)["input_ids"] for text in SENTENCES]
+    expected = [tokenizer(text)["input_ids"] for text in SENTENCES]
     assert [encoder.prepare(text)["tokens"].tolist() for text in SENTENCES] == expected
-    assert len(expected[-1]) == 20, "truncated to the limit of the model"
     batched = encode(encoder, SENTENCES)
     for row, ids in enumerate(expected):
         mask = torch.ones(1, len(ids), dtype=torch.long)
         with torch.no_grad():
             states = hf_encoder(name)(input_ids=torch.tensor([ids]), attention_mask=mask).last_hidden_state[0]
         alone = encode(encoder, [SENTENCES[row]])
-        assert batched.mask[row].tolist() == [True] * len(ids) + [False] * (20 - len(ids))
+        assert batched.mask[row].tolist() == [True] * len(ids) + [False] * (batched.mask.shape[1] - len(ids))
         torch.testing.assert_close(batched.states[row, : len(ids)], states, **CLOSE)
         torch.testing.assert_close(batched.states[row, : len(ids)], alone.states[0], **CLOSE)
     assert (encoder.modality, encoder.dimensions, encoder.width) == ("text", 1, 32)
@@ -183,27 +182,34 @@ def test_tokens_in_padding_do_not_change_states(name):
     torch.testing.assert_close(expected, found, **CLOSE)
 
 
-def test_texts_are_truncated_to_the_model_or_max_length(tmp_path):
+def length_limit(encoder):
+    """The number of tokens that a refused text may have, by its error."""
+    with pytest.raises(MmxError) as caught:
+        encoder.prepare("dog " * 999)
+    assert caught.value.code == "text.too_long"
+    assert caught.value.details["length"] >= 999
+    return caught.value.details["maximum"]
+
+
+def test_texts_longer_than_the_model_or_max_length_are_refused(tmp_path):
     unlimited = tmp_path / "unlimited"
     shutil.copytree(folder("roberta"), unlimited)
     config = json.loads((unlimited / "tokenizer_config.json").read_text())
     del config["model_max_length"]
     (unlimited / "tokenizer_config.json").write_text(json.dumps(config))
 
-    def tokens(**options):
+    def limit(**options):
         encoder = PretrainedEncoder(PretrainedEncoder.Options(name=str(unlimited), **options))
-        return encoder.prepare("dog " * 99)["tokens"]
+        return length_limit(encoder)
 
-    assert len(tokens()) == 20, "22 positions, of which 2 are reserved for padding"
-    short = tokens(max_length=7)
-    assert len(short) == 7
-    assert (int(short[0]), int(short[-1])) == (0, 2), "special tokens are kept"
+    assert limit() == 20, "22 positions, of which 2 are reserved for padding"
+    assert limit(max_length=7) == 7
     with pytest.raises(EncoderError) as caught:
-        tokens(max_length=21)
+        limit(max_length=21)
     assert caught.value.code == "encoder.max_length"
     assert (caught.value.details["given"], caught.value.details["expected"]) == (21, 20)
-    assert len(load("t5", max_length=None).prepare("dog " * 999)["tokens"]) == 512, "T5 has no limit"
-    assert len(load("t5", max_length=600).prepare("dog " * 999)["tokens"]) == 600
+    assert length_limit(load("t5", max_length=None)) == 512, "T5 has no limit"
+    assert length_limit(load("t5", max_length=600)) == 600
 
 
 def test_vocabulary_without_tokenizer_json(tmp_path):
@@ -270,11 +276,15 @@ def test_audio_states_equal_those_of_transformers_alone_and_in_a_batch(name):
 
 def test_whisper_encodes_its_whole_window():
     encoder = load("whisper")
-    samples = audio_samples()[5][0]
-    short, whole, long = (encode(encoder, [(samples[:n], SAMPLING_RATE)]) for n in (4000, 16_000, 20_000))
+    samples = 0.1 * torch.randn(80_000, generator=torch.Generator().manual_seed(1))
+    short, whole, padded = (encode(encoder, [(samples[:n], SAMPLING_RATE)]) for n in (4000, 16_000, 16_800))
     assert short.mask.all(), "silence after the audio may be attended"
     assert short.states.shape == (1, 50, 32)
-    assert torch.equal(whole.states, long.states), "truncated to the window"
+    assert torch.equal(whole.states, padded.states), "the padding of a compressed file"
+    with pytest.raises(AudioError) as caught:
+        encoder.prepare((samples, SAMPLING_RATE))
+    assert caught.value.code == "audio.too_long"
+    assert caught.value.details == {"seconds": 5.0, "maximum": 1.0}
 
 
 @pytest.mark.parametrize(("name", "differs"), [("wav2vec2", True), ("wav2vec2-large", False)])

@@ -5,6 +5,7 @@ import torch
 
 from mmx.encoders.contract import check_features
 from mmx.encoders.text import TextEncoder
+from mmx.errors import MmxError
 from mmx.testing import toy_tokenizer
 
 TEXTS = ["a dog", "what is it?", "x", "a much longer text, by far"]
@@ -107,14 +108,18 @@ def test_order_of_tokens_matters_only_with_positions(positions):
     assert (difference < 1e-5) == (positions == "none")
 
 
-def test_long_text_is_truncated_and_ends_with_eos():
+def test_long_text_is_refused():
     encoder = build(max_position_embeddings=8)
-    text = "abcdefghijklmnop" * 50
-    tokens = encoder.prepare(text)["tokens"]
+    tokenizer = encoder.tokenizer
+    longest = max(("a" * n for n in range(60)), key=lambda text: (len(tokenizer.encode(text)) == 7, len(text)))
+    tokens = encoder.prepare(longest)["tokens"].tolist()
+    assert tokens == [*tokenizer.encode(longest), tokenizer.eos_token_id]
     assert len(tokens) == 8
-    assert tokens[-1] == encoder.tokenizer.eos_token_id
-    assert tokens[:7].tolist() == encoder.tokenizer.encode(text)[:7]
-    assert encode(encoder, [text, "a"]).states.shape == (2, 8, 16)
+    text = "abcdefghijklmnop" * 50
+    with pytest.raises(MmxError) as error:
+        encoder.prepare(text)
+    assert error.value.code == "text.too_long"
+    assert error.value.details == {"length": len(tokenizer.encode(text)) + 1, "maximum": 8}
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n"])
@@ -128,7 +133,7 @@ def test_empty_text_has_a_visible_slot(text):
 
 def test_single_position_holds_eos():
     encoder = build(max_position_embeddings=1)
-    assert encoder.prepare("anything")["tokens"].tolist() == [encoder.tokenizer.eos_token_id]
+    assert encoder.prepare("")["tokens"].tolist() == [encoder.tokenizer.eos_token_id]
 
 
 def test_typed_special_token_is_plain_text():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity_cases import load_error, rewrite_tensors, save_vit_gpt2, without
+from parity_cases import byte_tokenizer, load_error, rewrite_tensors, save_vit_gpt2, without
 from safetensors.torch import load_file, save_file
 
 from mmx.data.scenes import generate_scene, render_scene
@@ -134,6 +134,39 @@ def test_missing_or_damaged_file_is_an_error(copy, file):
     for error in (damaged, missing):
         assert file in str(error) or "tokenizer" in str(error)
         assert "download" in str(error)
+
+
+def smaller_tokenizer(folder):
+    byte_tokenizer(60, bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(folder)
+
+
+def larger_tokenizer(folder):
+    byte_tokenizer(91, bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(folder)
+
+
+def tokenizer_without_end(folder):
+    """Token 0, which ends the texts of the model, is a letter here."""
+    tokenizer = byte_tokenizer(90, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    fields = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab = fields["model"]["vocab"]
+    vocab["<|endoftext|>"], vocab["A"] = vocab["A"], 0
+    fields["added_tokens"][0]["id"] = vocab["<|endoftext|>"]
+    (folder / "tokenizer.json").write_text(json.dumps(fields))
+
+
+TOKENIZERS = {  # details of the error
+    smaller_tokenizer: {"size": 60, "expected": 90},
+    larger_tokenizer: {"size": 91, "expected": 90},
+    tokenizer_without_end: {"given": 0, "use": "bos"},
+}
+
+
+@pytest.mark.parametrize("change", TOKENIZERS)
+def test_tokenizer_of_another_model_is_an_error(copy, change):
+    change(copy)
+    error = load_error(copy)
+    assert error.code == "hub.tokenizer"
+    assert error.details == {"name": str(copy), **TOKENIZERS[change]}
 
 
 def test_folder_without_config_and_unknown_name(tmp_path):

@@ -365,8 +365,12 @@ def test_question_longer_than_half_of_the_positions_is_refused(pipeline, images)
     assert error.value.details["length"] > 64
 
 
-def test_question_longer_than_its_encoder_reads_is_cut(text_encoder_pipeline, images):
-    assert isinstance(text_encoder_pipeline.ask(images[0], "why " * 99), str)
+def test_question_longer_than_its_encoder_reads_is_refused(text_encoder_pipeline, images):
+    maximum = text_encoder_pipeline.model.encoder("question").options.max_position_embeddings
+    with pytest.raises(MmxError) as error:
+        text_encoder_pipeline.ask(images[0], "why " * 99)
+    assert error.value.code == "text.too_long"
+    assert error.value.details["maximum"] == maximum < error.value.details["length"]
 
 
 def test_candidates_are_checked(pipeline, images):

@@ -40,12 +40,15 @@ def tiny_config(hidden_size: int = 24, **text: Any) -> BlipConfig:
 
 def full_config() -> BlipConfig:
     """The size of blip-image-captioning-base and blip-vqa-base: the defaults, and twelve heads."""
-    return BlipConfig(vision_config={}, text_config={"num_attention_heads": 12})
+    return BlipConfig(
+        vision_config={}, text_config={"num_attention_heads": 12, "sep_token_id": SEP, "eos_token_id": SEP}
+    )
 
 
-def tokenizer() -> BertTokenizer:
-    """Splits every word into letters."""
-    return BertTokenizer(vocab={token: i for i, token in enumerate(VOCAB)})
+def tokenizer(size: int = len(VOCAB)) -> BertTokenizer:
+    """Splits every word into letters. Tokens up to `size` are unused."""
+    tokens = [*VOCAB, *(f"[unused{i}]" for i in range(size - len(VOCAB)))]
+    return BertTokenizer(vocab={token: i for i, token in enumerate(tokens)})
 
 
 def processor(side: int = SIDE) -> BlipImageProcessor:

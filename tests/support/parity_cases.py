@@ -53,14 +53,20 @@ def randomized(reference: Any, seed: int = 0, size: float = 0.5) -> Any:
     return reference.eval()
 
 
-def byte_tokenizer(size: int, **special: str) -> PreTrainedTokenizerFast:
-    """A fast tokenizer of `size` tokens: the special ones (bos_token=..., eos_token=...), then single bytes."""
-    names = list(dict.fromkeys(special.values()))
+def byte_tokenizer(size: int, additional: tuple[str, ...] = (), **special: str) -> PreTrainedTokenizerFast:
+    """A fast tokenizer of `size` tokens: the special ones (bos_token=..., eos_token=...), then single bytes.
+
+    Args:
+        additional: further special tokens, which follow the named ones.
+    """
+    names = list(dict.fromkeys([*special.values(), *additional]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*names, *alphabet][:size])}
+    unused = [f"unused{i}" for i in range(size - len(names) - len(alphabet))]
+    vocab = {token: i for i, token in enumerate([*names, *alphabet, *unused][:size])}
     backend = Tokenizer(models.BPE(vocab, [], unk_token=names[0]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(names)
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 

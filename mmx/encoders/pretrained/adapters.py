@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mmx.encoders.base import Features
+from mmx.encoders.base import Features, check_text_length
 from mmx.encoders.pretrained.architecture import PretrainedOptions, class_of, hf_errors
 from mmx.encoders.pretrained.hf_models import TOKENIZER
-from mmx.errors import EncoderError, convert_errors
+from mmx.errors import AudioError, EncoderError, convert_errors
 from mmx.io import audio, images
 
 WHOLE_INPUT = (0.0, 0.0, 1.0, 1.0)
 MAX_ASPECT_RATIO = 16  # long side / short side; a longer image is cropped before its short side is resized
+WINDOW_TOLERANCE = 0.1  # seconds; compressed audio is padded to whole blocks
 DEFAULT_MAX_LENGTH = 512  # tokens of a text, where neither model nor tokenizer has a maximum
 
 
@@ -173,13 +174,14 @@ class _TextAdapter(InputAdapter):
             self._set_tokenizer(tokenizer)
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
-        """Text to {"tokens": [S], "mask": [S]}."""
+        """Text to {"tokens": [S], "mask": [S]}. Raises MmxError (text.too_long) for more than `max_length` tokens."""
         if self.tokenizer is None:
             raise EncoderError(
                 "the text encoder has no tokenizer; load its checkpoint, or call load_files(folder).",
                 code="encoder.no_tokenizer",
             )
         token_ids = self.tokenizer.encode(str(raw)).ids
+        check_text_length(len(token_ids), self.max_length)
         if not token_ids:  # a source has at least one slot
             token_ids = [self.config.pad_token_id or 0]
         return {"tokens": torch.tensor(token_ids), "mask": torch.ones(len(token_ids), dtype=torch.bool)}
@@ -205,7 +207,7 @@ class _TextAdapter(InputAdapter):
             self._set_tokenizer(Tokenizer.from_file(str(folder / TOKENIZER)))
 
     def _set_tokenizer(self, tokenizer: Any) -> None:
-        tokenizer.enable_truncation(self.max_length)
+        tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
 
@@ -231,13 +233,29 @@ class _AudioAdapter(InputAdapter):
             self.min_samples = (self.min_samples - 1) * stride + kernel
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
-        """Audio to {"samples": [T], "mask": [T]}, or of Whisper to {"spectrum": [mel, frames]}."""
+        """Audio to {"samples": [T], "mask": [T]}, or of Whisper to {"spectrum": [mel, frames]}.
+
+        Raises AudioError (audio.too_long) for audio that is longer than the window of Whisper.
+        """
         samples = audio.load_audio(cast(Any, raw), self.sampling_rate)
+        if not self.convolutions:
+            self._check_window(len(samples) / self.sampling_rate)
         samples = nn.functional.pad(samples, (0, max(0, self.min_samples - len(samples))))
         extracted = self.extractor(samples.numpy(), sampling_rate=self.sampling_rate, return_tensors="pt")
         if not self.convolutions:
             return {"spectrum": extracted["input_features"][0]}
         return {"samples": extracted["input_values"][0], "mask": torch.ones(len(samples), dtype=torch.bool)}
+
+    def _check_window(self, seconds: float) -> None:
+        """The feature extractor would drop what is after the window."""
+        window = self.extractor.n_samples / self.sampling_rate
+        if seconds > window + WINDOW_TOLERANCE:
+            raise AudioError(
+                f"the audio is {seconds:.1f} seconds long, and this model reads up to {window:g}; cut it into pieces.",
+                code="audio.too_long",
+                seconds=round(seconds, 3),
+                maximum=window,
+            )
 
     def features(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Features:
         """Encode a batch.

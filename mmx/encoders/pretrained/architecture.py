@@ -49,7 +49,7 @@ class PretrainedOptions(FrozenModel):
     tower: which encoder of a model with two, such as CLIP.
     layer: use the states after this many layers (of a pyramid: stages), before the final norm; the rest is removed.
         -1 is the last layer. Default: the whole encoder with its final norm.
-    max_length: maximum number of tokens of a text; default: that of the model.
+    max_length: maximum number of tokens of a text; default: that of the model. A longer text is refused.
     architecture, preprocessing: set on loading. With an `architecture` nothing is loaded, and `name` is only a note.
     """
 

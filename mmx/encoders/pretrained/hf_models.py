@@ -5,7 +5,7 @@ without any file of its origin. Weights are read from safetensors only, and code
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
@@ -211,10 +211,19 @@ def _load_processor(name: str, modality: str, source: WeightSource, config: Any)
         processor = auto_class.from_pretrained(**source.arguments(), config=config, trust_remote_code=False)
         if modality != "text":
             return None, config_dict(processor)
-        if not any(source.has_file(file) for file in processor.vocab_files_names.values()):
-            raise FileNotFoundError  # transformers would continue with an empty vocabulary
+        if missing_tokenizer_files(processor, source.has_file):
+            raise FileNotFoundError  # transformers would continue with an empty vocabulary, or without merges
         max_length = processor.model_max_length
         return processor.backend_tokenizer, {"max_length": max_length if max_length < UNLIMITED else None}
+
+
+def missing_tokenizer_files(tokenizer: Any, has_file: Callable[[str], bool]) -> list[str]:
+    """Return the files that a tokenizer of transformers was made without: vocabulary and merges, or tokenizer.json."""
+    if has_file(TOKENIZER):
+        return []
+    names = tokenizer.vocab_files_names
+    needed = [names[kind] for kind in ("vocab_file", "merges_file") if kind in names]
+    return [file for file in needed if not has_file(file)]
 
 
 def _unused_modules(family: HFFamily, architecture: JsonObject, layer: int | None) -> tuple[str, ...]:

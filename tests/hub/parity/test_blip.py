@@ -186,7 +186,7 @@ def test_unsupported_configuration_is_an_error(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_logits_equal_at_the_published_size(tmp_path):
     reference = randomized(BlipForConditionalGeneration(full_config()), size=0.05)
-    model = load_hf_model(save_all(tmp_path, reference, tokenizer(), processor(384))).model
+    model = load_hf_model(save_all(tmp_path, reference, tokenizer(30522), processor(384))).model
     pixels = random_pixels(1, 384, torch.float32)
     tokens = torch.randint(0, 30524, (1, 8))
     with torch.no_grad():

@@ -69,7 +69,7 @@ def reference(request):
 
 def save(folder, model):
     """Save a checkpoint; return its folder."""
-    tokenizer = byte_tokenizer(VOCAB_SIZE, bos_token="<end>", eos_token="<end>", additional="<begin>")
+    tokenizer = byte_tokenizer(model.config.vocab_size, ("<begin>",), bos_token="<end>", eos_token="<end>")
     return save_all(folder, model, tokenizer)
 
 
@@ -149,9 +149,23 @@ def test_prompts_are_plain_words(tmp_path):
 
 
 def test_missing_bos_token_is_replaced_by_eos(tmp_path):
-    model = randomized(llama(bos_token_id=None, eos_token_id=[7, 8]))
+    model = randomized(llama(bos_token_id=None, eos_token_id=[BOS_ID, 8]))
     tokenizer = read_language_model(save(tmp_path, model)).tokenizer
-    assert tokenizer.special_tokens[BOS] == tokenizer.special_tokens[EOS] == [7]
+    assert tokenizer.special_tokens[BOS] == tokenizer.special_tokens[EOS] == [BOS_ID]
+
+
+@pytest.mark.parametrize("size", [None, 1, VOCAB_SIZE // 2, VOCAB_SIZE + 9])
+def test_tokenizer_of_another_model_is_an_error(tmp_path, size):
+    folder = save(tmp_path, gpt2())
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    if size is not None:
+        byte_tokenizer(size, bos_token="<end>", eos_token="<end>").save_pretrained(folder)
+    with pytest.raises(CheckpointError) as caught:
+        read_language_model(folder)
+    assert caught.value.code == "hub.tokenizer"
+    if size is not None:
+        assert (caught.value.details["size"], caught.value.details["expected"]) == (size, VOCAB_SIZE)
 
 
 def test_stack_saved_without_head_is_read(tmp_path):

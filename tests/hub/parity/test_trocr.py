@@ -69,7 +69,9 @@ def build(seed=0, vision=None, **decoder):
 
 
 def save(folder, reference, side=SIDE):
-    tokenizer = byte_tokenizer(VOCAB_SIZE, bos_token="<s>", pad_token="<pad>", eos_token="</s>")
+    tokenizer = byte_tokenizer(
+        reference.config.decoder.vocab_size, bos_token="<s>", pad_token="<pad>", eos_token="</s>"
+    )
     return save_all(folder, reference, tokenizer, ViTImageProcessor(size={"height": side, "width": side}))
 
 

@@ -75,7 +75,7 @@ def test_logits_equal_at_the_published_size(tmp_path):
     config.pad_token_id = EOS
     config.eos_token_id = EOS
     reference = VisionEncoderDecoderModel(config).eval()
-    tokenizer = byte_tokenizer(VOCAB_SIZE, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer = byte_tokenizer(text.vocab_size, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
     model = load_hf_model(save_all(tmp_path, reference, tokenizer, ViTImageProcessor())).model
     pixels = random_pixels(1, 224, torch.float32)
     tokens = torch.randint(1, text.vocab_size, (1, 20), generator=torch.Generator().manual_seed(1))

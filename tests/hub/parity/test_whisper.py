@@ -68,8 +68,7 @@ def build(seed=0):
 
 def save(folder, reference, **generation):
     """Save a checkpoint. `generation`: fields of generation_config.json."""
-    tokenizer = byte_tokenizer(VOCAB_SIZE, bos_token=TOKENS[0], eos_token=TOKENS[0])
-    tokenizer.add_special_tokens({"additional_special_tokens": TOKENS[1:]})
+    tokenizer = byte_tokenizer(VOCAB_SIZE, tuple(TOKENS), bos_token=TOKENS[0], eos_token=TOKENS[0])
     save_all(folder, reference, tokenizer, WhisperFeatureExtractor(feature_size=MEL_BANDS, chunk_length=1))
     path = folder / "generation_config.json"
     fields = json.loads(path.read_text())
@@ -207,8 +206,7 @@ def test_logits_equal_at_the_published_size(tmp_path):
     )
     torch.manual_seed(0)
     reference = WhisperForConditionalGeneration(config).eval()
-    tokenizer = byte_tokenizer(VOCAB_SIZE, bos_token=TOKENS[0], eos_token=TOKENS[0])
-    tokenizer.add_special_tokens({"additional_special_tokens": TOKENS[1:]})
+    tokenizer = byte_tokenizer(51865, tuple(TOKENS), bos_token=TOKENS[0], eos_token=TOKENS[0])
     folder = save_all(tmp_path, reference, tokenizer, WhisperFeatureExtractor())
     path = tmp_path / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | GENERATION | MULTILINGUAL))
