@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmx.boxes import BoxInput, cells_in_boxes, validate_boxes
 from mmx.errors import MmxError
+from mmx.memory_rows import row_index, scatter_rows, shape_without_slots
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,6 @@ class Memory:
         """Whether every slot exists and every stream may attend to it."""
         return self.stream_mask is None and bool(self.mask.all())
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether keys and values of every slot that exists are finite."""
-        finite = self.keys.isfinite().all(-1) & self.values.isfinite().all(-1)  # [L, B, H, S]
-        return bool((finite | ~self.mask[:, None]).all())
-
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, H, S, D] of the `index`-th layer with cross-attention."""
         if len(self.keys) == 1:
@@ -116,12 +111,12 @@ class Memory:
 
         Raises MmxError (memory.rows) for anything else. Indices that are on a GPU already are not checked.
         """
-        index = _row_index(rows, self.batch_size).to(self.mask.device)
+        index = row_index(rows, self.batch_size).to(self.mask.device)
         return self._map_rows(lambda tensor, dim: tensor.index_select(dim, index))
 
     def scatter(self, rows: Tensor, batch_size: int) -> Memory:
         """Return `batch_size` memories in which memory i is at rows[i] (int [B]); all other rows are masked out."""
-        return self._map_rows(lambda tensor, dim: _scatter(tensor, rows, batch_size, dim))
+        return self._map_rows(lambda tensor, dim: scatter_rows(tensor, rows, batch_size, dim))
 
     def _map_rows(self, apply: Callable[[Tensor, int], Tensor]) -> Memory:
         """Apply a function of a tensor and its batch dimension to all tensors."""
@@ -238,8 +233,7 @@ class Memory:
             save_file(contiguous, str(path), metadata={"layout": json.dumps(layout)})
         except (SafetensorError, OSError) as error:
             raise MmxError(
-                f"the memory cannot be written to {path}; expected a file in a folder that exists and has space, check "
-                "the path.",
+                f"the memory cannot be written to {path}; check that its folder exists and has space.",
                 code="memory.save",
                 path=str(path),
             ) from error
@@ -312,34 +306,6 @@ def cat(*memories: Memory) -> Memory:
     )
 
 
-def _row_index(rows: Tensor | Sequence[int] | Sequence[bool], batch_size: int) -> Tensor:
-    """The indices of `Memory.select`, int64. Raises MmxError (memory.rows)."""
-    try:
-        index = torch.as_tensor(rows)
-    except (TypeError, ValueError, RuntimeError):
-        raise _rows_error(rows, batch_size) from None
-    if index.numel() == 0:
-        return index.new_zeros(0, dtype=torch.long)
-    is_mask = index.dtype == torch.bool
-    if index.ndim != 1 or index.is_floating_point() or index.is_complex() or (is_mask and len(index) != batch_size):
-        raise _rows_error(rows, batch_size)
-    if is_mask:
-        return index.nonzero()[:, 0]
-    if index.device.type == "cpu" and bool(((index < 0) | (index >= batch_size)).any()):
-        raise _rows_error(rows, batch_size)
-    return index.long()
-
-
-def _rows_error(rows: object, batch_size: int) -> MmxError:
-    given = " ".join(repr(rows).split())
-    return MmxError(
-        f"select was given {given[:60]}; expected a list of indices from 0 to {batch_size - 1}, or {batch_size} of "
-        "True and False.",
-        code="memory.rows",
-        batch_size=batch_size,
-    )
-
-
 # ---- validation ------------------------------------------------------------------------------------------------
 
 
@@ -401,8 +367,8 @@ def _validate_layout(layout: Sequence[Segment], num_slots: int) -> None:
 
 
 def _check_same_shape(first: Memory, other: Memory) -> None:
-    first_shape = _shape_without_slots(first.keys)
-    other_shape = _shape_without_slots(other.keys)
+    first_shape = shape_without_slots(first.keys)
+    other_shape = shape_without_slots(other.keys)
     if first_shape != other_shape:
         raise MmxError(
             f"memories of [L, B, H, D] = {first_shape} and {other_shape} cannot be concatenated; "
@@ -411,18 +377,6 @@ def _check_same_shape(first: Memory, other: Memory) -> None:
             shape=other_shape,
             expected=first_shape,
         )
-
-
-def _scatter(tensor: Tensor, rows: Tensor, size: int, dim: int) -> Tensor:
-    """Zeros of `size` along `dim`, with the slices of a tensor at `rows`."""
-    shape = list(tensor.shape)
-    shape[dim] = size
-    return tensor.new_zeros(shape).index_copy(dim, rows, tensor)
-
-
-def _shape_without_slots(keys: Tensor) -> list[int]:
-    layers, batch_size, heads, _, head_dim = keys.shape
-    return [layers, batch_size, heads, head_dim]
 
 
 def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:

@@ -13,6 +13,7 @@ import mmx
 ORDER = (
     "errors",
     "boxes",
+    "memory_rows",
     "memory",
     "config",
     "io",
