@@ -463,6 +463,6 @@ def test_rows_to_select_are_checked(rows):
 def test_a_memory_that_cannot_be_written_is_an_error(tmp_path):
     for path in (tmp_path / "missing" / "memory.safetensors", tmp_path):
         with pytest.raises(MmxError) as error:
-            random_memory(1).save(path)
+            replace(random_memory(1), fingerprint="0123456789abcdef").save(path)
         assert error.value.code == "memory.save"
         assert error.value.details["path"] == str(path)

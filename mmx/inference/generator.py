@@ -237,7 +237,7 @@ class TextGenerator:
         """
         dtype = self.model.decoder.embedding.weight.dtype
         converted = self.with_questions(memory, questions).to(dtype=dtype)
-        if not converted.is_finite:
+        if not _is_finite(converted):
             name = str(dtype).removeprefix("torch.")
             raise MmxError(
                 f"the memory has values that are not finite in {name}; check the features of the encoders, or load the "
@@ -390,6 +390,12 @@ def no_source_error(what: str, raw: object, sources: Sequence[str], **details: o
         sources=list(sources),
         **details,
     )
+
+
+def _is_finite(memory: Memory) -> bool:
+    """Whether keys and values of every slot that exists are finite."""
+    finite = memory.keys.isfinite().all(-1) & memory.values.isfinite().all(-1)  # [L, B, H, S]
+    return bool((finite | ~memory.mask[:, None]).all())
 
 
 def _path_as_text(raw: object) -> object:

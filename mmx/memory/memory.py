@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmx.boxes import BoxInput, cells_in_boxes, validate_boxes
 from mmx.errors import MmxError
+from mmx.memory.rows import row_index, scatter_rows
 from mmx.memory.validation import (
     Segment,
     check_same_shape,
@@ -90,12 +91,6 @@ class Memory:
         """Whether every slot exists and every stream may attend to it."""
         return self.stream_mask is None and bool(self.mask.all())
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether keys and values of every slot that exists are finite."""
-        finite = self.keys.isfinite().all(-1) & self.values.isfinite().all(-1)  # [L, B, H, S]
-        return bool((finite | ~self.mask[:, None]).all())
-
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """Return keys and values [B, H, S, D] of the `index`-th layer with cross-attention."""
         if len(self.keys) == 1:
@@ -109,12 +104,12 @@ class Memory:
 
         Raises MmxError (memory.rows) for anything else. Indices that are on a GPU already are not checked.
         """
-        index = _row_index(rows, self.batch_size).to(self.mask.device)
+        index = row_index(rows, self.batch_size).to(self.mask.device)
         return self._map_rows(lambda tensor, dim: tensor.index_select(dim, index))
 
     def scatter(self, rows: Tensor, batch_size: int) -> Memory:
         """Return `batch_size` memories in which memory i is at rows[i] (int [B]); all other rows are masked out."""
-        return self._map_rows(lambda tensor, dim: _scatter(tensor, rows, batch_size, dim))
+        return self._map_rows(lambda tensor, dim: scatter_rows(tensor, rows, batch_size, dim))
 
     def _map_rows(self, apply: Callable[[Tensor, int], Tensor]) -> Memory:
         """Apply a function of a tensor and its batch dimension to all tensors."""
@@ -250,8 +245,7 @@ class Memory:
             save_file(contiguous, str(path), metadata=metadata)
         except (SafetensorError, OSError) as error:
             raise MmxError(
-                f"the memory cannot be written to {path}; expected a file in a folder that exists and has space, check "
-                "the path.",
+                f"the memory cannot be written to {path}; check that its folder exists and has space.",
                 code="memory.save",
                 path=str(path),
             ) from error
@@ -339,41 +333,6 @@ def cat(*memories: Memory) -> Memory:
         _cat_stream_masks(memories),
         fingerprint,
     )
-
-
-def _row_index(rows: Tensor | Sequence[int] | Sequence[bool], batch_size: int) -> Tensor:
-    """The indices of `Memory.select`, int64. Raises MmxError (memory.rows)."""
-    try:
-        index = torch.as_tensor(rows)
-    except (TypeError, ValueError, RuntimeError):
-        raise _rows_error(rows, batch_size) from None
-    if index.numel() == 0:
-        return index.new_zeros(0, dtype=torch.long)
-    is_mask = index.dtype == torch.bool
-    if index.ndim != 1 or index.is_floating_point() or index.is_complex() or (is_mask and len(index) != batch_size):
-        raise _rows_error(rows, batch_size)
-    if is_mask:
-        return index.nonzero()[:, 0]
-    if index.device.type == "cpu" and bool(((index < 0) | (index >= batch_size)).any()):
-        raise _rows_error(rows, batch_size)
-    return index.long()
-
-
-def _rows_error(rows: object, batch_size: int) -> MmxError:
-    given = " ".join(repr(rows).split())
-    return MmxError(
-        f"select was given {given[:60]}; expected a list of indices from 0 to {batch_size - 1}, or {batch_size} of "
-        "True and False.",
-        code="memory.rows",
-        batch_size=batch_size,
-    )
-
-
-def _scatter(tensor: Tensor, rows: Tensor, size: int, dim: int) -> Tensor:
-    """Zeros of `size` along `dim`, with the slices of a tensor at `rows`."""
-    shape = list(tensor.shape)
-    shape[dim] = size
-    return tensor.new_zeros(shape).index_copy(dim, rows, tensor)
 
 
 def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:

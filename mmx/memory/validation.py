@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmx.errors import MmxError
+from mmx.memory.rows import shape_without_slots
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ def validate_layout(layout: Sequence[Segment], num_slots: int) -> None:
 
 def check_same_shape(first: Tensor, other: Tensor) -> None:
     """Raise MmxError (memory.cat) unless the keys of two memories differ in the number of slots only."""
-    first_shape = _shape_without_slots(first)
-    other_shape = _shape_without_slots(other)
+    first_shape = shape_without_slots(first)
+    other_shape = shape_without_slots(other)
     if first_shape != other_shape:
         raise MmxError(
             f"memories of [L, B, H, D] = {first_shape} and {other_shape} cannot be concatenated; "
@@ -111,8 +112,3 @@ def common_fingerprint(given: Sequence[str | None]) -> str | None:
             expected=fingerprints[0],
         )
     return fingerprints[0] if fingerprints else None
-
-
-def _shape_without_slots(keys: Tensor) -> list[int]:
-    layers, batch_size, heads, _, head_dim = keys.shape
-    return [layers, batch_size, heads, head_dim]

@@ -35,7 +35,6 @@ from mmx.models.batching import IGNORE_INDEX
 from mmx.training.config_changes import check_config_changes
 from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
-from mmx.training.invalid_features import InvalidFeatures, find_invalid_features
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
 from mmx.training.metrics_log import MetricsLog
 from mmx.training.model_setup import (
@@ -45,6 +44,7 @@ from mmx.training.model_setup import (
     resolve_generation,
     source_names,
 )
+from mmx.training.not_finite import not_finite_error
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
 from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder, print_changes
@@ -267,48 +267,9 @@ class Trainer:
         is_finite = bool(torch.isfinite(loss))
         if self.accelerator.scaler is None:  # gradients of fp16 overflow at times, and its scaler skips such steps
             is_finite = is_finite and bool(torch.isfinite(torch.as_tensor(norm)))
-        if not any_rank(self.accelerator, not is_finite):
-            return
-        self._check_encoders(is_finite, batches)
-        first_ids = [name for batch in batches for name in batch.ids[:2]]
-        samples = gather_object(first_ids)[:6]
-        state = latest_state(self.run_folder)
-        advice = f"{_resume_advice(state)} lower training.learning_rate or training.max_grad_norm"
-        raise TrainingError(
-            f"the loss or its gradient is not finite at step {self.progress.step + 1} "
-            f"(samples {', '.join(samples)}, …); {advice}.",
-            code="training.not_finite",
-            step=self.progress.step + 1,
-            samples=samples,
-            state=None if state is None else str(state),
-        )
-
-    def _check_encoders(self, is_finite: bool, batches: Sequence[Batch]) -> None:
-        """Raise TrainingError on all ranks if an encoder caused the loss of any rank that is not finite."""
-        own = [] if is_finite else [self._find_invalid_features(batches)]
-        found: list[InvalidFeatures] = [features for features in gather_object(own) if features is not None]
-        if not found:
-            return
-        invalid = found[0]
-        state = latest_state(self.run_folder)
-        raise TrainingError(
-            f"encoder {invalid.encoder} of source {invalid.source!r} gives NaN or infinity in {invalid.stage} "
-            f"for sample {invalid.sample} at step {self.progress.step + 1}; {_resume_advice(state)} "
-            "correct the sample or the encoder.",
-            code="training.encoder_not_finite",
-            step=self.progress.step + 1,
-            source=invalid.source,
-            encoder=invalid.encoder,
-            sample=invalid.sample,
-            stage=invalid.stage,
-            state=None if state is None else str(state),
-        )
-
-    def _find_invalid_features(self, batches: Sequence[Batch]) -> InvalidFeatures | None:
-        try:
-            return find_invalid_features(self.model, batches, self.accelerator.autocast())
-        except Exception:  # noqa: BLE001 - the other ranks wait for this one; the general message follows
-            return None
+        if any_rank(self.accelerator, not is_finite):
+            state = latest_state(self.run_folder)
+            raise not_finite_error(self.model, batches, self.accelerator, is_finite, self.progress.step + 1, state)
 
     def _count_samples(self, batches: Sequence[Batch]) -> None:
         """Count the samples of a step and report skipped ones. Raises TrainingError if too many are skipped."""
@@ -437,8 +398,3 @@ class Trainer:
             progress.scaler = self.accelerator.scaler.state_dict()
         state = TrainingState(self.model, self.optimizer, self.average, progress)
         save_state(self.run_folder, self.config, state, provenance)
-
-
-def _resume_advice(state: Path | None) -> str:
-    """Return the start of what to do about a loss that is not finite."""
-    return "no state was saved yet:" if state is None else f"the last good state is {state}: use --resume and"

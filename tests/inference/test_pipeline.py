@@ -518,8 +518,6 @@ def test_states_that_overflow_are_an_error(pipeline, images, options):
         assert code_of(pipeline.caption, bad, **options) == code
         assert code_of(pipeline.ask, bad, "what?", **options) == code
     assert code_of(pipeline.rank, overflowed, "what?", ["a", "b"]) == "generation.not_finite"
-    masked = replace(overflowed, mask=torch.zeros_like(memory.mask))
-    assert masked.is_finite
 
 
 def test_states_that_overflow_in_bfloat16_are_an_error(images):
