@@ -84,8 +84,6 @@ class TextGenerator:
                         vocab_size=vocab_size,
                     )
 
-    # ---- inputs ------------------------------------------------------------------------------------------------
-
     def accepts(self, path: str) -> bool:
         """Return whether one of the sources reads files of this name."""
         return any(accepts(encoder, name, path) for name, encoder in self.model.encoders.items())
@@ -143,8 +141,6 @@ class TextGenerator:
         moved = {name: part.to(self.model.device) for name, part in batch.items()}
         return replace(self.model.encode(moved, rows), fingerprint=self.fingerprint)
 
-    # ---- prompts -----------------------------------------------------------------------------------------------
-
     def prompt_tokens(self, question: str | None) -> list[int]:
         """Return the token ids of the decoder's prompt; `None` is the caption prompt.
 
@@ -182,8 +178,6 @@ class TextGenerator:
                 length=length,
                 maximum=decoder.max_position_embeddings,
             )
-
-    # ---- memories ----------------------------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:
@@ -246,8 +240,6 @@ class TextGenerator:
                 dtype=name,
             )
         return converted
-
-    # ---- decoding ----------------------------------------------------------------------------------------------
 
     def generate_batch(
         self,

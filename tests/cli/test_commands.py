@@ -310,8 +310,8 @@ def test_eval_writes_nothing_unasked(mmx, model, tmp_path, monkeypatch) -> None:
     for name in ("metrics.json", "predictions.jsonl", "maps.json"):
         (folder / name).write_text("earlier")
     monkeypatch.chdir(folder)
-    words = ("eval", model, "--data", "scenes", "num_examples=2", "--max-new-tokens", 3)
-    for options in ((), ("--json",), ("--maps",)):
+    words = ("eval", model, "--data", "scenes", "num_examples=2")
+    for options in (("--max-new-tokens", 3), ("--max-new-tokens", 3, "--json"), ("--maps",)):
         ran = mmx(*words, *options)
         assert (ran.code, ran.err) == (0, "")
         assert ran.out
@@ -364,7 +364,7 @@ def test_eval_scores_one_caption_a_line_as_the_karpathy_form(mmx, model, images,
     data = write_jsonl(folder / "list.jsonl", *lines)
     karpathy = folder / "dataset.json"
     karpathy.write_text(json.dumps({"images": records}))
-    words = ("--out", tmp_path, "--json", "--data")
+    words = ("--out-dir", tmp_path, "--json", "--data")
     (expected,) = mmx("eval", model, *words, karpathy).rows
     (metrics,) = mmx("eval", model, *words, data).rows
     assert metrics == expected
@@ -377,7 +377,7 @@ def test_records_that_do_not_join_are_named_and_eval_exits_with_1(mmx, model, im
         "annotations": [{"image_id": str(number), "caption": "a dot"} for number in range(len(images))],
     }
     data = images[0].parent / "c.json"
-    words = ("eval", model, "--data", data, "--out", tmp_path, "--json", "--quiet")
+    words = ("eval", model, "--data", data, "--json", "--quiet")
     data.write_text(json.dumps(document))
     ran = mmx(*words)
     assert (ran.code, ran.err, ran.rows[0]["captions"]) == (0, "", len(images))
@@ -433,7 +433,7 @@ def test_a_misspelt_source_is_an_error_row_of_captions(mmx, model, images) -> No
     ],
 )
 def test_eval_refuses_options_that_have_no_effect(mmx, model, tmp_path, words, option) -> None:
-    words = ["eval", model, "--data", "scenes", "num_examples=2", *words, "--out", tmp_path / "results"]
+    words = ["eval", model, "--data", "scenes", "num_examples=2", *words, "--out-dir", tmp_path / "results"]
     error = mmx(*words).refused()
     assert (error.code, error.details["option"]) == ("option.unused", option)
     assert not (tmp_path / "results").exists()
@@ -442,7 +442,7 @@ def test_eval_refuses_options_that_have_no_effect(mmx, model, tmp_path, words, o
 def test_eval_refuses_novelty_for_data_with_questions_only(mmx, model, images, tmp_path) -> None:
     line = {"image": str(images[0]), "question": "is it?", "answer": "no"}
     data = write_jsonl(tmp_path / "questions.jsonl", line)
-    error = mmx("eval", model, "--data", data, "--novelty-against", "split=train", "--out", tmp_path).refused()
+    error = mmx("eval", model, "--data", data, "--novelty-against", "split=train", "--out-dir", tmp_path).refused()
     assert (error.code, error.details["option"]) == ("option.unused", "--novelty-against")
 
 

@@ -53,7 +53,8 @@ def bits_alone(pipeline, numbers, question, target):
     labels = [*model.tokenizer.encode(target), model.tokenizer.eos_token_id]
     tokens = torch.tensor([[[*prompt, *labels[:-1]]]])
     with torch.inference_mode():
-        memory = pipeline.with_questions(pipeline.encode(numbers=[numbers]), [[question]])
+        memory = pipeline.unconditional_memory() if numbers is None else pipeline.encode(numbers=[numbers])
+        memory = pipeline.with_questions(memory, [[question]])
         logprobs = model.decoder(tokens, memory)[0, 0, len(prompt) - 1 :].log_softmax(-1)
     return -sum(float(row[token]) for row, token in zip(logprobs, labels, strict=True)) / math.log(2)
 

@@ -366,7 +366,7 @@ def save_encoder(folder, family):
 @pytest.mark.parametrize("family", ["vit", "bert", "whisper"])
 def test_encoders_of_transformers(family, tmp_path):
     """They are bidirectional; the frames of Whisper are divided into one region for each slot."""
-    raw = {"vit": PHOTO, "bert": "a dog", "whisper": (torch.randn(16000).numpy(), 16000)}[family]
+    raw = {"vit": PHOTO, "bert": "a dog", "whisper": (torch.randn(16000).clamp(-1, 1).numpy(), 16000)}[family]
     source = SourceConfig(encoder="pretrained", options={"name": save_encoder(tmp_path, family)})
     model = random_model({"given": source}, wait_k=2)
     report = leakage(model, {"given": model.collate("given", [raw])}, random_text())
