@@ -72,7 +72,8 @@ def unchanged_process_state() -> Iterator[None]:
             numpy.random.set_state(numpy_state)  # noqa: NPY002
             os.chdir(folder)
             torch.set_default_dtype(dtype)
-            torch.set_num_threads(num_threads)
+            if torch.get_num_threads() != num_threads:
+                torch.set_num_threads(num_threads)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.set_grad_enabled(grad_enabled)
 
