@@ -211,7 +211,7 @@ def _absent_phrase(scene: Scene, rng: Random) -> str:
     while True:  # terminates: there are more colors, and more shapes, than objects
         attributes = _attributes(rng.choice(scene.objects))
         changed = rng.choice(naming)
-        # Prefer words of other objects: "red star" is a harder question beside a red circle and a blue star.
+        # Prefer words of other objects: "red star" is a harder question if there are also a red circle and a blue star.
         words_of_others = [_attributes(other)[changed] for other in scene.objects]
         attributes[changed] = rng.choice((*VALUES[changed], *words_of_others))
         if not _matching_objects(scene, attributes, naming):

@@ -312,7 +312,7 @@ class TextGenerator:
         return DecodingInputs(self._step(memory, padded, options), tokens, mask, options)
 
     def _step(self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig) -> DecodeStep:
-        """The decoding step; with classifier-free guidance a second one over the questions alone stands beside it."""
+        """The decoding step; classifier-free guidance adds a second one over the questions alone."""
         decoder = self.model.decoder
         conditional = self.decoder_memory(memory, questions)
         step = CachedDecodeStep(decoder, conditional, options.max_new_tokens)

@@ -53,7 +53,7 @@ class ReadFailure(Exception):  # noqa: N818 - never leaves mmx.io
 
 
 def failure_messages(kind: str, max_bytes: int) -> dict[str, str]:
-    """Return what is said about each reason: the problem; what was expected; what to do. kind: image or audio."""
+    """Return the message of each reason: the problem; what was expected; what to do. kind: image or audio."""
     return {
         "missing": f"there is no such file; expected the path of an {kind} file; check the path",
         "url": f"a URL; expected an {kind} file on this computer; download it, or in Python use allow_urls=True",

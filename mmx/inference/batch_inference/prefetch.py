@@ -17,7 +17,7 @@ ResultT = TypeVar("ResultT")
 class Prefetcher:
     """Applies a function to the items of each batch; with threads, one batch ahead of its use.
 
-    Threads are used beside a GPU only. On a CPU they compete with the threads of the model's operations: 22.6 ms per
+    Threads are used with a GPU only. On a CPU they compete with the threads of the model's operations: 22.6 ms per
     image against 13.9 ms without them, for a small model on two cores.
     """
 
