@@ -100,7 +100,7 @@ def assert_cells_in_order(encoder, tolerance):
 
 
 SLOW = {"test_maxvit", "mobilenetv4_conv_small_035", "hiera_tiny_224"}
-CASES = [pytest.param(case, marks=pytest.mark.slow if case[0] in SLOW else ()) for case in FAMILIES]
+CASES = [pytest.param(case, marks=pytest.mark.families if case[0] in SLOW else ()) for case in FAMILIES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -116,7 +116,7 @@ def test_backbone_families(case):
     assert_cells_in_order(encoder, tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.families
 @pytest.mark.parametrize("stage", [None, 1])
 @pytest.mark.parametrize("backbone", MORE)
 def test_more_backbone_families(backbone, stage):

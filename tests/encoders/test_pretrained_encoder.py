@@ -62,7 +62,7 @@ def _single_thread_and_cleanup():
     hf_cases.clean_up()
 
 
-@pytest.mark.slow
+@pytest.mark.families
 def test_every_family_is_tested():
     assert {hf_encoder(name).config.model_type for name in ALL} == set(HF_FAMILIES)
     whole = {json.loads((folder(name) / "config.json").read_text())["model_type"] for name in ALL}
@@ -511,7 +511,7 @@ def test_conformance():
     check_encoder(ADDRESS, options={"name": str(folder("clip"))}, only=checks)
 
 
-@pytest.mark.slow
+@pytest.mark.families
 @pytest.mark.parametrize("name", ALL)
 def test_conformance_of_every_family(name):
     options = {"name": str(folder(name))} | ({"tower": "text"} if name == "clip-text" else {})

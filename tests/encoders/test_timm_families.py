@@ -31,8 +31,8 @@ DEFAULT_RUN = _DEFAULT_RUN.split()
 
 
 def params(names, default_run=DEFAULT_RUN):
-    """Parameters, of which those outside the default run are slow."""
-    return [pytest.param(name, marks=[] if name in default_run else pytest.mark.slow) for name in names]
+    """Parameters, of which those outside the default run are marked as families."""
+    return [pytest.param(name, marks=[] if name in default_run else pytest.mark.families) for name in names]
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +214,7 @@ def test_correlation_detects_a_wrong_order(backbone):
     assert undetected == {"neighbors swapped"}
 
 
-@pytest.mark.slow
+@pytest.mark.families
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_every_stage_of_every_family(backbone):
     """The last stage of LeViT needs several networks."""

@@ -133,8 +133,8 @@ DEFAULT_RUN = "vit clip siglip dinov2-registers swin bert roberta deberta t5 whi
 
 
 def params(table):
-    """Parameters for each family, of which those outside the default run are slow."""
-    return [pytest.param(name, marks=[] if name in DEFAULT_RUN.split() else pytest.mark.slow) for name in table]
+    """Parameters for each family, of which those outside the default run are marked as families."""
+    return [pytest.param(name, marks=[] if name in DEFAULT_RUN.split() else pytest.mark.families) for name in table]
 
 
 @cache
