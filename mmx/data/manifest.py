@@ -23,6 +23,7 @@ from mmx.data.json_fields import (
 )
 from mmx.errors import DataError
 from mmx.io.results_file import ID_FIELDS
+from mmx.text.prompts import empty_question_error, is_empty_question
 
 # Fields of a manifest line that are not inputs.
 TASK_FIELDS = {
@@ -203,6 +204,8 @@ def _parse_inputs(location: RecordLocation, line: Mapping[str, object]) -> dict[
 
 def _parse_question(location: RecordLocation, line: Mapping[str, object]) -> TextTask:
     question = text_field(line, "question", location)
+    if is_empty_question(question):
+        raise empty_question_error(str(location), path=location.path, line=location.line)
     question_type = optional_text_field(line, "question_type", location)
     answers = texts_field(line, ("answers", "answer"), location)
     if "box" not in line and "bbox" in line:

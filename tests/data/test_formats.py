@@ -73,6 +73,14 @@ def test_manifest_accepts_any_source_and_keeps_texts(tmp_path):
     assert example.sources == {"text": "read me", "audio": str(tmp_path / "b.wav"), "numbers": [1, 2]}
 
 
+@pytest.mark.parametrize("question", ["", " \t", "?", "？ ؟", "..."])
+def test_an_empty_question_of_a_manifest_is_refused_with_its_line(tmp_path, question):
+    lines = [{"image": "a", "captions": ["x"]}, {"image": "a", "question": question, "answers": ["x"]}]
+    path = write_lines(tmp_path / "list.jsonl", lines)
+    error = read_error(path)
+    assert (error.code, error.details["path"], error.details["line"]) == ("input.empty_question", path, 2)
+
+
 def test_manifest_accepts_a_question_without_answers(tmp_path):
     (example,) = read(write_lines(tmp_path / "a.jsonl", [{"image": "a", "question": "q?"}]))
     assert example.tasks == (TextTask((), "q?"),)
@@ -210,7 +218,7 @@ def karpathy(folder: Path) -> str:
 def test_karpathy_restval_counts_as_train(tmp_path, split, expected):
     examples = read(karpathy(tmp_path), split=split)
     assert "".join(example.id[0] for example in examples) == expected
-    assert examples[0].tasks[0].targets == (f"{expected[0]} runs .",)
+    assert examples[0].tasks[0].targets == (f"{expected[0]} \n runs .",), "as written"
 
 
 def test_karpathy_finds_images_in_the_usual_folders(tmp_path):

@@ -353,8 +353,19 @@ def code_of(function, *args, **kwargs):
 
 
 @pytest.mark.parametrize("name", ["pipeline", "text_encoder_pipeline"])
-def test_empty_question_is_a_question(name, images, request):
-    assert isinstance(request.getfixturevalue(name).ask(images[0], ""), str)
+@pytest.mark.parametrize("question", ["", " \n", "??", "؟"])
+def test_empty_question_is_refused_everywhere(name, question, images, request):
+    pipeline = request.getfixturevalue(name)
+    image = images[0]
+    assert code_of(pipeline.ask, image, question) == "input.empty_question"
+    assert code_of(pipeline.ask, image, ["what?", question]) == "input.empty_question"
+    assert code_of(pipeline.generate, image, question) == "input.empty_question"
+    assert code_of(pipeline.rank, image, question, ["yes", "no"]) == "input.empty_question"
+    assert code_of(pipeline.look, image, question) == "input.empty_question"
+    assert code_of(lambda: list(pipeline.stream(image, question))) == "input.empty_question"
+    answers = list(pipeline.answers([(image, question), (image, "what?")]))
+    assert answers[0].code == "input.empty_question"
+    assert answers[1].text == pipeline.ask(image, "what?")
 
 
 def test_question_longer_than_half_of_the_positions_is_refused(pipeline, images):
