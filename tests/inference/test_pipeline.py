@@ -368,6 +368,17 @@ def test_empty_question_is_refused_everywhere(name, question, images, request):
     assert answers[1].text == pipeline.ask(image, "what?")
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_a_text_that_ends_inside_a_character_leaves_it_out(pipeline, images, options):
+    tokenizer = pipeline.model.tokenizer
+    first_byte = tokenizer.encode("a日")[2]
+    suppressed = [token for token in range(len(tokenizer)) if token != first_byte]
+    limits = {"max_new_tokens": 1, "suppress_tokens": suppressed, **options}
+    assert pipeline.caption(images[0], **limits) == ""
+    assert list(pipeline.stream(images[0], **limits)) == [""]
+    assert pipeline.generate(images[0], **limits)[0].text == ""
+
+
 def test_question_longer_than_half_of_the_positions_is_refused(pipeline, images):
     with pytest.raises(MmxError) as error:
         pipeline.ask(images[0], "why " * 99)
