@@ -113,6 +113,7 @@ def _read_requests(
     """Return the questions of the command line or of a file, before the model is loaded. Raises MmxError."""
     from mmx.data.examples import TextTask
     from mmx.data.manifest import ManifestQuestion, read_questions
+    from mmx.text.prompts import empty_question_error, is_empty_question
 
     if (data is None) == (image is None):
         message = 'ask needs an image and a question, or --data FILE; type: mmx ask photo.jpg "what is this?"'
@@ -126,6 +127,8 @@ def _read_requests(
     if not questions:
         message = f'ask was given {image} and no question; type: mmx ask {image} "what is this?"'
         raise MmxError(message, code="ask.no_question")
+    if any(is_empty_question(question) for question in questions):
+        raise empty_question_error()
     inputs = {"": normalize_path(image or ""), **sources}
     return [ManifestQuestion(inputs, inputs, TextTask((), question), {}) for question in questions]
 

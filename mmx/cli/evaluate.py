@@ -113,6 +113,8 @@ def evaluate_model(
         report = evaluate(pipeline, examples, options, progress=bar.update)
     for message in report.skipped:
         print(one_line(message), file=sys.stderr)
+    if report.cut:
+        print(one_line(report.cut_sentence()), file=sys.stderr)
     if out is not None:
         report.save(out)
         _print_written(out / METRICS_FILE, out / PREDICTIONS_FILE)

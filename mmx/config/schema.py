@@ -26,6 +26,9 @@ __all__ = [
     "RopeScaling",
     "RunConfig",
     "SourceConfig",
+    "TextConfig",
+    "TextOptions",
+    "TokenizerConfig",
     "TrainingConfig",
     "TransformerConfig",
 ]
@@ -70,6 +73,17 @@ class QuestionEncoderConfig(TransformerConfig):
     attend_padding: bool = False
 
 
+class TokenizerConfig(FrozenModel):
+    """The tokenizer that is trained with a new model. Without these options it keeps texts as written.
+
+    `lowercase`: texts and questions are read in lower case. `nfkc`: compatibility characters are replaced by their
+    plain forms, such as full-width letters (Unicode's NFKC).
+    """
+
+    lowercase: bool = False
+    nfkc: bool = False
+
+
 class ModelConfig(FrozenModel):
     """A whole model: named sources, one decoder, and optionally a question encoder.
 
@@ -84,6 +98,7 @@ class ModelConfig(FrozenModel):
     decoder: DecoderConfig = DecoderConfig()
     question_encoder: QuestionEncoderConfig | None = None
     vocab_size: PositiveInt = 4096
+    tokenizer: TokenizerConfig = TokenizerConfig()
     question_input: str = "prompt"
     tie_key_value: Literal["none", "layers", "all"] = "none"
     special_tokens: dict[str, tuple[int, ...]] = {}
@@ -120,6 +135,27 @@ class ModelConfig(FrozenModel):
         return self
 
 
+class TextOptions(FrozenModel):
+    """Changes of target texts, which are otherwise learned as they are written, without white space at their ends.
+
+    `lowercase`: lower case. `collapse_whitespace`: one space for each run of white space, also in questions.
+    `join_punctuation`: no space before . , ? ! ; : 's and n't. `strip_final_period`: no full stops at the end, unless
+    the text has nothing else.
+    """
+
+    lowercase: bool = False
+    collapse_whitespace: bool = False
+    join_punctuation: bool = False
+    strip_final_period: bool = False
+
+
+class TextConfig(FrozenModel):
+    """Changes of the target texts of each task: captions, and answers (`ask`)."""
+
+    caption: TextOptions = TextOptions()
+    ask: TextOptions = TextOptions()
+
+
 class AugmentationConfig(FrozenModel):
     """Random changes of training images.
 
@@ -147,7 +183,8 @@ class DataConfig(FrozenModel):
     number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
     object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains captions by self-critical
     sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a
-    square of this many pixels a side, and kept in memory as uint8.
+    square of this many pixels a side, and kept in memory as uint8. `text` changes the texts of a task (see
+    `mmx.data.texts`).
     """
 
     path: str
@@ -166,6 +203,7 @@ class DataConfig(FrozenModel):
     question_types: tuple[str, ...] = ()
     max_objects: PositiveInt | None = None
     image_cache_size: PositiveInt | None = None
+    text: TextConfig = TextConfig()
 
     @model_validator(mode="after")
     def _check_fraction(self) -> "DataConfig":
@@ -268,10 +306,11 @@ class TrainingConfig(FrozenModel):
 
     A step is one optimizer update: `per_device_batch_size` images per process, times `gradient_accumulation_steps`.
     `min_lr_ratio`: final learning rate as a fraction of `learning_rate`. `texts_per_image`: texts drawn for each image.
-    `modality_dropout`: probability that a text is trained without the sources. `ema_decay`: decay of the exponential
-    moving average of the weights (0 disables it). `max_skip_fraction`: fraction of unreadable examples above which
-    training stops. `reward_temperature`: sampling temperature of self-critical sequence training. `target_noise`:
-    probability of replacing a token of the target texts in the decoder inputs by a random one.
+    `max_target_length`: tokens of a target text that are learned, without its prompt; None for as many as the decoder
+    has positions for. `modality_dropout`: probability that a text is trained without the sources. `ema_decay`: decay of
+    the exponential moving average of the weights (0 disables it). `max_skip_fraction`: fraction of unreadable examples
+    above which training stops. `reward_temperature`: sampling temperature of self-critical sequence training.
+    `target_noise`: probability of replacing a token of the target texts in the decoder inputs by a random one.
     """
 
     max_steps: PositiveInt = 1000
@@ -301,7 +340,7 @@ class TrainingConfig(FrozenModel):
     save_total_limit: PositiveInt = 2
     max_skip_fraction: float = Field(0.001, ge=0, le=1)
     metric_for_best_model: str = "loss"
-    max_target_length: PositiveInt = 40
+    max_target_length: PositiveInt | None = None
 
 
 class RunConfig(FrozenModel):

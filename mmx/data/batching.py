@@ -26,7 +26,7 @@ from mmx.io.images import load_image
 from mmx.models.batching import pad_texts, select_label_positions, stack_boxes
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch, collate_inputs, prepare_inputs
-from mmx.text.prompts import normalize_caption, normalize_question
+from mmx.text.prompts import normalize_question
 from mmx.text.tokenizer import Tokenizer
 
 DataSets = Sequence[tuple[DataConfig, Sequence[Example]]]
@@ -45,6 +45,13 @@ class TextPair(NamedTuple):
     box: Box | None = None
 
 
+class EncodedTarget(NamedTuple):
+    """The tokens of a target text: all of them and the end token, or the first ones of a text that was cut."""
+
+    tokens: list[int]
+    is_cut: bool
+
+
 @dataclass(frozen=True)
 class PreparedExample:
     """One example as tensors.
@@ -57,6 +64,7 @@ class PreparedExample:
         references: captions for the reward of self-critical training; empty if the example is trained on its texts.
         modality_dropped: whether the sources are masked out.
         skipped: messages about examples that could not be read and were replaced by this one.
+        cut: the origin of the example for each of its texts that was cut.
     """
 
     id: str
@@ -67,6 +75,7 @@ class PreparedExample:
     references: tuple[str, ...]
     modality_dropped: bool
     skipped: tuple[str, ...]
+    cut: tuple[str, ...] = ()
 
 
 @dataclass
@@ -79,6 +88,8 @@ class Batch:
         labels: int [n], the token expected after each of these positions, or IGNORE_INDEX.
         boxes: [B, K, 4], the region of each text (NaN for none), or None if no text has a region.
         skipped: messages about examples that could not be read.
+        num_texts: number of texts, without streams that are only padding.
+        cut: the origins of texts that were cut.
         references: see PreparedExample.
         advantages: [B, K], reward of a sampled text minus its baseline, NaN for a reference text; None if all texts
             are references.
@@ -92,6 +103,8 @@ class Batch:
     labels: Tensor
     boxes: Tensor | None
     skipped: list[str]
+    num_texts: int
+    cut: list[str]
     references: list[tuple[str, ...]]
     advantages: Tensor | None = None
 
@@ -128,7 +141,7 @@ class TrainingDataset(Dataset[PreparedExample]):
         self.seed = options.seed
         self.streams = options.texts_per_image
         self.max_positions = model.config.decoder.max_position_embeddings
-        self.max_length = min(options.max_target_length, self.max_positions)
+        self.max_target_length = options.max_target_length or self.max_positions
         self.modality_dropout = options.modality_dropout
         sizes = [len(examples) for _, examples in sets]
         weights = [config.sampling_weight for config, _ in sets]
@@ -175,6 +188,8 @@ class TrainingDataset(Dataset[PreparedExample]):
             labels=selected.labels,
             boxes=stack_boxes([item.boxes for item in prepared], self.streams),
             skipped=[message for item in prepared for message in item.skipped],
+            num_texts=sum(len(item.texts) for item in prepared),
+            cut=[origin for item in prepared for origin in item.cut],
             references=[item.references for item in prepared],
         )
 
@@ -186,11 +201,10 @@ class TrainingDataset(Dataset[PreparedExample]):
 
     def _prepare(self, example: Example, config: DataConfig, rng: Random, skipped: tuple[str, ...]) -> PreparedExample:
         texts = sample_texts(example.tasks, self.streams, rng)
+        origin = example.origin or example.id
         if not texts:
             raise DataError(
-                f"{example.origin or example.id} has no text to learn: no caption, and no answer.",
-                code="data.no_text",
-                origin=example.origin or example.id,
+                f"{origin} has no text to learn: no caption, and no answer.", code="data.no_text", origin=origin
             )
         inputs = self._prepare_inputs(example, config.augmentation, rng)
         questions: dict[int, PreparedInput] = {}
@@ -198,7 +212,13 @@ class TrainingDataset(Dataset[PreparedExample]):
             if text.question and self.question_preparer is not None:
                 question = normalize_question(text.question)
                 questions[k] = prepare(self.question_preparer, self.question_input, question)
-        tokenized = [self._tokenize(text) for text in texts]
+        tokenized: list[tuple[list[int], list[int]]] = []
+        cut: list[str] = []
+        for text in texts:
+            prompt, target = self._tokenize(text)
+            tokenized.append((prompt, target.tokens))
+            if target.is_cut:
+                cut.append(origin)
         references: tuple[str, ...] = ()
         if config.reward:
             references = tuple(target for task in example.tasks for target in task.targets)
@@ -212,6 +232,7 @@ class TrainingDataset(Dataset[PreparedExample]):
             references=references,
             modality_dropped=dropped,
             skipped=skipped,
+            cut=tuple(cut),
         )
 
     def _prepare_inputs(
@@ -225,7 +246,7 @@ class TrainingDataset(Dataset[PreparedExample]):
             raw[name] = augment_image(load_image(value), augmentation, rng) if is_image else value  # type: ignore[arg-type]
         return prepare_inputs(self.encoders, raw)
 
-    def _tokenize(self, text: TextPair) -> tuple[list[int], list[int]]:
+    def _tokenize(self, text: TextPair) -> tuple[list[int], EncodedTarget]:
         prompt = self.tokenizer.encode_prompt(self.prompt(text.question))
         if len(prompt) >= self.max_positions:
             raise DataError(
@@ -235,7 +256,16 @@ class TrainingDataset(Dataset[PreparedExample]):
                 length=len(prompt),
                 limit=self.max_positions,
             )
-        return prompt, encode_target(self.tokenizer, text.target, self.max_length - len(prompt))
+        limit = min(self.max_target_length, self.max_positions - len(prompt))
+        target = encode_target(self.tokenizer, text.target, limit)
+        if target.is_cut and not self.tokenizer.decode(target.tokens):
+            raise DataError(
+                f"no character of the text {text.target[:40]!r} fits into {limit} tokens; raise "
+                "training.max_target_length, or shorten the question.",
+                code="data.target_limit",
+                limit=limit,
+            )
+        return prompt, target
 
     def _collate_sources(self, prepared: Sequence[PreparedExample]) -> dict[str, SourceBatch]:
         dropped = torch.tensor([item.modality_dropped for item in prepared])
@@ -254,9 +284,16 @@ class TrainingDataset(Dataset[PreparedExample]):
         return sources
 
 
-def encode_target(tokenizer: Tokenizer, target: str, max_tokens: int) -> list[int]:
-    """Return the tokens of a normalized target text, at most `max_tokens` but at least one, and the end token."""
-    return [*tokenizer.encode(normalize_caption(target))[: max(1, max_tokens)], tokenizer.eos_token_id]
+def encode_target(tokenizer: Tokenizer, target: str, max_tokens: int) -> EncodedTarget:
+    """Return the tokens of a target text and the end token.
+
+    A text of more than `max_tokens` tokens is cut where a character ends. It has no end token, because the text goes
+    on: the model would learn to break off.
+    """
+    tokens = tokenizer.encode(target)
+    if len(tokens) > max_tokens:
+        return EncodedTarget(tokenizer.truncate(tokens, max_tokens), is_cut=True)
+    return EncodedTarget([*tokens, tokenizer.eos_token_id], is_cut=False)
 
 
 def sample_texts(tasks: Sequence[TextTask], streams: int, rng: Random) -> list[TextPair]:

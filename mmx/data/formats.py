@@ -21,7 +21,6 @@ from mmx.data.json_fields import (
     list_field,
     load_json,
     optional_text_field,
-    single_spaced,
     text_field,
 )
 from mmx.data.manifest import read_folder, read_manifest
@@ -29,6 +28,7 @@ from mmx.data.scene_examples import SceneExamples
 from mmx.data.selection import select_tasks
 from mmx.data.skipped import ReportSkipped, SkippedRecords, warn_skipped
 from mmx.errors import DataError, suggest
+from mmx.text.prompts import is_empty_question
 
 IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
 EMPTY_CAPTION = "the caption is empty"
@@ -191,7 +191,7 @@ def _karpathy_example(
     folder = optional_text_field(image, "filepath", location) or ""
     captions = []
     for number, sentence in enumerate(list_field(image, "sentences", location)):
-        caption = single_spaced(text_field(sentence, "raw", location))
+        caption = text_field(sentence, "raw", location).strip()
         if caption:
             captions.append(caption)
         else:
@@ -236,7 +236,7 @@ def _read_coco_captions(
     for number, annotation in enumerate(list_field(document, "annotations", RecordLocation(str(path)))):
         location = RecordLocation(str(path), record=f"annotation {number}")
         key = id_field(annotation, "image_id", location)
-        text = single_spaced(text_field(annotation, "caption", location))
+        text = text_field(annotation, "caption", location).strip()
         if not text:
             skipped.add(location, EMPTY_CAPTION)
         captions.setdefault(key, []).append((location, text))
@@ -258,7 +258,7 @@ def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None, sk
             skipped.add(location, "an earlier question has the same question_id")
             continue
         question_ids.add(key)
-        if not text.strip():
+        if is_empty_question(text):
             skipped.add(location, "the question is empty")
             continue
         if config.annotations and key not in answers:

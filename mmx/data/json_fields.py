@@ -225,7 +225,7 @@ def _shorten(value: object) -> str:
     return json.dumps(value, default=str)[:60]
 
 
-# ---- paths and texts ---------------------------------------------------------------------------------------------
+# ---- paths ----------------------------------------------------------------------------------------------------
 
 
 def is_url(text: str) -> bool:
@@ -237,8 +237,3 @@ def resolve_path(raw: str, base: Path) -> str:
     """Resolve a path relative to the folder of its list. A URL is kept, unless a file of this name exists."""
     path = base / raw
     return raw if is_url(raw) and not os.path.exists(path) else str(path)
-
-
-def single_spaced(text: str) -> str:
-    """Replace runs of white space by one space and strip the ends."""
-    return " ".join(text.split())

@@ -23,6 +23,7 @@ from mmx.data.json_fields import (
 )
 from mmx.errors import DataError
 from mmx.io.results_file import ID_FIELDS
+from mmx.text.prompts import empty_question_error, is_empty_question
 
 # Fields of a manifest line that are not inputs.
 TASK_FIELDS = {
@@ -38,6 +39,7 @@ TASK_FIELDS = {
     "question_id",
 }
 METADATA = "metadata.jsonl"
+MIN_MISSPELT_LENGTH = 5  # shorter names, such as "ids", differ from others by one letter without being misspelt
 
 
 class ManifestLine(NamedTuple):
@@ -70,8 +72,11 @@ def read_manifest(path: Path, config: DataConfig, sources: Collection[str] | Non
         sources: names of the model's sources. Other fields of a line are not inputs. None if they are unknown: then
             every field but numbers and truth values is an input.
     """
-    numbered = read_lines(path, finite=False)
-    lines = (_parse_manifest_line(RecordLocation(str(path), number), line) for number, line in numbered)
+    lines = []
+    for number, line in read_lines(path, finite=False):
+        location = RecordLocation(str(path), number)
+        _check_spelling(location, line, sources or ())
+        lines.append(_parse_manifest_line(location, line))
     return join_lines(lines, path.parent, sources)
 
 
@@ -178,6 +183,27 @@ def _no_input(location: RecordLocation) -> DataError:
     return location.error("no_input", "names no input; expected a field such as 'image' with a path.")
 
 
+def _check_spelling(location: RecordLocation, line: Mapping[str, object], sources: Collection[str]) -> None:
+    """Raise DataError for a field such as "answrs": its texts would be left out without a word."""
+    missing = sorted(TASK_FIELDS - line.keys(), key=len, reverse=True)
+    known = [field for field in missing if len(field) >= MIN_MISSPELT_LENGTH]
+    for name in line.keys() - TASK_FIELDS - set(sources):
+        meant = next((field for field in known if _is_one_edit(name, field)), None)
+        if meant is not None:
+            message = f"has the field {name!r}, which is not read; write {meant!r}, or give it another name."
+            raise location.error("misspelt_field", message, key=name, expected=meant)
+
+
+def _is_one_edit(name: str, other: str) -> bool:
+    """Whether two names differ by one letter that is added, left out or replaced, or by two that are exchanged."""
+    shared = len(os.path.commonprefix([name, other]))
+    rest = name[shared:]
+    other_rest = other[shared:]
+    if rest[2:] == other_rest[2:] and rest[:2] == other_rest[1::-1]:
+        return True
+    return rest[1:] == other_rest[1:] or rest[1:] == other_rest or rest == other_rest[1:]
+
+
 def _parse_manifest_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
     written = _parse_inputs(location, line)
     tasks = []
@@ -203,6 +229,8 @@ def _parse_inputs(location: RecordLocation, line: Mapping[str, object]) -> dict[
 
 def _parse_question(location: RecordLocation, line: Mapping[str, object]) -> TextTask:
     question = text_field(line, "question", location)
+    if is_empty_question(question):
+        raise empty_question_error(str(location), path=location.path, line=location.line)
     question_type = optional_text_field(line, "question_type", location)
     answers = texts_field(line, ("answers", "answer"), location)
     if "box" not in line and "bbox" in line:

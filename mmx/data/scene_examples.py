@@ -11,6 +11,7 @@ from mmx.data.examples import Example, TextTask
 from mmx.data.scene_texts import SceneQuestionType, captions, pointed_questions, questions
 from mmx.data.scenes import MAX_OBJECTS, generate_scene, render_scene
 from mmx.data.selection import is_selected
+from mmx.data.texts import format_task
 from mmx.errors import DataError, suggest
 
 SCENE_QUESTION_TYPES: tuple[str, ...] = get_args(SceneQuestionType)
@@ -52,7 +53,7 @@ class SceneExamples(Sequence[Example]):
         tasks = [TextTask(captions(scene))]
         for q in (*questions(scene), *pointed_questions(scene)):
             tasks.append(TextTask((q.answer,), q.question, q.question_type, q.box, q.evidence))
-        selected = tuple(task for task in tasks if is_selected(task, config))
+        selected = tuple(format_task(task, config) for task in tasks if is_selected(task, config))
         if not selected:
             return None
         name = f"scene-{config.seed}-{number}"

@@ -4,11 +4,14 @@ from dataclasses import replace
 
 from mmx.config.schema import DataConfig
 from mmx.data.examples import Example, TextTask
+from mmx.data.texts import format_task
 
 
 def select_tasks(example: Example, config: DataConfig) -> Example:
-    """Return the example with its selected tasks only."""
-    return replace(example, tasks=tuple(task for task in example.tasks if is_selected(task, config)))
+    """Return the example with its selected tasks only, and their texts as configured."""
+    return replace(
+        example, tasks=tuple(format_task(task, config) for task in example.tasks if is_selected(task, config))
+    )
 
 
 def is_selected(task: TextTask, config: DataConfig) -> bool:

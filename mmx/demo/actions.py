@@ -27,6 +27,7 @@ from mmx.io.files import ReadFailure, read_file
 from mmx.io.images import MAX_BYTES, load_image
 from mmx.memory import Memory
 from mmx.models.source import find_source
+from mmx.text.prompts import empty_question_error, is_empty_question
 
 if TYPE_CHECKING:
     from mmx.inference.options import DecodingOptions
@@ -167,7 +168,7 @@ def caption(pipeline: Pipeline, session: Session, options: CaptionOptions) -> It
 
 def ask(pipeline: Pipeline, session: Session, question: object, box: Box | None = None) -> Session:
     """Return the session with one more turn. Raises MmxError."""
-    text = _text(question, "a question, such as: what is this?")
+    text = _question(question)
     started = perf_counter()
     answer = pipeline.ask(session.memory, text, box)
     turn = ChatTurn(DemoText(answer, text, box), perf_counter() - started)
@@ -178,7 +179,7 @@ def rank(
     pipeline: Pipeline, session: Session, question: object, candidates: object, box: Box | None = None
 ) -> list[RankedAnswer]:
     """Return candidate answers, typed with commas between them, by their probability. Raises MmxError."""
-    text = _text(question, "a question, such as: what is this?")
+    text = _question(question)
     parts = [part.strip() for part in _text(candidates, "answers, separated by commas").split(",")]
     answers = list(dict.fromkeys(part for part in parts if part))
     if not 1 <= len(answers) <= MAX_CANDIDATES:
@@ -323,6 +324,12 @@ def _map_method(method: object) -> MapMethod:
             return name
     message = f"the method is {_short(method)}; expected one of {', '.join(known)}."
     raise MmxError(message, code="demo.method")
+
+
+def _question(value: object) -> str:
+    if not isinstance(value, str) or is_empty_question(value):
+        raise empty_question_error()
+    return _text(value, "a question")
 
 
 def _text(value: object, expected: str) -> str:

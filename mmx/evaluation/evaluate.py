@@ -17,7 +17,7 @@ from mmx.encoders.contract import PreparedInput
 from mmx.errors import DataError, MmxError
 from mmx.evaluation.aggregate import aggregate_metrics
 from mmx.evaluation.losses import IMAGE, BatchLoss, add_losses, condition_memories, select_rows, text_losses
-from mmx.evaluation.report import EvaluatedText, EvaluationReport
+from mmx.evaluation.report import CUT_TARGETS, EvaluatedText, EvaluationReport
 from mmx.inference.generator import TextGenerator
 from mmx.memory import Memory
 from mmx.models.source import prepare_inputs
@@ -103,7 +103,7 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     processes = processes or ProcessGroup()
-    results = _BatchResults([], [], [])
+    results = _BatchResults([], [], [], [])
     for batch in range(processes.rank, math.ceil(len(examples) / options.batch_size), processes.world_size):
         if should_stop():
             break
@@ -124,15 +124,19 @@ def evaluate(
             reasons=skipped,
         )
     metrics = aggregate_metrics(merged.predictions, merged.losses, options.training_captions)
-    return EvaluationReport(metrics, merged.predictions, skipped)
+    cut = [origin for _, origin in merged.cut]
+    if cut:
+        metrics[CUT_TARGETS] = len(cut)
+    return EvaluationReport(metrics, merged.predictions, skipped, cut)
 
 
 class _BatchResults(NamedTuple):
-    """Results of some batches. skipped: (position of the example, reason)."""
+    """Results of some batches. skipped: (position of the example, reason); cut: (position, origin) of each cut text."""
 
     predictions: list[EvaluatedText]
     losses: list[BatchLoss]
     skipped: list[tuple[int, str]]
+    cut: list[tuple[int, str]]
 
 
 class _PreparedExample(NamedTuple):
@@ -145,14 +149,16 @@ class _PreparedExample(NamedTuple):
 
 def _gather_results(results: _BatchResults, gather: Gather) -> _BatchResults:
     """The results of all processes in the order of the examples."""
-    merged = _BatchResults([], [], [])
+    merged = _BatchResults([], [], [], [])
     for part in gather([results]):
         merged.predictions.extend(part.predictions)
         merged.losses.extend(part.losses)
         merged.skipped.extend(part.skipped)
+        merged.cut.extend(part.cut)
     merged.predictions.sort(key=lambda text: text.key)
     merged.losses.sort(key=lambda loss: loss.batch)
     merged.skipped.sort()
+    merged.cut.sort()
     return merged
 
 
@@ -190,7 +196,11 @@ def _evaluate_batch(
     for with_question in (False, True):  # captions and questions differ in length: separate passes need less padding
         tasks = [_numbered_tasks(item.example, with_question) for item in prepared]
         results.predictions.extend(_predict(pipeline, memory, prepared, tasks, options.generation))
-        losses.append(text_losses(pipeline, memories, [_without_numbers(row) for row in tasks]))
+        found = text_losses(pipeline, memories, [_without_numbers(row) for row in tasks])
+        losses.append(found)
+        for row in found.cut:
+            example = prepared[row].example
+            results.cut.append((prepared[row].position, example.origin or example.id))
     results.losses.append(add_losses(batch, losses))
 
 

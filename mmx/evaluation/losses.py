@@ -37,14 +37,17 @@ IMAGE = "image"
 NO_IMAGE = "no image"
 ANOTHER_IMAGE = "another image"
 BLANK_IMAGE = "blank image"
+NO_QUESTION = ""  # which users cannot ask
 
 
 class LabelledText(NamedTuple):
-    """A reference text. question: None for a caption; target: its tokens and the end token; box: as in TextTask."""
+    """A reference text and its prompt. target: as in EncodedTarget; box: as in TextTask."""
 
     question: str | None
+    prompt: list[int]
     target: list[int]
     box: Box | None
+    is_cut: bool
 
 
 class WordLoss(NamedTuple):
@@ -55,11 +58,15 @@ class WordLoss(NamedTuple):
 
 
 class TextLosses(NamedTuple):
-    """Cross-entropy of some texts in nats, their number of tokens, and the cross-entropy by condition."""
+    """Cross-entropy of some texts in nats, their number of tokens, and the cross-entropy by condition.
+
+    cut: the row of each text that was cut, because the model has too few positions for it.
+    """
 
     nats: float
     tokens: int
     by_condition: Mapping[str, WordLoss]
+    cut: Sequence[int] = ()
 
 
 class BatchLoss(NamedTuple):
@@ -95,6 +102,7 @@ def text_losses(
     rows = [row for row, labelled in enumerate(texts) if labelled]  # some questions have no answers
     if not rows:
         return TextLosses(0.0, 0, {})
+    cut = [row for row in rows for text in texts[row] if text.is_cut]
     texts = [texts[row] for row in rows]
     selected = {name: select_rows(memory, rows) for name, memory in memories.items()}
     if texts[0][0].question is None:
@@ -104,14 +112,14 @@ def text_losses(
     else:
         kind = "answers"
         usual = f"question, {IMAGE}"
-        conditions = _question_conditions(selected, texts)
+        conditions = _question_conditions(pipeline, selected, texts)
     losses = {name: _cross_entropy(pipeline, memory, given) for name, (memory, given) in conditions.items()}
     by_condition = {}
     if len(memories) > 1:
         words = _count_words(pipeline, texts)
         for name, loss in losses.items():
             by_condition[f"bits per word of {kind}: {name}"] = WordLoss(loss.nats, words)
-    return TextLosses(losses[usual].nats, losses[usual].tokens, by_condition)
+    return TextLosses(losses[usual].nats, losses[usual].tokens, by_condition, cut)
 
 
 def add_losses(batch: int, losses: Sequence[TextLosses]) -> BatchLoss:
@@ -128,13 +136,14 @@ def select_rows(memory: Memory, rows: Sequence[int]) -> Memory:
 
 
 def _labelled_texts(pipeline: TextGenerator, tasks: Sequence[TextTask]) -> list[LabelledText]:
-    """All targets of some tasks, normalized and truncated as in training."""
+    """All targets of some tasks, as they are learned by training without `max_target_length`."""
     tokenizer = pipeline.model.tokenizer
     max_positions = pipeline.model.config.decoder.max_position_embeddings
     texts = []
     for question, target, box in all_texts(tasks):
-        limit = max_positions - len(pipeline.prompt_tokens(question))
-        texts.append(LabelledText(question, encode_target(tokenizer, target, limit), box))
+        prompt = pipeline.prompt_tokens(question)
+        encoded = encode_target(tokenizer, target, max_positions - len(prompt))
+        texts.append(LabelledText(question, prompt, encoded.tokens, box, encoded.is_cut))
     return texts
 
 
@@ -151,7 +160,7 @@ def _cross_entropy(pipeline: TextGenerator, memory: Memory, texts: Sequence[Sequ
     questions: list[list[str | None]] = []
     boxes = []
     for row in texts:
-        pairs.append([(pipeline.prompt_tokens(text.question), text.target) for text in row])
+        pairs.append([(text.prompt, text.target) for text in row])
         questions.append([text.question for text in row] + [None] * (streams - len(row)))
         boxes.append([text.box for text in row])
     tokens, mask, targets = (t.to(model.device) for t in pad_texts(pairs, streams, model.tokenizer.pad_token_id))
@@ -165,12 +174,12 @@ def _cross_entropy(pipeline: TextGenerator, memory: Memory, texts: Sequence[Sequ
 
 
 def _question_conditions(
-    memories: Mapping[str, Memory], texts: list[list[LabelledText]]
+    pipeline: TextGenerator, memories: Mapping[str, Memory], texts: list[list[LabelledText]]
 ) -> dict[str, tuple[Memory, list[list[LabelledText]]]]:
     """Memory and texts by condition, for answers to questions."""
     conditions = {}
     if len(memories) > 1:
-        without_question = [_without_questions(row) for row in texts]
+        without_question = [_without_questions(pipeline, row) for row in texts]
         for name in (NO_IMAGE, IMAGE):
             conditions[f"no question, {name}"] = (memories[name], without_question)
     for name, memory in memories.items():
@@ -178,8 +187,10 @@ def _question_conditions(
     return conditions
 
 
-def _without_questions(texts: Sequence[LabelledText]) -> list[LabelledText]:
-    return [text._replace(question="", box=None) for text in texts]
+def _without_questions(pipeline: TextGenerator, texts: Sequence[LabelledText]) -> list[LabelledText]:
+    model = pipeline.model
+    prompt = model.tokenizer.encode_prompt(model.prompt(NO_QUESTION))
+    return [text._replace(question=NO_QUESTION, prompt=prompt, box=None) for text in texts]
 
 
 def _count_words(pipeline: TextGenerator, texts: Sequence[Sequence[LabelledText]]) -> int:

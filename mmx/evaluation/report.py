@@ -11,6 +11,18 @@ from mmx.io.atomic import atomic_write_text
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+CUT_TARGETS = "cut targets"
+
+
+def cut_sentence(num_cut: int, num_texts: int, first: str, limit: str) -> str:
+    """Return a sentence about target texts that were cut.
+
+    Args:
+        first: origin of the first of them.
+        limit: what they exceed.
+    """
+    share = num_cut / num_texts
+    return f"{num_cut} of {num_texts} target texts ({share:.2%}) exceed {limit} and were cut; the first: {first}"
 
 
 @dataclass(frozen=True)
@@ -44,15 +56,25 @@ class EvaluationReport:
         metrics: values by name.
         predictions: all texts in the order of the examples.
         skipped: one sentence for each example that cannot be read.
+        cut: the origin of the example for each of its targets that is longer than the positions of the model. Its loss
+            is that of the first tokens.
     """
 
     metrics: dict[str, float]
     predictions: list[EvaluatedText]
     skipped: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         names = ", ".join(f"{name}: {value:.4g}" for name, value in self.metrics.items())
         return f"EvaluationReport({names}; predictions: {len(self.predictions)}, skipped: {len(self.skipped)})"
+
+    def cut_sentence(self) -> str:
+        """Return a sentence about targets that were cut, empty if there are none."""
+        if not self.cut:
+            return ""
+        num_targets = sum(len(text.targets) for text in self.predictions)
+        return cut_sentence(len(self.cut), num_targets, self.cut[0], "the positions of the decoder")
 
     def save(self, folder: Path) -> None:
         """Write metrics.json and predictions.jsonl, each atomically. Raises DataError if that is not possible."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmx.config.schema import GenerationConfig, ProjectionConfig, SourceConfig
 from mmx.encoders.pretrained.hf_models import TOKENIZER, describe_encoder, missing_tokenizer_files
 from mmx.errors import CheckpointError
+from mmx.hub.clean_up import add_clean_up, cleans_up
 from mmx.hub.hf_checkpoint import GENERATION_CONFIG, HFCheckpoint, HFConfig, read_errors
 from mmx.text.prompts import BOS, EOS
 from mmx.text.tokenizer import Tokenizer
@@ -99,6 +100,8 @@ def read_tokenizer(checkpoint: HFCheckpoint, special_tokens: Mapping[str, Sequen
     with read_errors(checkpoint, "tokenizer"):
         hf_tokenizer = AutoTokenizer.from_pretrained(str(checkpoint.folder), config=None, trust_remote_code=False)
         tokenizer = Tokenizer.from_json(hf_tokenizer.backend_tokenizer.to_str(), checkpoint.name, special_tokens)
+        if cleans_up(hf_tokenizer, tokenizer.backend):
+            add_clean_up(tokenizer.backend)
     missing = missing_tokenizer_files(hf_tokenizer, lambda file: (checkpoint.folder / file).is_file())
     if missing:
         raise CheckpointError(

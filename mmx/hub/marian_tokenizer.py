@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mmx.errors import CheckpointError
+from mmx.hub.clean_up import add_clean_up
 from mmx.hub.hf_checkpoint import HFCheckpoint, read_errors
 from mmx.text.tokenizer import Tokenizer
 
 SPM = "source.spm"
 VOCAB = "vocab.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 UNKNOWN = "<unk>"
 # Values of enums in sentencepiece_model.proto.
 UNIGRAM = 1
@@ -45,6 +47,8 @@ def read_sentencepiece(checkpoint: HFCheckpoint, special_tokens: Mapping[str, li
         engine = Engine(models.Unigram(pieces, unk_id=unknown_id, byte_fallback=False))
         engine.normalizer, engine.pre_tokenizer = _normalization(spm.normalizer)
         engine.decoder = decoders.Metaspace(prepend_scheme="always")
+        if _cleans_up(checkpoint):
+            add_clean_up(engine)
         engine.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special_names.values()])
         language_codes = [name for name in names if name.startswith(">>") and name.endswith("<<")]
         engine.add_tokens([AddedToken(code, normalized=False) for code in language_codes])
@@ -64,6 +68,11 @@ def _score_pieces(
         score = scores.get(name, score_per_letter * len(name) - 1)
         pieces.append((special_names.get(token_id, name), score))
     return pieces
+
+
+def _cleans_up(checkpoint: HFCheckpoint) -> bool:
+    is_file = (checkpoint.folder / TOKENIZER_CONFIG).is_file()
+    return is_file and checkpoint.read_json(TOKENIZER_CONFIG).get("clean_up_tokenization_spaces") is True
 
 
 def _read_vocab(checkpoint: HFCheckpoint) -> list[str]:

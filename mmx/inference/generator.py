@@ -30,7 +30,7 @@ from mmx.models.batching import pad_texts, stack_boxes
 from mmx.models.fingerprint import model_fingerprint
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch, collate_inputs, find_source, prepare_inputs
-from mmx.text.prompts import normalize_question
+from mmx.text.prompts import empty_question_error, is_empty_question, normalize_question
 
 PreparedOrError: TypeAlias = dict[str, PreparedInput] | MmxError
 
@@ -145,7 +145,7 @@ class TextGenerator:
         """Return the token ids of the decoder's prompt; `None` is the caption prompt.
 
         Raises:
-            MmxError: the question is not a text, or is longer than half of the decoder's positions.
+            MmxError: the question is not a text, is empty, or is longer than half of the decoder's positions.
         """
         if question is not None:
             check_question(question)
@@ -365,12 +365,14 @@ class TextGenerator:
 
 
 def check_question(question: object) -> None:
-    """Raise MmxError (question.type) if a question is not a text."""
+    """Raise MmxError if a question is not a text (question.type), or is empty (input.empty_question)."""
     if not isinstance(question, str):
         raise MmxError(
             f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
             code="question.type",
         )
+    if is_empty_question(question):
+        raise empty_question_error()
 
 
 def no_source_error(what: str, raw: object, sources: Sequence[str], **details: object) -> MmxError:

@@ -1,10 +1,14 @@
-"""Prompts, special tokens and normalization of texts. Imports no torch.
+"""Prompts, special tokens and questions. Imports no torch.
 
 A prompt is a sequence of special tokens and plain strings. A special token is encoded as a single id; a plain string is
 never read as a special token, whatever a user types.
 """
 
+import re
+import unicodedata
 from dataclasses import dataclass
+
+from mmx.errors import DataError, MmxError
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ QUESTION = SpecialToken("<question>")
 ANSWER = SpecialToken("<answer>")
 SPECIAL_TOKENS = (PAD, BOS, EOS, CAPTION, QUESTION, ANSWER)
 
+# In the Unicode names of question marks: "FULLWIDTH QUESTION MARK", "QUESTION EXCLAMATION MARK", "INTERROBANG".
+QUESTION_MARK_NAMES = ("QUESTION MARK", "QUESTION EXCLAMATION", "EXCLAMATION QUESTION", "INTERROBANG")
+
 Prompt = tuple[SpecialToken | str, ...]
 
 
@@ -46,18 +53,39 @@ def answer_prompt() -> Prompt:
 
 
 def normalize_question(question: str) -> str:
-    """Return a question with single spaces and one question mark at the end."""
-    return " ".join(question.split()).rstrip(" ?.") + "?"
+    """Return a question as written, with one question mark at the end.
+
+    Surrounding white space, full stops and repeated question marks at the end are left out. A question that ends in the
+    question mark of another script, such as "？" or "؟", gets no second one.
+    """
+    stripped = re.sub(r"[\s?.]+$", "", question).lstrip()
+    return stripped if _ends_in_question_mark(stripped) else stripped + "?"
 
 
-def normalize_whitespace(text: str) -> str:
-    """Return a text with single spaces, and none before punctuation."""
-    normalized = " ".join(text.split())
-    for sign in (".", ",", "?", "!", ";", ":", "'s", "n't"):
-        normalized = normalized.replace(f" {sign}", sign)
-    return normalized
+def is_empty_question(question: str) -> bool:
+    """Return whether a question has nothing but white space, full stops and question marks of any script."""
+    return all(character.isspace() or character == "." or _is_question_mark(character) for character in question)
 
 
-def normalize_caption(caption: str) -> str:
-    """Return a caption as a training target: lower case, no space before punctuation, no full stop at the end."""
-    return normalize_whitespace(caption.lower()).rstrip(" .")
+def empty_question_error(where: str = "", **details: object) -> MmxError:
+    """Return the error for a question that `is_empty_question`.
+
+    Args:
+        where: the place in a file where it was read.
+    """
+    place = f" in {where}" if where else ""
+    return DataError(
+        f"the question{place} is empty; expected a text, such as 'what is this?'.",
+        code="input.empty_question",
+        **details,
+    )
+
+
+def _ends_in_question_mark(text: str) -> bool:
+    # Greek keyboards write a semicolon. In Armenian the mark is on the stressed vowel, inside of the sentence.
+    is_marked = "\u055e" in text or re.search(r"[\u0370-\u03ff\u1f00-\u1fff]\s*;$", text) is not None
+    return is_marked or _is_question_mark(text[-1:])
+
+
+def _is_question_mark(character: str) -> bool:
+    return bool(character) and any(name in unicodedata.name(character, "") for name in QUESTION_MARK_NAMES)

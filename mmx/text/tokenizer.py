@@ -6,6 +6,7 @@ PreTrainedTokenizerFast reads as well.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,21 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from mmx.errors import CheckpointError, MmxError
-from mmx.text.prompts import BOS, CAPTION, EOS, PAD, SPECIAL_TOKENS, Prompt, SpecialToken, normalize_whitespace
+from mmx.text.prompts import BOS, CAPTION, EOS, PAD, SPECIAL_TOKENS, Prompt, SpecialToken
+
+REPLACEMENT = "\ufffd"  # stands for bytes that are not UTF-8
+MAX_CHARACTER_BYTES = 4
+
+
+def _byte_of_letter() -> dict[str, int]:
+    """The byte of each letter of byte-level tokens: printable ones stand for themselves, others for U+0100 and on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(0x100 + number): byte for number, byte in enumerate(others)}
+
+
+BYTE_OF_LETTER = _byte_of_letter()
 
 
 class WordTokens(NamedTuple):
@@ -47,6 +62,8 @@ class Tokenizer:
     def __init__(self, backend: Backend, special_tokens: Mapping[str, Sequence[int]] | None = None) -> None:
         backend.encode_special_tokens = True  # "<eos>" typed by a user is encoded as text
         self.backend = backend
+        self._added_tokens = backend.get_added_tokens_decoder()
+        self._is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
         self.special_tokens: dict[SpecialToken, list[int]] = {}
         for token in SPECIAL_TOKENS:
             ids = _special_token_ids(backend, token, special_tokens or {})
@@ -92,8 +109,21 @@ class Tokenizer:
     # ---- decoding ----------------------------------------------------------------------------------------------
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, without special tokens."""
-        return normalize_whitespace(self._decode(tokens))
+        """Return the text of tokens, without special tokens, white space at its ends, and an incomplete last character.
+
+        A text can end in the middle of a character where the number of its tokens is limited.
+        """
+        text = self._decode(tokens)
+        if text.endswith(REPLACEMENT) and self._ends_inside_character(tokens):
+            text = self._decode_complete(tokens)
+        return text.strip()
+
+    def truncate(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
+        """Return the first tokens, at most `max_tokens`, that end where a character ends."""
+        kept = list(tokens[:max_tokens])
+        while kept and self._ends_inside_character(kept):
+            kept.pop()
+        return kept
 
     def words(self, tokens: Sequence[int]) -> list[WordTokens]:
         """Return the words of a text, separated by spaces, with the positions of their tokens.
@@ -107,15 +137,40 @@ class Tokenizer:
         # agrees with the text.
         ends = [len(os.path.commonprefix([prefix, text])) for prefix in prefixes]
         words = [_Word(match.start(), match.end(), match.group(), []) for match in re.finditer(r"\S+", text)]
-        special = {token for token, added in self.backend.get_added_tokens_decoder().items() if added.special}
         for position, token in enumerate(tokens):
-            if token not in special:
+            if not self._is_special(token):
                 for word in _overlapping_words(words, ends[position], ends[position + 1]):
                     word.positions.append(position)
         return [WordTokens(word.text, word.positions) for word in words]
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self.backend.decode(list(tokens), skip_special_tokens=True))
+
+    def _decode_complete(self, tokens: Sequence[int]) -> str:
+        """The text of tokens without the bytes at its end that begin a character."""
+        complete = self._decode(self.truncate(tokens, len(tokens)))
+        # A token of a byte-level vocabulary may end a character and begin the next one.
+        shortened = self._decode(tokens).removesuffix(REPLACEMENT)
+        return shortened if self._is_byte_level else complete
+
+    def _ends_inside_character(self, tokens: Sequence[int]) -> bool:
+        """Whether the last bytes begin a character of UTF-8 and do not complete it."""
+        texts = [token for token in tokens if not self._is_special(token)]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(self._bytes_of(token) for token in texts[-MAX_CHARACTER_BYTES:]))
+        pending, _ = decoder.getstate()
+        return bool(pending)
+
+    def _bytes_of(self, token: int) -> bytes:
+        """The bytes that a token stands for, a part of a character in vocabularies with tokens for single bytes."""
+        text = str(self.backend.id_to_token(token) or "")
+        if self._is_byte_level and token not in self._added_tokens:
+            return bytes(BYTE_OF_LETTER[letter] for letter in text if letter in BYTE_OF_LETTER)
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", text)
+        return text.encode() if byte is None else bytes.fromhex(byte.group(1))
+
+    def _is_special(self, token: int) -> bool:
+        return token in self._added_tokens and bool(self._added_tokens[token].special)
 
     # ---- files, training ---------------------------------------------------------------------------------------
 
@@ -148,10 +203,23 @@ class Tokenizer:
             ) from error
 
     @staticmethod
-    def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train a lower-case tokenizer of at most `vocab_size` tokens (byte-pair encoding, Sennrich et al. 2016)."""
+    def train(texts: Iterable[str], vocab_size: int, lowercase: bool = False, nfkc: bool = False) -> Tokenizer:
+        """Train a tokenizer of at most `vocab_size` tokens (byte-pair encoding, Sennrich et al. 2016).
+
+        Any text is encoded and decoded as written, apart from white space at its ends.
+
+        Args:
+            lowercase: encode texts in lower case.
+            nfkc: replace compatibility characters by their plain forms, such as "½" by "1⁄2" (Unicode's NFKC).
+        """
         backend = Backend(models.BPE())
-        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        steps: list[normalizers.Normalizer] = []
+        if nfkc:
+            steps.append(normalizers.NFKC())
+        if lowercase:
+            steps.append(normalizers.Lowercase())
+        if steps:
+            backend.normalizer = normalizers.Sequence(steps)
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(

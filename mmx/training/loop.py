@@ -33,6 +33,7 @@ from mmx.errors import TrainingError, one_line
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
 from mmx.training.config_changes import check_config_changes
+from mmx.training.cut_targets import count_cut, print_cut, print_cut_references
 from mmx.training.distributed import any_rank, start_processes
 from mmx.training.ema import ExponentialMovingAverage
 from mmx.training.lr_schedule import learning_rate, set_learning_rate
@@ -190,6 +191,7 @@ class Trainer:
                 if progress.step % options.logging_steps == 0 or progress.step == options.max_steps:
                     self._report_training()
                 self._end_step(result.stopping)
+        print_cut(progress, self.quiet)
 
     # ---- one step ------------------------------------------------------------------------------------------------
 
@@ -276,6 +278,7 @@ class Trainer:
         progress = self.progress
         num_samples = sum(len(batch.ids) for batch in batches)
         progress.samples_seen += num_samples * self.accelerator.num_processes
+        count_cut(batches, progress, self.quiet)
         skipped = [message for batch in batches for message in batch.skipped]
         if self.accelerator.num_processes > 1:
             skipped = gather_object(skipped)
@@ -292,14 +295,9 @@ class Trainer:
             self.progress.recent_rewards.append(reward)
 
     def _report_training(self) -> None:
-        progress = self.progress
-        metrics = {"loss": sum(progress.recent_losses) / len(progress.recent_losses)}
-        if progress.recent_rewards:
-            metrics["reward"] = sum(progress.recent_rewards) / len(progress.recent_rewards)
+        metrics = self.progress.take_metrics()
         metrics["learning_rate"] = learning_rate(self.optimizer)
         self._report(metrics)
-        progress.recent_losses = []
-        progress.recent_rewards = []
 
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -363,6 +361,7 @@ class Trainer:
             pipeline, examples, self.accelerator, max_skip_fraction, lambda: self.stop.received
         )
         note_skipped(report.skipped, self.progress.validation_skipped, self.quiet)
+        print_cut_references(report, self.quiet)
         skipped = {"skipped": float(len(report.skipped))} if report.skipped else {}
         return report.metrics | skipped
 
@@ -390,8 +389,7 @@ class Trainer:
             "seed": self.options.seed,
             "seconds": round(progress.seconds),
             "versions": {"torch": torch.__version__},
-            "skipped examples": len(progress.skipped),
-            "skipped validation examples": len(progress.validation_skipped),
+            **progress.counts(),
             self.options.metric_for_best_model: progress.best,
         }
         if self.accelerator.scaler is not None:

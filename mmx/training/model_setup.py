@@ -12,7 +12,7 @@ from mmx.errors import ConfigError, MmxError, suggest
 from mmx.hub.language_model import build_from_language_model
 from mmx.models.checkpoint import TOKENIZER, load_generation, load_model
 from mmx.models.model import Model, mount
-from mmx.text.prompts import normalize_caption, normalize_question
+from mmx.text.prompts import normalize_question
 from mmx.text.tokenizer import Tokenizer
 
 MAX_TOKENIZER_EXAMPLES = 20_000
@@ -46,7 +46,11 @@ def build_model(config: RunConfig, sets: DataSets, saved_state: Path | None = No
     if saved_state is not None:
         text = (saved_state / TOKENIZER).read_text(encoding="utf-8")
         return Model(config.model, Tokenizer.from_json(text, str(saved_state), config.model.special_tokens))
-    return Model(config.model, Tokenizer.train(_training_texts(sets), config.model.vocab_size))
+    options = config.model.tokenizer
+    texts = _training_texts(sets)
+    return Model(
+        config.model, Tokenizer.train(texts, config.model.vocab_size, lowercase=options.lowercase, nfkc=options.nfkc)
+    )
 
 
 def resolve_generation(config: RunConfig) -> RunConfig:
@@ -76,7 +80,7 @@ def check_best_metric(config: RunConfig) -> None:
 
 
 def _training_texts(sets: DataSets) -> Iterator[str]:
-    """Yield the normalized texts of the first MAX_TOKENIZER_EXAMPLES examples of each data set."""
+    """Yield the texts of the first MAX_TOKENIZER_EXAMPLES examples of each data set."""
     for _, examples in sets:
         for index in range(min(len(examples), MAX_TOKENIZER_EXAMPLES)):
             try:
@@ -88,7 +92,6 @@ def _training_texts(sets: DataSets) -> Iterator[str]:
 
 
 def _texts_of(task: TextTask) -> Iterator[str]:
-    for target in task.targets:
-        yield normalize_caption(target)
+    yield from task.targets
     if task.question is not None:
         yield normalize_question(task.question)

@@ -27,7 +27,6 @@ from mmx.generation import CachedDecodeStep, PromptBatch, generate
 from mmx.generation.outputs import GenerationOutput
 from mmx.models.batching import IGNORE_INDEX, PaddedTexts, pad_texts, select_label_positions
 from mmx.models.model import Model
-from mmx.text.prompts import normalize_caption
 
 END = "<end>"
 
@@ -103,7 +102,7 @@ class SelfCriticalSampler:
         targets = tokens_with_end(references)
         scores = []
         for caption in captions:
-            words = ptb_tokens(normalize_caption(self.model.tokenizer.decode(caption.tokens)))
+            words = ptb_tokens(self.model.tokenizer.decode(caption.tokens))
             end = [END] if caption.finished else []
             scores.append(self.cider.score([*words, *end], targets))
         return scores
@@ -144,8 +143,8 @@ class SelfCriticalSampler:
 
 
 def tokens_with_end(captions: Sequence[str]) -> list[list[str]]:
-    """Tokenize normalized reference captions and append the end to each."""
-    return [[*ptb_tokens(normalize_caption(caption)), END] for caption in captions]
+    """Tokenize reference captions and append the end to each."""
+    return [[*ptb_tokens(caption), END] for caption in captions]
 
 
 def _max_new_tokens(model: Model, generation: GenerationConfig) -> int:

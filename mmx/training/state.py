@@ -46,6 +46,9 @@ class TrainingProgress:
         samples_seen: position in the training stream.
         skipped: messages about training examples that could not be read.
         validation_skipped: the same of the validation sets.
+        texts_seen: texts drawn by rank 0.
+        cut_texts: those of them that were cut, because they exceed `max_target_length` or the decoder's positions.
+        first_cut: origin of the first of them.
         seconds: training time.
         recent_losses: losses since the last report.
         recent_rewards: mean rewards of rank 0 since the last report.
@@ -60,12 +63,34 @@ class TrainingProgress:
     samples_seen: int = 0
     skipped: list[str] = field(default_factory=list)
     validation_skipped: list[str] = field(default_factory=list)
+    texts_seen: int = 0
+    cut_texts: int = 0
+    first_cut: str = ""
     seconds: float = 0.0
     recent_losses: list[float] = field(default_factory=list)
     recent_rewards: list[float] = field(default_factory=list)
     validation_pending: bool = False
     scaler: dict[str, float] = field(default_factory=dict)
     num_processes: int | None = None
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return the mean loss and reward since the last report, and the fraction of texts that were cut, if any."""
+        metrics = {"loss": sum(self.recent_losses) / len(self.recent_losses)}
+        if self.recent_rewards:
+            metrics["reward"] = sum(self.recent_rewards) / len(self.recent_rewards)
+        if self.cut_texts:
+            metrics["cut targets"] = self.cut_texts / self.texts_seen
+        self.recent_losses = []
+        self.recent_rewards = []
+        return metrics
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of examples that could not be read and of texts that were cut, for the model card."""
+        return {
+            "skipped examples": len(self.skipped),
+            "skipped validation examples": len(self.validation_skipped),
+            "cut targets": self.cut_texts,
+        }
 
 
 @dataclass

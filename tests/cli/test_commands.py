@@ -259,6 +259,7 @@ def test_the_error_of_an_image_is_printed_once_for_all_its_questions(mmx, model,
         ([{"question": "a?"}], "data.no_input", 1),
         ([{"image": ["a.png"], "question": "a?"}], "data.field_type", 1),
         ([{"image": "a.png", "question": "a?"}, ["a.png", "b?"]], "data.not_json", 2),
+        ([{"image": "a.png", "question": "a?"}, {"image": "a.png", "question": " ？"}], "input.empty_question", 2),
         ([], "data.no_questions", None),
     ],
 )
@@ -266,6 +267,18 @@ def test_a_wrong_line_of_questions_is_named_before_the_model_is_loaded(mmx, tmp_
     data = write_jsonl(tmp_path / "questions.jsonl", *rows)
     error = mmx("ask", "--data", data, "--model", "nowhere").refused()
     assert (error.code, error.details["path"], error.details.get("line")) == (code, str(data), line)
+
+
+@pytest.mark.parametrize("question", ["", "  ", "??", "？"])
+def test_an_empty_question_is_refused_before_the_model_is_loaded(mmx, images, question) -> None:
+    for words in ([question], ["what?", question]):
+        assert mmx("ask", images[0], *words, "--model", "nowhere").refused().code == "input.empty_question"
+
+
+def test_an_empty_question_of_look_is_refused(mmx, model, images) -> None:
+    out = images[0].with_name("look.png")
+    error = mmx("look", images[0], "--question", " ?", "--model", model, "--out", out).refused()
+    assert error.code == "input.empty_question"
 
 
 def test_a_box_restricts_the_question_to_a_region(mmx, model, images) -> None:

@@ -116,14 +116,61 @@ def test_question_longer_than_the_positions_is_skipped():
 # ---- single examples ---------------------------------------------------------------------------------------------
 
 
-def test_targets_are_normalized_truncated_and_ended():
-    examples = [Example("a", {"numbers": [1.0]}, (TextTask(("A  Dog , running .",)),))]
-    dataset = build_dataset(examples, max_target_length=8)
+def caption_dataset(caption: str, **options: object) -> TrainingDataset:
+    return build_dataset([Example("a", {"numbers": [1.0]}, (TextTask((caption,)),), "list:7")], **options)
+
+
+def test_targets_are_learned_as_written_and_ended():
+    dataset = caption_dataset("A  Dög , running ½ .")
     ((prompt, target),) = dataset[0].texts
     tokenizer = dataset.tokenizer
     assert prompt == tokenizer.encode_prompt(dataset.prompt(None))
-    assert target[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(target[:-1]) == "a dog, running"[: 8 - len(prompt) - 1]  # the first byte is a space
+    assert target == [*tokenizer.encode("A  Dög , running ½ ."), tokenizer.eos_token_id]
+    assert tokenizer.decode(target) == "A  Dög , running ½ ."
+    assert dataset[0].cut == ()
+
+
+@pytest.mark.parametrize(
+    ("limit", "learned", "is_cut"),
+    [(4, "na", True), (5, "naï", True), (10, "naïve", True), (13, "naïve 日", True), (14, "naïve 日本", False)],
+)
+def test_a_longer_target_is_cut_between_characters_without_an_end(limit, learned, is_cut):
+    """The toy tokens are bytes; the first is a space."""
+    dataset = caption_dataset("naïve 日本", max_target_length=limit)
+    ((_, target),) = dataset[0].texts
+    assert dataset.tokenizer.decode(target) == learned
+    assert (dataset.tokenizer.eos_token_id in target) == (not is_cut)
+    assert dataset[0].cut == (("list:7",) if is_cut else ())
+
+
+def test_the_limit_counts_the_target_and_positions_count_the_prompt_too():
+    positions = caption_dataset("x").max_positions
+    for length, is_cut in ((positions - 3, False), (positions - 2, True)):
+        dataset = caption_dataset("x" * length)
+        ((prompt, target),) = dataset[0].texts
+        assert len(prompt) == 2
+        assert bool(dataset[0].cut) == is_cut
+        assert len(prompt) + len(target) - 1 <= positions
+    question = Example("a", {"numbers": [1.0]}, (TextTask(("four",), "why " * 9),), "list:7")
+    limited = build_dataset([question], max_target_length=5)
+    assert limited[0].cut == (), "a long prompt does not shorten the target"
+
+
+def test_a_target_without_room_for_a_character_is_skipped():
+    with pytest.raises(DataError) as error:
+        caption_dataset("日本", max_target_length=1)[0]
+    assert error.value.code == "data.too_many_unreadable"
+
+
+def test_a_batch_counts_its_texts_and_those_that_were_cut():
+    tasks = (TextTask(("a", "bb", "a longer text")),)
+    examples = [Example(str(number), {"numbers": [1.0]}, tasks, f"list:{number}") for number in range(2)]
+    dataset = build_dataset(examples, texts_per_image=3, max_target_length=5)
+    batch = dataset.collate([dataset[0], dataset[1]])
+    assert batch.num_texts == 6
+    assert sorted(batch.cut) == ["list:0", "list:1"]
+    labels = batch.labels[batch.labels != IGNORE_INDEX].tolist()
+    assert labels.count(dataset.tokenizer.eos_token_id) == 4
 
 
 def test_augmentation_is_a_pure_function_of_seed_and_position():

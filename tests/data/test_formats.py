@@ -73,6 +73,44 @@ def test_manifest_accepts_any_source_and_keeps_texts(tmp_path):
     assert example.sources == {"text": "read me", "audio": str(tmp_path / "b.wav"), "numbers": [1, 2]}
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("answrs", {"answers"}),
+        ("anwser", {"answer"}),
+        ("answerss", {"answers"}),
+        ("Answers", {"answers"}),
+        ("evidense", {"evidence"}),
+        ("question_tpye", {"question_type"}),
+    ],
+)
+def test_a_misspelt_field_of_a_task_is_refused_with_the_right_one(tmp_path, name, meant):
+    line = {"image": "a", "question": "what?", name: ["x"]}
+    path = write_lines(tmp_path / "list.jsonl", [{"image": "a", "captions": ["x"]}, line])
+    error = read_error(path)
+    assert (error.code, error.details["line"], error.details["key"]) == ("data.misspelt_field", 2, name)
+    assert error.details["expected"] in meant
+
+
+def test_other_fields_are_not_taken_for_misspelt_ones(tmp_path):
+    others = {"questions": 2, "ids": 1, "boxes": [], "answer_type": "x", "caption_id": 3, "split": "a", "captionss": 1}
+    line = {"image": "a", "question": "what?", "answers": ["x"], "captions": ["y"], **others}
+    (example,) = read_examples(DataConfig(path=write_lines(tmp_path / "list.jsonl", [line])), sources=["image"])
+    assert [task.targets for task in example.tasks] == [("y",), ("x",)]
+    named_so = {"image": "a", "question": "what?", "answerz": "z"}
+    path = write_lines(tmp_path / "source.jsonl", [named_so])
+    (example,) = read_examples(DataConfig(path=path), sources=["image", "answerz"])
+    assert example.sources.keys() == {"image", "answerz"}
+
+
+@pytest.mark.parametrize("question", ["", " \t", "?", "？ ؟", "..."])
+def test_an_empty_question_of_a_manifest_is_refused_with_its_line(tmp_path, question):
+    lines = [{"image": "a", "captions": ["x"]}, {"image": "a", "question": question, "answers": ["x"]}]
+    path = write_lines(tmp_path / "list.jsonl", lines)
+    error = read_error(path)
+    assert (error.code, error.details["path"], error.details["line"]) == ("input.empty_question", path, 2)
+
+
 def test_manifest_accepts_a_question_without_answers(tmp_path):
     (example,) = read(write_lines(tmp_path / "a.jsonl", [{"image": "a", "question": "q?"}]))
     assert example.tasks == (TextTask((), "q?"),)
@@ -210,7 +248,7 @@ def karpathy(folder: Path) -> str:
 def test_karpathy_restval_counts_as_train(tmp_path, split, expected):
     examples = read(karpathy(tmp_path), split=split)
     assert "".join(example.id[0] for example in examples) == expected
-    assert examples[0].tasks[0].targets == (f"{expected[0]} runs .",)
+    assert examples[0].tasks[0].targets == (f"{expected[0]} \n runs .",), "as written"
 
 
 def test_karpathy_finds_images_in_the_usual_folders(tmp_path):

@@ -168,8 +168,10 @@ def test_candidate_answers_are_ranked(tiny, session, image) -> None:
 
 @pytest.mark.parametrize("text", ["", "   ", None, 3, ["a"]])
 def test_missing_questions_and_answers_are_refused(tiny, session, text) -> None:
-    with refused("demo.no_text"):
+    with refused("input.empty_question"):
         actions.ask(tiny, session, text)
+    with refused("input.empty_question"):
+        actions.rank(tiny, session, text, "yes, no")
     with refused("demo.no_text"):
         actions.rank(tiny, session, "is it?", text)
 
@@ -188,7 +190,7 @@ def test_maps_of_the_current_text_are_computed_once_for_each_method(tiny, sessio
     captioned, _ = last(caption(tiny, session))
     after = actions.look(tiny, captioned)
     assert actions.look(tiny, after) is after
-    assert after.look.text == captioned.current.text.lower()  # the tokenizer lowercases
+    assert after.look.text == captioned.current.text
     other = actions.look(tiny, after, "weighted")
     assert after.look.method == "both" and other.look.method == "weighted"
     assert actions.ask(tiny, other, "what?").look is None, "another text is current"

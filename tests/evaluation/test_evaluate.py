@@ -89,7 +89,7 @@ def test_novel_captions_are_counted_against_training_captions():
 
 def test_the_loss_is_the_mean_over_all_target_tokens(pipeline):
     examples = [example(0, TextTask(("A dog .", "bird"))), example(1, TextTask(("no",), "is it?"))]
-    targets = [(0, None, "a dog"), (0, None, "bird"), (1, "is it?", "no")]
+    targets = [(0, None, "A dog ."), (0, None, "bird"), (1, "is it?", "no")]
     model = pipeline.model
     total = 0.0
     count = 0
@@ -104,6 +104,19 @@ def test_the_loss_is_the_mean_over_all_target_tokens(pipeline):
         count += len(labels)
     report = evaluate(pipeline, examples, EvaluationOptions(GenerationConfig(max_new_tokens=2)))
     assert report.metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_targets_that_exceed_the_positions_are_cut_counted_and_named(pipeline):
+    positions = pipeline.model.config.decoder.max_position_embeddings
+    fitting = "x" * (positions - 3)  # one byte is a space, and the prompt has two tokens
+    examples = [example(0, TextTask(("a", "b"))), example(1, TextTask((fitting, fitting + "x"))), example(2)]
+    report = evaluate(pipeline, examples, EvaluationOptions(GenerationConfig(max_new_tokens=2)))
+    assert report.metrics["cut targets"] == 1
+    assert report.cut == ["list:1"]
+    assert report.cut_sentence().startswith("1 of 4 ")
+    whole = evaluate(pipeline, examples[:1], EvaluationOptions(GenerationConfig(max_new_tokens=2)))
+    assert "cut targets" not in whole.metrics
+    assert whole.cut_sentence() == ""
 
 
 def test_few_texts_have_fewer_metrics():

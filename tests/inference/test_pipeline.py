@@ -353,8 +353,30 @@ def code_of(function, *args, **kwargs):
 
 
 @pytest.mark.parametrize("name", ["pipeline", "text_encoder_pipeline"])
-def test_empty_question_is_a_question(name, images, request):
-    assert isinstance(request.getfixturevalue(name).ask(images[0], ""), str)
+@pytest.mark.parametrize("question", ["", " \n", "??", "؟"])
+def test_empty_question_is_refused_everywhere(name, question, images, request):
+    pipeline = request.getfixturevalue(name)
+    image = images[0]
+    assert code_of(pipeline.ask, image, question) == "input.empty_question"
+    assert code_of(pipeline.ask, image, ["what?", question]) == "input.empty_question"
+    assert code_of(pipeline.generate, image, question) == "input.empty_question"
+    assert code_of(pipeline.rank, image, question, ["yes", "no"]) == "input.empty_question"
+    assert code_of(pipeline.look, image, question) == "input.empty_question"
+    assert code_of(lambda: list(pipeline.stream(image, question))) == "input.empty_question"
+    answers = list(pipeline.answers([(image, question), (image, "what?")]))
+    assert answers[0].code == "input.empty_question"
+    assert answers[1].text == pipeline.ask(image, "what?")
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_a_text_that_ends_inside_a_character_leaves_it_out(pipeline, images, options):
+    tokenizer = pipeline.model.tokenizer
+    first_byte = tokenizer.encode("a日")[2]
+    suppressed = [token for token in range(len(tokenizer)) if token != first_byte]
+    limits = {"max_new_tokens": 1, "suppress_tokens": suppressed, **options}
+    assert pipeline.caption(images[0], **limits) == ""
+    assert list(pipeline.stream(images[0], **limits)) == [""]
+    assert pipeline.generate(images[0], **limits)[0].text == ""
 
 
 def test_question_longer_than_half_of_the_positions_is_refused(pipeline, images):

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 from toy_runs import COUNT, RecordingTrainer, metrics_lines, number_config, state_bytes, write_numbers
 
-from mmx.config.schema import RunConfig
+from mmx.config.schema import DataConfig, RunConfig, TokenizerConfig
 from mmx.data.batching import Batch
 from mmx.data.examples import Example
 from mmx.encoders.base import Features
 from mmx.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mmx.models.checkpoint import load_model, load_provenance
 from mmx.testing import ToyEncoder
-from mmx.training.loop import StepResult, train
+from mmx.training.loop import StepResult, Trainer, train
 from mmx.training.state import latest_state
 
 
@@ -550,6 +550,58 @@ def test_too_many_skipped_examples_stop_the_run(tmp_path):
     assert error.value.details["first"].startswith(f"{data}:")
     tolerant = run_to_end(sparse_config(data, tmp_path / "tolerant", 20, max_skip_fraction=0.5))
     assert len(tolerant.progress.skipped) == 12
+
+
+def write_captions(folder: Path, captions: list[str]) -> str:
+    rows = [{"numbers": [i / 10], "captions": [caption]} for i, caption in enumerate(captions)]
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_cut_targets_are_counted_reported_and_remembered(tmp_path, capsys):
+    data = write_captions(tmp_path, ["a", "b", "c", "qwertyuiopasdfghjkl"])
+    config = number_config(data, tmp_path / "run", max_steps=4, texts_per_image=1, max_target_length=9)
+    trainer = Trainer(config, resume=False, quiet=False)
+    trainer.run()
+    progress = trainer.progress
+    assert (progress.texts_seen, progress.cut_texts, progress.first_cut) == (16, 4, f"{data}:4")
+    err = capsys.readouterr().err
+    assert err.count(f"{data}:4") == 2, "when it is first seen, and at the end"
+    assert "4 of 16 target texts (25.00%)" in err
+    shares = [line.get("cut targets", 0) for line in metrics_lines(tmp_path / "run") if "loss" in line]
+    assert len(shares) == 4
+    assert shares[-1] == 0.25
+    assert load_provenance(tmp_path / "run" / "last")["cut targets"] == 4
+    assert RecordingTrainer(config, resume=True).progress.cut_texts == 4
+
+
+def test_texts_that_fit_report_no_cut(tmp_path, capsys):
+    data = write_captions(tmp_path, ["a", "b"])
+    Trainer(number_config(data, tmp_path / "run", max_steps=2), resume=False, quiet=False).run()
+    assert "cut" not in capsys.readouterr().err
+
+
+def test_cut_references_of_a_validation_are_reported(tmp_path, capsys):
+    data = write_captions(tmp_path, ["a", "".join(chr(0x4E00 + i) for i in range(300))])
+    config = number_config(data, tmp_path / "run", max_steps=1)
+    config = config.model_copy(update={"validation": {"held_out": DataConfig(path=data)}})
+    Trainer(config, resume=False, quiet=False).run()
+    assert "validation: 1 of 2 target texts" in capsys.readouterr().err
+    validations = [line for line in metrics_lines(tmp_path / "run") if "held_out.loss" in line]
+    assert [line["held_out.cut targets"] for line in validations] == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"lowercase": True, "nfkc": True}])
+def test_a_new_model_says_its_texts_as_written_unless_configured(tmp_path, options):
+    texts = ["Zoë ½", "U.S.A.", "..."]
+    config = number_config(write_captions(tmp_path, texts), tmp_path / "run", max_steps=1)
+    model = config.model.model_copy(update={"tokenizer": TokenizerConfig(**options)})
+    trainer = Trainer(config.model_copy(update={"model": model}), resume=False, quiet=True)
+    tokenizer = trainer.model.tokenizer
+    expected = ["zoë 1⁄2", "u.s.a.", "..."] if options else texts
+    assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == expected
+    trainer.lock.release()
 
 
 def validated_config(folder: Path, count: int, unreadable: int, **training: object) -> RunConfig:

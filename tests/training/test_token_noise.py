@@ -27,6 +27,8 @@ def make_batch() -> Batch:
         labels=selected.labels,
         boxes=None,
         skipped=[],
+        num_texts=0,
+        cut=[],
         references=[(), ()],
     )
 
