@@ -145,7 +145,10 @@ class DataConfig(FrozenModel):
     in training. `question_types` keeps only questions of these types (of scenes: exists, count, color, shape, size,
     relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
     number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
-    object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains captions by self-critical
+    object, action, place, animal, subject, exists, verify; see `mmx.data.derived_questions`). `wordings` of these
+    questions: `first` asks each in one way; `seen` draws from several, with and without capitals and question mark;
+    `held_back` draws from others, for evaluation. `unanswerable`: fraction of these questions that have nothing to do
+    with their image and are answered "can't tell" (type unanswerable). `reward: cider` trains captions by self-critical
     sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a
     square of this many pixels a side, and kept in memory as uint8.
     """
@@ -157,6 +160,8 @@ class DataConfig(FrozenModel):
     fraction: tuple[float, float] = (0.0, 1.0)
     sampling_weight: float = Field(1.0, gt=0)
     derive_questions: bool = False
+    wordings: Literal["first", "seen", "held_back"] = "first"
+    unanswerable: float = Field(0.0, ge=0, le=0.5)
     reward: Literal["cider"] | None = None
     max_examples: PositiveInt | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -183,6 +188,8 @@ class DataConfig(FrozenModel):
             )
         if self.derive_questions and "ask" not in self.tasks:
             raise ValueError("derive_questions is true, and tasks has no questions; add ask to tasks")
+        if not self.derive_questions and (self.wordings != "first" or self.unanswerable):
+            raise ValueError("wordings and unanswerable apply to derived questions only; add derive_questions: true")
         return self
 
 
