@@ -61,6 +61,7 @@ class EvaluationReport:
             row = {
                 "id": text.id,
                 "question": text.question,
+                "question_type": text.question_type,
                 "prediction": text.prediction,
                 "score": text.score,
                 "targets": text.targets,
