@@ -197,7 +197,8 @@ class GenerationConfig(FrozenModel):
     """Decoding options, named as in transformers' GenerationConfig.
 
     `guidance_scale`: classifier-free guidance (see `mmx.generation.guidance`). 1 disables it; any other value decodes
-    every token a second time without the memory.
+    every token a second time without the memory. `answer_temperature` divides the log-probability of an answer to give
+    its `probability`; it changes no text. `mmx eval` fits it on data with answers.
     """
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000)
@@ -217,6 +218,7 @@ class GenerationConfig(FrozenModel):
     forced_eos_token_id: int | None = None
     renormalize_logits: bool = False
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
+    answer_temperature: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
     seed: int = Field(0, ge=0, lt=2**63)
 

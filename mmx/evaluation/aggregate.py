@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from mmx.evaluation.answer_types import ANSWER_WORDS, answer_type_fits, cannot_tell_rate
+from mmx.evaluation.calibration import MIN_ANSWERS, expected_calibration_error, fit_answer_temperature
 from mmx.evaluation.losses import BatchLoss, WordLoss
 from mmx.evaluation.metrics.answers import answer_metrics, most_frequent_answer_accuracy
 from mmx.evaluation.metrics.captions import caption_metrics
@@ -14,6 +15,8 @@ from mmx.evaluation.report import EvaluatedText
 EXACT_MATCH = "exact match"
 MOST_FREQUENT_ANSWER = "most frequent answer"
 ANSWER_TYPE_FITS = "answer type fits"
+CALIBRATION_ERROR = "calibration error"
+ANSWER_TEMPERATURE = "answer temperature"
 CANNOT_TELL_RATE = "can't tell, answerable"
 
 
@@ -21,7 +24,7 @@ def aggregate_metrics(
     predictions: Sequence[EvaluatedText], losses: Sequence[BatchLoss], training_captions: Collection[str] = ()
 ) -> dict[str, float]:
     """All metrics that the texts allow: loss, captions, answers, answers by question type and whether their
-    types fit, bits per word, counts.
+    types fit, calibration, bits per word, counts.
 
     CIDEr weighs n-grams by how many images have them, so caption metrics need at least two captions.
     """
@@ -38,6 +41,7 @@ def aggregate_metrics(
     if answers:
         metrics |= _answer_metrics(answers)
         metrics |= _metrics_by_question_type(answers)
+        metrics |= _calibration_metrics(answers)
     metrics |= _bits_per_word(losses)
     metrics["captions"] = len(captions)
     metrics["questions"] = len(answers)
@@ -77,6 +81,14 @@ def _metrics_by_question_type(answers: Sequence[EvaluatedText]) -> dict[str, flo
     if "unanswerable" in by_type:
         metrics[CANNOT_TELL_RATE] = cannot_tell_rate(answers)
     return metrics
+
+
+def _calibration_metrics(answers: Sequence[EvaluatedText]) -> dict[str, float]:
+    """Calibration of the probabilities of answers, and the temperature that fits best, where there are enough."""
+    known = [text for text in answers if math.isfinite(text.probability)]
+    if len(known) < MIN_ANSWERS:
+        return {}
+    return {CALIBRATION_ERROR: expected_calibration_error(known), ANSWER_TEMPERATURE: fit_answer_temperature(known)}
 
 
 def _bits_per_word(losses: Sequence[BatchLoss]) -> dict[str, float]:

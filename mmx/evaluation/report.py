@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class EvaluatedText:
         prediction: the generated text.
         score: of the prediction, see `GeneratedText.score`.
         targets: reference captions or answers.
+        logprob: of the prediction, see `GeneratedText.logprob`.
+        probability: of the prediction, see `GeneratedText.probability`.
     """
 
     key: tuple[int, int]
@@ -34,6 +37,8 @@ class EvaluatedText:
     prediction: str
     score: float
     targets: tuple[str, ...]
+    logprob: float = math.nan
+    probability: float = math.nan
 
 
 @dataclass(frozen=True)
