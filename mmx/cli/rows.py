@@ -100,12 +100,18 @@ class BatchRun(Generic[Item]):
 def result_row(fields: Mapping[str, object], name: str, key: str, result: GeneratedText | MmxError) -> Row:
     """Return the row of an item: its fields, then the text under `key` and the score, or the error.
 
-    A score that is not finite is null, because JSON has no such number.
+    An answer also has its probability. A number that is not finite is null, because JSON has no such number.
     """
     if isinstance(result, MmxError):
         return Row(name, {**fields, "error": one_line(str(result))})
-    score = round(result.score, 4) if isfinite(result.score) else None
-    return Row(name, {**fields, key: result.text, "score": score})
+    row = {**fields, key: result.text, "score": _rounded(result.score)}
+    if key == "answer":
+        row["probability"] = _rounded(result.probability)
+    return Row(name, row)
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if isfinite(value) else None
 
 
 def remaining_items(

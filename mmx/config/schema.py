@@ -181,7 +181,10 @@ class DataConfig(FrozenModel):
     in training. `question_types` keeps only questions of these types (of scenes: exists, count, color, shape, size,
     relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
     number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
-    object, action, place, exists; see `mmx.data.derived_questions`). `reward: cider` trains captions by self-critical
+    object, action, place, animal, subject, exists, verify; see `mmx.data.derived_questions`). `wordings` of these
+    questions: `first` asks each in one way; `seen` draws from several, with and without capitals and question mark;
+    `held_back` draws from others, for evaluation. `unanswerable`: fraction of these questions that have nothing to do
+    with their image and are answered "can't tell" (type unanswerable). `reward: cider` trains captions by self-critical
     sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a
     square of this many pixels a side, and kept in memory as uint8. `text` changes the texts of a task (see
     `mmx.data.texts`).
@@ -194,6 +197,8 @@ class DataConfig(FrozenModel):
     fraction: tuple[float, float] = (0.0, 1.0)
     sampling_weight: float = Field(1.0, gt=0)
     derive_questions: bool = False
+    wordings: Literal["first", "seen", "held_back"] = "first"
+    unanswerable: float = Field(0.0, ge=0, le=0.5)
     reward: Literal["cider"] | None = None
     max_examples: PositiveInt | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -221,6 +226,8 @@ class DataConfig(FrozenModel):
             )
         if self.derive_questions and "ask" not in self.tasks:
             raise ValueError("derive_questions is true, and tasks has no questions; add ask to tasks")
+        if not self.derive_questions and (self.wordings != "first" or self.unanswerable):
+            raise ValueError("wordings and unanswerable apply to derived questions only; add derive_questions: true")
         return self
 
 
@@ -228,7 +235,8 @@ class GenerationConfig(FrozenModel):
     """Decoding options, named as in transformers' GenerationConfig.
 
     `guidance_scale`: classifier-free guidance (see `mmx.generation.guidance`). 1 disables it; any other value decodes
-    every token a second time without the memory.
+    every token a second time without the memory. `answer_temperature` divides the log-probability of an answer to give
+    its `probability`; it changes no text. `mmx eval` fits it on data with answers.
     """
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000)
@@ -248,6 +256,7 @@ class GenerationConfig(FrozenModel):
     forced_eos_token_id: int | None = None
     renormalize_logits: bool = False
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
+    answer_temperature: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
     seed: int = Field(0, ge=0, lt=2**63)
 

@@ -1,34 +1,33 @@
 """Questions about images, derived by rules from their captions.
 
-Six types: `color`, `count`, `object`, `action`, `place`, `exists`. An answer needs a majority of the captions that
-mention the matter, and at least two captions where a single one may be wrong. "Is there a ...?" is asked of each thing
-with as many answers "yes" as "no" over all images that are read together, so the question alone predicts nothing.
-"No" is the answer for an image whose captions neither name the thing nor use a word that may include it (a "player"
-may be a man).
+Open questions: `color`, `count`, `object`, `action`, `place`, `animal`, `subject`. An answer needs a majority of the
+captions that mention the matter, and at least two captions where a single one may be wrong. Questions answered "yes" or
+"no": `exists` and `verify`, see `mmx.data.yes_no_questions`. `unanswerable` questions are asked of images that do not
+show what they are about, see `mmx.data.unanswerable_questions`.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import replace
-from itertools import chain
 from random import Random
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
+from mmx.data.caption_words import DerivedQuestion, Words, all_words, find_subject, majority, split_words
 from mmx.data.examples import Example, TextTask
 from mmx.data.lexicon import (
     ACTIONS,
     ADDITION_WORDS,
-    AMBIGUOUS_WORDS,
-    BEINGS,
+    ANIMAL_WORDS,
+    ANIMALS,
     COLORED_THINGS,
     COLORS,
     CROWD_WORDS,
     DOG_PLURAL,
     DOG_SINGULAR,
-    MASS_NOUNS,
+    HUMAN_WORDS,
+    NOT_LIVING_WORDS,
     NUMBER_NAMES,
     NUMBERS,
     OBJECTS,
@@ -36,80 +35,76 @@ from mmx.data.lexicon import (
     PHRASE_ENDS,
     PLACES,
     PLURAL_PEOPLE,
-    THINGS,
     TRANSITIVE_VERBS,
     WEARABLE,
 )
+from mmx.data.question_wordings import Wordings, word_question
+from mmx.data.unanswerable_questions import unanswerable_questions
+from mmx.data.yes_no_questions import existence_questions, verify_questions
 
-DerivedQuestionType = Literal["color", "count", "object", "action", "place", "exists"]
+DerivedQuestionType = Literal[
+    "color", "count", "object", "action", "place", "animal", "subject", "exists", "verify", "unanswerable"
+]
 DERIVED_QUESTION_TYPES: tuple[str, ...] = get_args(DerivedQuestionType)
-Words = list[str]
 PLURAL_CLOTHES = ("shorts", "pants")
 PLACE_PREPOSITIONS = ("in", "on", "at", "through", "along", "across", "into", "down", "near")
+MIN_SUBJECT_CAPTIONS = 3
 
 
-class Subject(NamedTuple):
-    """The subject of a caption ("" if unknown), and the words from it to the next being."""
-
-    name: str
-    words: Words
-
-
-class ExistenceQuestion(NamedTuple):
-    """A question of existence, and the index of the image that it is about."""
-
-    image: int
-    task: TextTask
-
-
-def derive_questions(examples: Iterable[Example], seed: int = 0) -> list[Example]:
+def derive_questions(
+    examples: Iterable[Example], seed: int = 0, wordings: Wordings = "first", unanswerable: float = 0.0
+) -> list[Example]:
     """Return the examples with the questions that their captions answer added after their tasks.
 
-    A pure function of the examples, in their order, and the seed, which selects the images of existence questions.
+    A pure function of the arguments. The seed selects the images of questions answered "yes" or "no" and the wordings.
+
+    Args:
+        wordings: the wordings to draw from, see `mmx.data.question_wordings`.
+        unanswerable: fraction of the questions that are answered "can't tell".
     """
     examples = list(examples)
     words_by_image: list[list[Words]] = []
-    derived: list[list[TextTask]] = []
     for example in examples:
         texts = [target for task in example.tasks if task.question is None for target in task.targets]
-        captions = [_split_words(text) for text in texts]
-        words_by_image.append(captions)
-        derived.append(
-            [
-                *_color_questions(captions),
-                *_count_questions(captions),
-                *_object_questions(captions),
-                *_action_questions(captions),
-                *_place_questions(captions),
-            ]
-        )
-    for question in _existence_questions(words_by_image, Random(f"exists-{seed}")):
-        derived[question.image].append(question.task)
-    return [replace(example, tasks=(*example.tasks, *tasks)) for example, tasks in zip(examples, derived, strict=True)]
+        words_by_image.append([split_words(text) for text in texts])
+    derived = [list(_open_questions(captions)) for captions in words_by_image]
+    selected = [
+        *existence_questions(words_by_image, Random(f"exists-{seed}")),
+        *verify_questions(derived, words_by_image, Random(f"verify-{seed}")),
+    ]
+    answered = len(selected) + sum(map(len, derived))
+    count = round(answered * unanswerable / (1 - unanswerable))
+    selected += unanswerable_questions(derived, words_by_image, count, Random(f"unanswerable-{seed}"))
+    for item in selected:
+        derived[item.image].append(item.question)
+    found = []
+    for example, questions in zip(examples, derived, strict=True):
+        tasks = [_task(question, wordings, f"{seed}-{example.id}") for question in questions]
+        found.append(replace(example, tasks=(*example.tasks, *tasks)))
+    return found
 
 
-def _split_words(caption: str) -> Words:
-    """Return the words in lower case. "hot dog" and "ice cream" become one word, as they are no dog and no ice."""
-    joined = re.sub(r"\b(hot|corn|chili) (?=dog)|\b(ice) (?=cream)", r"\1\2-", caption.lower())
-    return re.findall(r"[a-z]+(?:-[a-z]+)*", joined)
+def _open_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
+    yield from _color_questions(captions)
+    yield from _count_questions(captions)
+    yield from _object_questions(captions)
+    yield from _action_questions(captions)
+    yield from _place_questions(captions)
+    yield from _animal_questions(captions)
+    yield from _subject_questions(captions)
 
 
-def _task(question_type: DerivedQuestionType, question: str, answer: str) -> TextTask:
-    return TextTask((answer,), question, question_type)
-
-
-def _majority(votes: Sequence[str], min_votes: int) -> str | None:
-    """Return the vote of more than half, if there are at least `min_votes` of it."""
-    if not votes:
-        return None
-    answer, count = Counter(votes).most_common(1)[0]
-    return answer if count >= min_votes and 2 * count > len(votes) else None
+def _task(question: DerivedQuestion, wordings: Wordings, key: str) -> TextTask:
+    """Word a question. Equal questions about one image have equal wordings."""
+    key = f"{key}-{question.form}-{sorted(question.slots.items())}"
+    text = word_question(question.form, question.slots, wordings, key)
+    return TextTask((question.answer,), text, question.question_type)
 
 
 # ---- colors ------------------------------------------------------------------------------------------------------
 
 
-def _color_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
+def _color_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
     """ "a black and white dog" -> what color is the dog? black and white"""
     votes: dict[str, list[str]] = defaultdict(list)
     for words in captions:
@@ -118,10 +113,11 @@ def _color_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
     if any(_mentions_several_dogs(words) for words in captions):
         votes.pop("dog", None)  # the question would not say which dog
     for thing, colors_of_thing in votes.items():
-        answer = _majority(colors_of_thing, min_votes=min(2, len(colors_of_thing)))
+        answer = majority(colors_of_thing, min_votes=min(2, len(colors_of_thing)))
         if "several" not in colors_of_thing and answer:
-            verb = "are" if thing in PLURAL_CLOTHES else "is"
-            yield _task("color", f"what color {verb} the {thing}?", answer)
+            is_plural = thing in PLURAL_CLOTHES
+            slots = {"thing": thing, "be": "are" if is_plural else "is", "do": "do" if is_plural else "does"}
+            yield DerivedQuestion("color", "color", answer, slots)
 
 
 def _mentions_several_dogs(words: Words) -> bool:
@@ -153,7 +149,7 @@ def _color_at_end(words: Words) -> str | None:
 # ---- counts ------------------------------------------------------------------------------------------------------
 
 
-def _count_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
+def _count_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
     """ "two brown dogs", "a dog and another dog" -> how many dogs are there? two
 
     "one" is an answer only if no caption has more, because captions often leave out people.
@@ -162,9 +158,9 @@ def _count_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
     for things, (singular, plural) in nouns.items():
         counts = [_count_mentioned(words, singular, plural) for words in captions]
         votes = [NUMBER_NAMES.get(count, "") for count in counts if count is not None]
-        answer = _majority(votes, min_votes=2)
+        answer = majority(votes, min_votes=2)
         if answer and (answer != "one" or set(votes) == {"one"}):
-            yield _task("count", f"how many {things} are there?", answer)
+            yield DerivedQuestion("count", "count", answer, {"things": things})
 
 
 def _count_mentioned(words: Words, singular: Set[str], plural: Set[str]) -> int | None:
@@ -201,11 +197,11 @@ def _count_mentioned(words: Words, singular: Set[str], plural: Set[str]) -> int 
 # ---- objects and actions -----------------------------------------------------------------------------------------
 
 
-def _object_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
+def _object_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
     """ "a boy holds a red ball" -> what is the boy holding? ball"""
     votes: dict[tuple[str, str], list[str]] = defaultdict(list)
     for caption in captions:
-        subject = _find_subject(caption)
+        subject = find_subject(caption)
         for position, word in enumerate(subject.words):
             if word not in TRANSITIVE_VERBS:
                 continue
@@ -215,9 +211,9 @@ def _object_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
                 votes[subject.name, verb].append(thing)
                 break
     for (name, verb), things in votes.items():
-        answer = _majority(things, min_votes=1)
+        answer = majority(things, min_votes=1)
         if answer:
-            yield _task("object", f"what is the {name} {verb}?", answer)
+            yield DerivedQuestion("object", "object", answer, {"subject": name, "verb": verb})
 
 
 def _find_object(verb: str, words: Words) -> str | None:
@@ -232,34 +228,24 @@ def _find_object(verb: str, words: Words) -> str | None:
     return found if verb != "wearing" or found in WEARABLE else None
 
 
-def _action_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
+def _action_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
     """ "a dog runs", "a dog running" -> what is the dog doing? running"""
     votes: dict[str, list[str]] = defaultdict(list)
     for caption in captions:
-        subject = _find_subject(caption)
+        subject = find_subject(caption)
         action = next((ACTIONS[word] for word in subject.words if word in ACTIONS), None)
         if action:
             votes[subject.name].append(action)
     for name, actions in votes.items():
-        answer = _majority(actions, min_votes=2)
+        answer = majority(actions, min_votes=2)
         if answer:
-            yield _task("action", f"what is the {name} doing?", answer)
+            yield DerivedQuestion("action", "action", answer, {"subject": name})
 
 
-def _find_subject(words: Words) -> Subject:
-    """Return the first dog or person of a caption; unknown if a group comes first."""
-    positions = [position for position, word in enumerate(words) if word in BEINGS or word in CROWD_WORDS]
-    if not positions or words[positions[0]] not in PEOPLE.keys() | DOG_SINGULAR:
-        return Subject("", [])
-    first = positions[0]
-    following = positions[1] if len(positions) > 1 else len(words)
-    return Subject(PEOPLE.get(words[first], "dog"), words[first + 1 : following])
+# ---- places, animals and subjects ---------------------------------------------------------------------------------
 
 
-# ---- places and existence ----------------------------------------------------------------------------------------
-
-
-def _place_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
+def _place_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
     """ "in the snow" -> where is this? snow"""
     votes: list[str] = []
     for words in captions:
@@ -269,34 +255,44 @@ def _place_questions(captions: Sequence[Words]) -> Iterator[TextTask]:
         votes += sorted(places)
     counts = Counter(votes).most_common(2)
     if counts and counts[0][1] >= 2 and (len(counts) == 1 or counts[0][1] > counts[1][1]):
-        yield _task("place", "where is this?", counts[0][0])
+        subject = majority([find_subject(words).name for words in captions], min_votes=2)
+        has_group = subject == "" and all(set(words) & PLURAL_PEOPLE.keys() for words in captions)
+        if subject:
+            yield DerivedQuestion("place", "place_subject", counts[0][0], {"subject": subject})
+        elif has_group:
+            yield DerivedQuestion("place", "place_group", counts[0][0], {"subject": "people"})
+        else:
+            yield DerivedQuestion("place", "place", counts[0][0])
 
 
 def _names_place(words_before: Words) -> bool:
     return any(word in PLACE_PREPOSITIONS for word in words_before[-4:])
 
 
-def _existence_questions(words_by_image: Sequence[Sequence[Words]], rng: Random) -> Iterator[ExistenceQuestion]:
-    """Yield as many questions answered "yes" as "no" about each thing."""
-    mentions = [_count_captions_naming(captions) for captions in words_by_image]
-    vocabularies = [set(chain.from_iterable(captions)) for captions in words_by_image]
-    for thing in sorted(set(THINGS.values())):
-        ambiguous = AMBIGUOUS_WORDS.get(thing, frozenset())
-        present = [index for index, counts in enumerate(mentions) if counts[thing] >= 2]
-        absent = []
-        for index, (counts, words) in enumerate(zip(mentions, vocabularies, strict=True)):
-            if words and not counts[thing] and not ambiguous & words:
-                absent.append(index)
-        count = min(len(present), len(absent))
-        question = f"is there {'' if thing in MASS_NOUNS else 'a '}{thing}?"
-        for answer, indices in (("yes", present), ("no", absent)):
-            for index in sorted(rng.sample(indices, count)):
-                yield ExistenceQuestion(index, _task("exists", question, answer))
+def _animal_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
+    """ "a dog runs", "a puppy" -> what animal is this? dog"""
+    animals = [{ANIMALS[word] for word in words if word in ANIMALS} for words in captions]
+    kinds = set().union(*animals)
+    if len(kinds) == 1 and sum(map(bool, animals)) >= 2 and not NOT_LIVING_WORDS & all_words(captions):
+        yield DerivedQuestion("animal", "animal", kinds.pop())
 
 
-def _count_captions_naming(captions: Sequence[Words]) -> Mapping[str, int]:
-    """Return how many captions name each thing."""
-    counts: Counter[str] = Counter()
-    for words in captions:
-        counts.update({THINGS[word] for word in words if word in THINGS})
-    return counts
+def _subject_questions(captions: Sequence[Words]) -> Iterator[DerivedQuestion]:
+    """ "a man runs", "a man on a street", "a man" -> who is this? man
+
+    Only where no caption has a second being.
+    """
+    words = all_words(captions)
+    if words & (NOT_LIVING_WORDS | CROWD_WORDS | PLURAL_PEOPLE.keys() | DOG_PLURAL):
+        return
+    if words & HUMAN_WORDS and words & ANIMAL_WORDS:
+        return
+    people = [{PEOPLE[word] for word in caption if word in PEOPLE} - {"person"} for caption in captions]
+    if any(len(names) > 1 for names in people):
+        return
+    name = majority([find_subject(caption).name for caption in captions], MIN_SUBJECT_CAPTIONS)
+    if name == "person" and any(people):
+        return
+    if name:
+        form = "subject_animal" if name == "dog" else "subject_person"
+        yield DerivedQuestion("subject", form, name)

@@ -116,7 +116,7 @@ def _select_examples(examples: Sequence[Example], config: DataConfig) -> list[Ex
     examples = examples[start:stop]
     if config.derive_questions:
         # Cut first: "yes" and "no" are balanced over the examples that remain.
-        examples = derive_questions(examples[: config.max_examples], config.seed)
+        examples = derive_questions(examples[: config.max_examples], config.seed, config.wordings, config.unanswerable)
     selected = [select_tasks(example, config) for example in examples]
     return [example for example in selected if example.tasks][: config.max_examples]
 

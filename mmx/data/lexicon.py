@@ -292,3 +292,125 @@ WEARABLE = _word_set("""
 PHRASE_ENDS = _word_set("""
     in on at by with while and as from for to near over through the of into down up off behind next is are
 """)
+
+# ---- animals ------------------------------------------------------------------------------------------------------
+
+ANIMALS = _canonical_names("""
+    dog: dogs puppy puppies greyhound greyhounds terrier retriever poodle collie dachshund dalmatian rottweiler beagle
+    cat: cats kitten kittens
+    horse: horses pony ponies
+    bird: birds seagull seagulls pigeon pigeons duck ducks goose geese swan swans eagle parrot flamingo
+    cow: cows cattle calf
+    bull: bulls
+    sheep: lamb lambs
+    goat: goats
+    elephant: elephants
+    monkey: monkeys
+    rabbit: rabbits bunny
+    fish:
+    camel: camels
+    deer:
+    donkey: donkeys
+    squirrel: squirrels
+    fox: foxes
+    bear: bears
+    pig: pigs
+    turtle: turtles
+    butterfly: butterflies
+""")
+# Words with which an animal may be none, as in "a boy in a cow costume", or of another kind.
+NOT_LIVING_WORDS = _word_set("""
+    statue statues costume costumes stuffed carousel sculpture painting painted inflatable mask doll mascot mascots
+""")
+ANIMAL_WORDS = frozenset(ANIMALS) | _word_set("""
+    animal animals pet pets shepherd husky pitbull hound hounds pup pups bulldog boxer lab labrador spaniel chihuahua
+    sheltie rottweiler corgi wolf lion tiger zebra giraffe dolphin whale seal frog lizard snake hamster insect bug
+    calves sled carriage jockey rodeo cowboy zoo
+""")
+HUMAN_WORDS = (
+    frozenset(_PEOPLE_OF_ANY_KIND)
+    | _ANY_YOUTH
+    | _word_set("""
+    male female males females human humans hand hands owner owners mother father mom dad parent parents son daughter
+    brother brothers sister sisters friend friends bride groom worker workers jockey jockeys cowboy cowboys driver
+    racer racers passenger artist musician singer fighter fighters wrestler wrestlers cheerleader cheerleaders pitcher
+    catcher batter goalie referee coach trainer face leg legs arm arms feet foot skates swimmers swimmer rollerblader
+    individual individuals persons he she himself herself they
+""")
+)
+WORN_THINGS = _word_set("""
+    shirt jacket coat dress shorts pants hat helmet uniform sweater hair swimsuit wetsuit jersey vest
+""")
+
+# ---- what excludes an answer "yes" -----------------------------------------------------------------------------------
+
+# Colors that may be told of the same thing, by color.
+SIMILAR_COLORS = _word_sets("""
+    black: gray brown blue
+    white: gray tan blond yellow
+    brown: tan gold red orange black blond
+    red: pink orange purple brown
+    blue: purple green black gray
+    green: blue yellow
+    yellow: gold orange tan blond green white
+    orange: red yellow gold brown tan
+    pink: red purple
+    purple: pink blue red
+    gray: white black tan blue
+    tan: brown white gold yellow orange blond gray
+""")
+# Actions that a being is not doing while it does another one.
+EXCLUDED_ACTIONS = _word_sets("""
+    running: sitting lying sleeping swimming standing climbing
+    jumping: sitting lying sleeping
+    sitting: running jumping walking swimming climbing standing skateboarding surfing skiing dancing
+    standing: running sitting lying sleeping swimming
+    walking: sitting lying sleeping swimming running jumping climbing
+    swimming: sitting running walking climbing skateboarding standing
+    climbing: sitting swimming running lying sleeping
+    lying: running jumping walking standing swimming climbing
+    sleeping: running jumping walking swimming climbing eating
+    riding: swimming sleeping walking running lying climbing
+    skateboarding: sitting swimming lying sleeping climbing
+    surfing: sitting running walking climbing sleeping
+    skiing: sitting swimming lying sleeping climbing running
+    snowboarding: sitting swimming lying sleeping climbing running
+    dancing: sitting lying sleeping swimming climbing
+    sliding: walking swimming standing sleeping
+    swinging: walking swimming running lying
+    racing: sitting sleeping lying swimming
+""")
+INDOOR_WORDS = _word_set("""
+    indoors indoor kitchen bedroom bathroom bathtub couch sofa carpet carpeted classroom office ballroom
+    gymnasium bowling livingroom hallway
+""")
+OUTDOOR_WORDS = _word_set("""
+    outdoors outdoor outside beach shore snow snowy ocean lake river pond sea creek waves wave field meadow pasture
+    grass grassy lawn street road sidewalk park playground woods wooded forest mountain mountains mountainside cliff
+    hill sand sandy desert yard backyard trail sky trees beachfront hillside path
+""")
+PLACE_PHRASES = {
+    "beach": "on the beach",
+    "snow": "in the snow",
+    "water": "in the water",
+    "pool": "in a pool",
+    "street": "on the street",
+    "woods": "in the woods",
+    "grass": "on the grass",
+}
+# If a caption has one of these words, the image may be of the place although no caption names it.
+WORDS_OF_PLACES = {
+    "beach": AMBIGUOUS_WORDS["beach"],
+    "snow": AMBIGUOUS_WORDS["snow"],
+    "water": AMBIGUOUS_WORDS["water"],
+    "pool": _word_set("water swim swims swimming swimmer swimmers splash splashing splashes dive dives diving tub"),
+    "street": _word_set("""
+        city urban car cars truck bus parade market shop shops store building buildings pavement traffic town bicycle
+        bike bikes motorcycle motorcycles cyclists cyclist race marathon concrete cement paved path skateboard parking
+    """),
+    "woods": _word_set("tree trees wooded trail path bushes jungle leaves branch branches log logs park hill mountain"),
+    "grass": _word_set("""
+        grassy field park yard backyard lawn meadow pasture garden green soccer football baseball rugby outside hill
+        outdoors trail woods forest
+    """),
+}

@@ -45,12 +45,16 @@ Cell = str | float
 
 @dataclass(frozen=True)
 class DemoText:
-    """A generated text: the answer to a question about a box, or a caption, then with further captions, best first."""
+    """A generated text: the answer to a question about a box, or a caption, then with further captions, best first.
+
+    An answer has a probability, see `GeneratedText.probability`.
+    """
 
     text: str
     question: str | None = None
     box: Box | None = None
     alternatives: tuple[str, ...] = ()
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,9 @@ def ask(pipeline: Pipeline, session: Session, question: object, box: Box | None 
     """Return the session with one more turn. Raises MmxError."""
     text = _question(question)
     started = perf_counter()
-    answer = pipeline.ask(session.memory, text, box)
-    turn = ChatTurn(DemoText(answer, text, box), perf_counter() - started)
+    answer = pipeline.generate(session.memory, text, box, num_return_sequences=1)[0]
+    generated = DemoText(answer.text, text, box, probability=answer.probability)
+    turn = ChatTurn(generated, perf_counter() - started)
     return replace(_with_current(session, turn.answer), turns=(*session.turns, turn)[-MAX_TURNS:])
 
 

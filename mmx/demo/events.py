@@ -286,7 +286,7 @@ def word_choices(session: Session | None) -> list[tuple[str, int]]:
 
 
 def messages(session: Session | None) -> list[dict[str, str]]:
-    """Return the conversation, with the box of each question and the time of each answer.
+    """Return the conversation, with the box of each question and the probability and time of each answer.
 
     The page reads messages as HTML, therefore they are escaped.
     """
@@ -295,7 +295,10 @@ def messages(session: Session | None) -> list[dict[str, str]]:
         question = turn.answer.question or ""
         if turn.answer.box is not None:
             question += " [" + ", ".join(f"{edge:.2f}" for edge in turn.answer.box) + "]"
-        answer = f"{turn.answer.text}  ({1000 * turn.seconds:.0f} ms)"
+        details = f"{1000 * turn.seconds:.0f} ms"
+        if turn.answer.probability is not None:
+            details = f"{turn.answer.probability:.0%}, {details}"
+        answer = f"{turn.answer.text}  ({details})"
         chat.append({"role": "user", "content": escape(question)})
         chat.append({"role": "assistant", "content": escape(answer)})
     return chat

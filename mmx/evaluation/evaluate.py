@@ -251,6 +251,8 @@ def _predict(
                     prediction=best.text,
                     score=best.score,
                     targets=task.targets,
+                    logprob=best.logprob,
+                    probability=best.probability,
                 )
             )
     return predictions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class EvaluatedText:
         prediction: the generated text.
         score: of the prediction, see `GeneratedText.score`.
         targets: reference captions or answers.
+        logprob: of the prediction, see `GeneratedText.logprob`.
+        probability: of the prediction, see `GeneratedText.probability`.
     """
 
     key: tuple[int, int]
@@ -46,6 +49,8 @@ class EvaluatedText:
     prediction: str
     score: float
     targets: tuple[str, ...]
+    logprob: float = math.nan
+    probability: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class EvaluationReport:
             row = {
                 "id": text.id,
                 "question": text.question,
+                "question_type": text.question_type,
                 "prediction": text.prediction,
                 "score": text.score,
                 "targets": text.targets,

@@ -5,6 +5,7 @@ B: inputs; K: streams (questions about each input); n: texts for each stream; T:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -342,7 +343,9 @@ class TextGenerator:
             (tokenizer.decode([token]), logprob) for token, logprob in zip(output.tokens, output.logprobs, strict=False)
         )
         text = self._truncate_at_stop_strings(tokenizer.decode(output.tokens), options)
-        return GeneratedText(text, output.score, tokens)
+        logprob = sum(output.logprobs)
+        probability = math.exp(min(logprob, 0.0) / options.answer_temperature)
+        return GeneratedText(text, output.score, tokens, logprob, probability)
 
     def _stopping_criteria(self, options: GenerationConfig) -> list[StoppingCriterion]:
         """End a stream once its text contains one of the stop strings."""

@@ -42,6 +42,7 @@ class DecodingOptions(TypedDict, total=False):
     forced_eos_token_id: int | None
     renormalize_logits: bool | None
     guidance_scale: float | None
+    answer_temperature: float | None
     stop_strings: Sequence[str] | None
     seed: int | None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import nan
 from typing import TYPE_CHECKING, TypeAlias
 
 from mmx.boxes import Box
@@ -24,11 +25,16 @@ class GeneratedText:
         text: the decoded text.
         score: mean log-probability per token in nats (with length_penalty 1).
         tokens: the text of each token with its log-probability in nats.
+        logprob: log p(text | memory, question) in nats, including the end of the text.
+        probability: exp(logprob / answer_temperature), which says how often such an answer is right if the option
+            `answer_temperature` was fitted (`mmx eval` does that).
     """
 
     text: str
     score: float
     tokens: tuple[tuple[str, float], ...] = field(repr=False)
+    logprob: float = nan
+    probability: float = nan
 
 
 @dataclass(frozen=True)

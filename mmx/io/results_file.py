@@ -27,7 +27,7 @@ from mmx.io.file_lock import open_locked
 
 Fields = Mapping[str, object]
 
-RESULT_FIELDS = {"caption", "answer", "score", "error"}  # the other fields of a row are its inputs
+RESULT_FIELDS = {"caption", "answer", "score", "probability", "error"}  # the other fields of a row are its inputs
 ID_FIELDS = ("id", "question_id")
 _IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them

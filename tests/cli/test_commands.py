@@ -220,7 +220,7 @@ def test_one_answer_is_printed_alone_and_several_after_their_questions(mmx, mode
     assert [line.split("\t")[0] for line in several.lines] == ["what is this?", "where?"]
     assert several.lines[0] == f"what is this?\t{one.lines[0]}"
     rows = mmx("ask", images[0], "what is this?", "--model", model, "--json").rows
-    assert list(rows[0]) == ["image", "question", "answer", "score"]
+    assert list(rows[0]) == ["image", "question", "answer", "score", "probability"]
     assert one_line(rows[0]["answer"]) == one.lines[0]
 
 
@@ -564,7 +564,7 @@ def test_files_go_to_the_source_that_accepts_them_and_sources_combine(mmx, image
         {"audio": "in/c.snd"},
     ]
     both = mmx("ask", "in/a.png", "what?", "--source", "audio=in/b.snd", "--model", image_audio_model, "--json")
-    assert (both.code, list(both.rows[0])) == (0, ["image", "audio", "question", "answer", "score"])
+    assert (both.code, list(both.rows[0])) == (0, ["image", "audio", "question", "answer", "score", "probability"])
     rows = [
         {"image": "a.png", "audio": "b.snd", "question": "what?"},
         {"audio": "c.snd", "question": "what?"},

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,14 +14,25 @@ from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import DERIVED_QUESTION_TYPES, derive_questions
 from mmx.data.examples import Example, TextTask
 from mmx.data.formats import read_examples
-from mmx.data.lexicon import COLORS, THINGS
+from mmx.data.lexicon import (
+    ACTIONS,
+    COLORS,
+    EXCLUDED_ACTIONS,
+    PLACE_PHRASES,
+    PLACES,
+    SIMILAR_COLORS,
+    THINGS,
+    WORDS_OF_PLACES,
+)
+from mmx.data.question_wordings import HELD_BACK, SEEN, word_question
+from mmx.data.unanswerable_questions import CANNOT_TELL
 from mmx.errors import ConfigError, DataError
 
 
 def derived_answers(*captions: str) -> dict[str, str]:
     """Return the answers by question that the captions of one image give, without questions of existence."""
     (example,) = derive_questions([Example("a", {}, (TextTask(captions),))])
-    questions = [task for task in example.tasks if task.question and task.question_type != "exists"]
+    questions = [task for task in example.tasks if task.question and task.question_type not in ("exists", "verify")]
     return {task.question: task.targets[0] for task in questions}
 
 
@@ -62,6 +74,17 @@ def derived_answers(*captions: str) -> dict[str, str]:
         (["a girl on the beach", "a girl at the shore"], "where is this?", "beach"),
         (["a girl in the snow", "a girl"], "where is this?", None),
         (["a man in the snow near a lake", "a man in snow near the lake"], "where is this?", None),
+        (["A puppy runs.", "two dogs", "a field"], "what animal is this?", "dog"),
+        (["a girl on a pony", "a horse"], "what animal is this?", "horse"),
+        (["a dog chases a cat", "a dog and a cat"], "what animal is this?", None),
+        (["a dog", "a field"], "what animal is this?", None),
+        (["a boy in a dog costume", "a dog costume"], "what animal is this?", None),
+        (["a girl on monkey bars", "monkey bars"], "what animal is this?", None),
+        (["a man", "a guy runs", "the man"], "who is this?", "man"),
+        (["a dog", "a puppy", "the dog"], "what is this?", "dog"),
+        (["a man", "a man and a woman", "a man"], "who is this?", None),
+        (["a man", "a man", "a man with a dog"], "who is this?", None),
+        (["a player", "a player", "a player", "a woman"], "who is this?", None),
     ],
 )
 def test_question_is_derived_where_captions_agree(captions, question, answer):
@@ -77,7 +100,7 @@ def test_derived_questions_are_added_after_the_tasks():
     found = derive_questions([Example("a", {"image": "a.jpg"}, tasks, "here")])[0]
     assert (found.id, found.sources, found.origin) == ("a", {"image": "a.jpg"}, "here")
     assert found.tasks[:2] == tasks
-    assert [task.question_type for task in found.tasks[2:]] == ["count", "action"]
+    assert [task.question_type for task in found.tasks[2:]] == ["count", "action", "animal", "subject"]
 
 
 NOUNS = sorted({*THINGS, "person", "people", "player", "snowy", "pool", "tree"})
@@ -185,3 +208,185 @@ def test_seed_selects_the_images_of_existence_questions():
     captions = [rng.choice(["a dog runs", "a horse", "a bird sits"]) for _ in range(40)]
     examples = [Example(str(n), {}, (TextTask((text, text)),)) for n, text in enumerate(captions)]
     assert derive_questions(examples, 1) != derive_questions(examples, 2)
+
+
+# -- questions to verify ----------------------------------------------------------------------------------------------
+
+
+def examples_of(*images: list[str]) -> list[Example]:
+    return [Example(str(n), {}, (TextTask(tuple(captions)),)) for n, captions in enumerate(images)]
+
+
+def answers_of_type(examples: list[Example], question_type: str) -> dict[tuple[str, str], str]:
+    """Return the answers to the questions of one type by example and question."""
+    found = {}
+    for example in examples:
+        for task in example.tasks:
+            if task.question_type == question_type:
+                found[example.id, task.question] = task.targets[0]
+    return found
+
+
+BROWN_DOG = ["a brown dog runs in the snow", "a brown dog running in snow"]
+WHITE_DOG = ["a white dog sits on the street", "a white dog sitting on a street"]
+TAN_DOG = ["a tan dog", "the tan dog"]
+KITCHEN = ["a woman in a kitchen", "a woman"]
+
+
+def test_what_the_captions_agree_on_is_verified():
+    found = answers_of_type(derive_questions(examples_of(BROWN_DOG, WHITE_DOG, KITCHEN)), "verify")
+    expected = {
+        ("0", "is the dog brown?"): "yes",
+        ("1", "is the dog brown?"): "no",
+        ("0", "is the dog white?"): "no",
+        ("1", "is the dog white?"): "yes",
+        ("0", "is the dog running?"): "yes",
+        ("1", "is the dog running?"): "no",
+        ("0", "is the dog sitting?"): "no",
+        ("1", "is the dog sitting?"): "yes",
+        ("0", "is it in the snow?"): "yes",
+        ("1", "is it in the snow?"): "no",
+        ("0", "is it on the street?"): "no",
+        ("1", "is it on the street?"): "yes",
+        ("2", "is it indoors?"): "yes",
+        ("2", "is it outdoors?"): "no",
+    }
+    for setting, answer in (("indoors", "no"), ("outdoors", "yes")):
+        (drawn,) = {key for key in found if key[1] == f"is it {setting}?"} - expected.keys()
+        assert drawn[0] in "01"
+        expected[drawn] = answer
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "question"),
+    [
+        ([BROWN_DOG, TAN_DOG], "is the dog brown?"),  # tan may be called brown
+        ([BROWN_DOG, [*WHITE_DOG, "a dog near a brown door"]], "is the dog brown?"),
+        ([BROWN_DOG, [*WHITE_DOG, "a dog runs"]], "is the dog running?"),
+        ([BROWN_DOG, ["a dog plays", "a dog playing"]], "is the dog running?"),
+        ([BROWN_DOG, [*WHITE_DOG, "a skier"]], "is it in the snow?"),
+        ([KITCHEN, ["a woman on a couch in a yard", "a yard"]], "is it indoors?"),
+        ([KITCHEN, ["a woman", "a woman in a field"]], "is it indoors?"),
+    ],
+)
+def test_no_is_the_answer_only_where_captions_exclude_yes(images, question):
+    found = answers_of_type(derive_questions(examples_of(*images)), "verify")
+    assert ("1", question) not in found
+
+
+def test_tables_of_exclusion_have_known_names():
+    assert SIMILAR_COLORS.keys() <= set(COLORS.values())
+    assert all(similar <= set(COLORS.values()) for similar in SIMILAR_COLORS.values())
+    assert EXCLUDED_ACTIONS.keys() <= set(ACTIONS.values())
+    assert all(excluded <= set(ACTIONS.values()) for excluded in EXCLUDED_ACTIONS.values())
+    assert PLACE_PHRASES.keys() == WORDS_OF_PLACES.keys() <= set(PLACES.values())
+
+
+@given(IMAGES, st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_verified_questions_are_answered_yes_as_often_as_no(images, seed):
+    colored = [[f"{caption} and a {['red', 'blue', 'white'][len(caption) % 3]} dog" for caption in i] for i in images]
+    found = answers_of_type(derive_questions(examples_of(*colored), seed), "verify")
+    counts = Counter((question, answer) for (_, question), answer in found.items())
+    for question, _ in counts:
+        assert counts[question, "yes"] == counts[question, "no"]
+
+
+# -- questions without an answer --------------------------------------------------------------------------------------
+
+
+def many_images() -> list[Example]:
+    dogs = ["a black dog runs on grass", "a black dog is running"]
+    people = ["a man in a red shirt stands and holds a stick", "a man in a red shirt is standing"]
+    return examples_of(*[dogs, people] * 50)
+
+
+def test_fraction_of_unanswerable_questions():
+    found = derive_questions(many_images(), unanswerable=0.1)
+    types = Counter(task.question_type for example in found for task in example.tasks if task.question)
+    assert types["unanswerable"] / types.total() == pytest.approx(0.1, abs=0.002)
+    assert found == derive_questions(many_images(), unanswerable=0.1)
+    assert not answers_of_type(derive_questions(many_images()), "unanswerable")
+    without = [replace(e, tasks=tuple(t for t in e.tasks if t.question_type != "unanswerable")) for e in found]
+    assert without == derive_questions(many_images())
+
+
+def test_unanswerable_questions_are_about_what_the_image_does_not_show():
+    found = answers_of_type(derive_questions(many_images(), unanswerable=0.2), "unanswerable")
+    about_dogs = {"what color is the dog?", "what is the dog doing?", "what animal is this?"}
+    about_men = {"what color is the shirt?", "what is the man holding?", "what is the man doing?"}
+    asked = {0: set(), 1: set()}
+    for (image, question), answer in found.items():
+        assert answer == CANNOT_TELL
+        asked[int(image) % 2].add(question)
+    assert asked == {0: about_men, 1: about_dogs}
+
+
+def test_a_question_may_be_answerable_if_a_word_may_include_its_subject():
+    images = [["a black dog runs", "a black dog running"], ["an animal", "a pet"], ["some players", "skaters"]]
+    found = answers_of_type(derive_questions(examples_of(*images), unanswerable=0.5), "unanswerable")
+    assert {image for image, _ in found} == {"2"}
+
+
+# -- wordings ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_form_has_wordings_and_different_ones_held_back():
+    assert SEEN.keys() == HELD_BACK.keys()
+    for form, seen in SEEN.items():
+        assert len(seen) >= 6
+        assert len(HELD_BACK[form]) >= 2
+        assert len(set(seen)) == len(seen)
+    seen_anywhere = {text for texts in SEEN.values() for text in texts}
+    assert not seen_anywhere & {text for texts in HELD_BACK.values() for text in texts}
+
+
+SLOTS = {
+    "article": "a ", "thing": "dog", "things": "dogs", "be": "is", "do": "does", "subject": "man", "verb": "holding",
+    "action": "running", "color": "red", "place": "in the snow", "setting": "indoors",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", SEEN)
+def test_wordings_are_drawn_by_key(form):
+    first = {word_question(form, SLOTS, "first", str(key)) for key in range(20)}
+    seen = [word_question(form, SLOTS, "seen", str(key)) for key in range(400)]
+    held_back = {word_question(form, SLOTS, "held_back", str(key)).lower().rstrip("?") for key in range(400)}
+    assert first == {SEEN[form][0].format_map(SLOTS)}
+    assert {text.lower().rstrip("?") for text in seen} == {t.format_map(SLOTS).rstrip("?") for t in SEEN[form]}
+    assert held_back == {text.format_map(SLOTS).rstrip("?") for text in HELD_BACK[form]}
+    assert any(text.isupper() for text in seen)
+    assert any(text[0].isupper() and not text.isupper() for text in seen)
+    assert any(text.endswith("?") for text in seen)
+    assert any(not text.endswith("?") for text in seen)
+
+
+def test_wordings_change_the_questions_and_nothing_else():
+    plain = derive_questions(many_images(), unanswerable=0.1)
+    drawn = derive_questions(many_images(), wordings="seen", unanswerable=0.1)
+    assert drawn == derive_questions(many_images(), wordings="seen", unanswerable=0.1)
+    assert drawn != derive_questions(many_images(), 1, "seen", unanswerable=0.1)
+    assert len({task.question for example in drawn for task in example.tasks}) > 50
+    for one, other in zip(plain, drawn, strict=True):
+        assert [(t.targets, t.question_type) for t in one.tasks] == [(t.targets, t.question_type) for t in other.tasks]
+
+
+def test_data_set_with_wordings(tmp_path):
+    path = tmp_path / "some.jsonl"
+    rows = [{"image": f"{n}.jpg", "captions": ["a red dog runs", "the dog is running"]} for n in range(40)]
+    rows += [{"image": f"m{n}.jpg", "captions": ["a man stands", "the man stands"]} for n in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(path=str(path), derive_questions=True, tasks=("ask",), question_types=("animal",))
+    held_back = read_examples(config.model_copy(update={"wordings": "held_back"}))
+    questions = {task.question.lower().rstrip("?") for example in held_back for task in example.tasks}
+    assert questions == {text.rstrip("?") for text in HELD_BACK["animal"]}
+    only = {"unanswerable": 0.1, "question_types": ("unanswerable",)}
+    found = read_examples(config.model_copy(update=only))
+    assert {task.targets for example in found for task in example.tasks} == {(CANNOT_TELL,)}
+
+
+@pytest.mark.parametrize("fields", [{"wordings": "seen"}, {"unanswerable": 0.1}])
+def test_options_of_derived_questions_need_them(fields):
+    with pytest.raises(ConfigError):
+        parse_config({"path": "a.jsonl", **fields}, DataConfig, where="data")

@@ -147,6 +147,7 @@ def test_a_conversation_uses_one_encoding(tiny, session, image) -> None:
     after = actions.ask(tiny, after, "and here?", (0.0, 0.0, 0.5, 0.5))
     assert [turn.answer.question for turn in after.turns] == ["what is this?", "and here?"]
     assert after.turns[0].answer.text == tiny.ask(image, "what is this?")
+    assert after.turns[0].answer.probability == tiny.generate(image, "what is this?")[0].probability
     assert after.turns[1].answer.text == tiny.ask(image, "and here?", (0.0, 0.0, 0.5, 0.5))
     assert after.current == after.turns[1].answer and after.memory is session.memory
     assert all(turn.seconds > 0 for turn in after.turns)

@@ -160,7 +160,7 @@ def test_an_unexpected_error_shows_no_traceback_to_the_user(user, tiny, image, m
     def broken(*args, **kwargs):
         raise RuntimeError("secret at /home/someone")
 
-    monkeypatch.setattr(Pipeline, "ask", broken)
+    monkeypatch.setattr(Pipeline, "generate", broken)
     assert "secret" not in refused(user.ask, image, "what?")
     assert "secret at /home/someone" in capfd.readouterr().err, "it is in the log of the server"
 
@@ -234,6 +234,12 @@ def test_html_in_the_conversation_is_escaped() -> None:
     session = actions.Session("", Image.new("RGB", (9, 9)), None, 0.0, turns=(actions.ChatTurn(text, 0.1),))
     question, answer = (message["content"] for message in events.messages(session))
     assert question == "is 1 &lt;b or c&gt; 2?" and answer.startswith("&lt;b&gt;yes&lt;/b&gt;")
+
+
+def test_the_conversation_has_the_probability_of_an_answer() -> None:
+    turn = actions.ChatTurn(actions.DemoText("yes", "is it?", probability=0.834), 0.1)
+    session = actions.Session("", Image.new("RGB", (9, 9)), None, 0.0, turns=(turn,))
+    assert "83%" in events.messages(session)[1]["content"]
 
 
 def test_the_page_refers_to_no_other_host(address) -> None:

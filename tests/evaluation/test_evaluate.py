@@ -287,6 +287,7 @@ def test_reports_are_written_atomically(tmp_path, monkeypatch):
     assert json.loads(lines[0]) == {
         "id": "e0",
         "question": None,
+        "question_type": None,
         "prediction": "é",
         "score": -1.0,
         "targets": ["a", "b"],

@@ -274,6 +274,28 @@ def test_generated_text_has_tokens_and_their_logprobs(pipeline, images):
     assert text.score == pytest.approx(sum(logprob for _, logprob in text.tokens) / 6, abs=1e-6)
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_probability_of_an_answer(pipeline, images, num_beams):
+    options = {"num_beams": num_beams, "max_new_tokens": 3}
+    text = pipeline.generate(images[0], QUESTIONS[0], **options)[0]
+    assert text.probability == pytest.approx(math.exp(text.logprob))
+    assert text.logprob <= sum(logprob for _, logprob in text.tokens) + 1e-6
+    warm = pipeline.generate(images[0], QUESTIONS[0], answer_temperature=2.0, **options)[0]
+    assert (warm.text, warm.logprob) == (text.text, text.logprob)
+    assert warm.probability == pytest.approx(math.sqrt(text.probability))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_logprob_of_an_answer_includes_its_end(pipeline, images, num_beams):
+    eos = pipeline.model.tokenizer.eos_token_id
+    options = {"forced_eos_token_id": eos, "max_new_tokens": 4, "num_beams": num_beams, "length_penalty": 0.0}
+    text = pipeline.generate(images[0], QUESTIONS[0], **options)[0]
+    assert len(text.tokens) == 3
+    assert text.logprob < sum(logprob for _, logprob in text.tokens) - 0.01
+    plain = pipeline.generate(images[0], QUESTIONS[0], max_new_tokens=3, num_beams=num_beams, length_penalty=0.0)[0]
+    assert plain.logprob == pytest.approx(plain.score, abs=1e-5), "without length penalty they are the same"
+
+
 def test_box_restricts_a_memory_without_encoding_again(pipeline, images, encoded):
     memory = pipeline.encode(image=images[3])
     box = (0.0, 0.0, 0.5, 0.5)
