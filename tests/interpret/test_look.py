@@ -201,7 +201,7 @@ def test_several_sources_share_the_attention_and_a_text_has_labels(text_model, p
 def test_a_question_for_a_text_source_has_labels_and_is_part_of_the_baseline(photo):
     model = randomize_parameters(tiny_model({"image": IMAGE, "text": TEXT}, question_input="text")).eval()
     pipeline = Pipeline(model)
-    look = pipeline.look(photo, "is it  red", text="yes")
+    look = pipeline.look(photo, "is it red", text="yes")
     assert [view.segment.source for view in look.views] == ["image", "text"]
     assert "".join(look.views[1].labels) == "isitred?end"
     answer = model.tokenizer.encode("yes")
