@@ -81,6 +81,8 @@ for accumulation in (1, 2):
     save_finding(f"broken-{accumulation}", run(broken))
 
 save_finding("scst", run(scst_config(data, folder / "scst")))
+broken = scst_config(str(folder / "broken.jsonl"), folder / "broken-scst", per_device_batch_size=2, save_steps=1)
+save_finding("broken-scst", run(broken))
 
 examples = read_examples(DataConfig(path=data))
 for count in (1, 2, 5, 6, 7, 8):
