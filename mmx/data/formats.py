@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
@@ -22,7 +22,6 @@ from mmx.data.json_fields import (
     list_field,
     load_json,
     optional_text_field,
-    posix_path,
     single_spaced,
     text_field,
 )
@@ -329,7 +328,7 @@ def _join_equal_images(
 
 def _find_image(base: Path, name: Path) -> str:
     """Return the path of an image in one of the usual folders next to its list, or in the first if it is in none."""
-    for spelling in dict.fromkeys((name, Path(posix_path(str(name))))):
+    for spelling in dict.fromkeys((name, Path(PureWindowsPath(name).as_posix()))):
         for folder in IMAGE_FOLDERS:
             if (base / folder / spelling).exists():
                 return str(base / folder / spelling)

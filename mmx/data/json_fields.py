@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from mmx.boxes import Box, check_box
 from mmx.errors import DataError, MmxError
@@ -280,24 +280,6 @@ def is_url(text: str) -> bool:
     return re.match(r"data:|[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
-def resolve_path(raw: str, base: Path) -> str:
-    """Resolve a path relative to the folder of its list.
-
-    A URL is kept, unless a file of this name exists. Windows separators are read where no file has the name as written.
-    """
-    path = base / raw
-    if is_url(raw) and not os.path.exists(path):
-        return raw
-    if "\\" in raw and not os.path.exists(path) and os.path.exists(base / posix_path(raw)):
-        return str(base / posix_path(raw))
-    return str(path)
-
-
-def posix_path(raw: str) -> str:
-    """Return a path with slashes for the separators of Windows."""
-    return raw.replace("\\", "/")
-
-
 def absolute_path(path: str) -> str:
     """Return a text that is equal for all spellings of a path; only the folder is resolved, not the file itself."""
     folder, name = os.path.split(path)
@@ -307,6 +289,18 @@ def absolute_path(path: str) -> str:
 @lru_cache(maxsize=4096)
 def _absolute_folder(folder: str) -> str:
     return os.path.realpath(folder)
+
+
+def resolve_path(raw: str, base: Path) -> str:
+    """Resolve a path relative to the folder of its list.
+
+    A URL is kept, unless a file of this name exists. Windows separators are read where no file has the name as written.
+    """
+    if "\\" in raw and not os.path.exists(base / raw):
+        with_slashes = PureWindowsPath(raw).as_posix()
+        raw = with_slashes if os.path.exists(base / with_slashes) else raw
+    path = base / raw
+    return raw if is_url(raw) and not os.path.exists(path) else str(path)
 
 
 def single_spaced(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +70,7 @@ def read_manifest(path: Path, config: DataConfig, sources: Collection[str] | Non
             every field but numbers and truth values is an input.
     """
     numbered = read_lines(path, finite=False)
-    lines = (_parse_line(RecordLocation(str(path), number), line, line) for number, line in numbered)
+    lines = (_parse_manifest_line(RecordLocation(str(path), number), line) for number, line in numbered)
     return join_lines(lines, path.parent, sources)
 
 
@@ -167,13 +167,17 @@ def _no_input(location: RecordLocation) -> DataError:
     return location.error("no_input", "names no input; expected a field such as 'image' with a path.")
 
 
+def _parse_manifest_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
+    return _parse_line(location, line, line, ("captions", "caption"))
+
+
 def _parse_line(
-    location: RecordLocation, line: Mapping[str, object], inputs: Mapping[str, object], text_name: str = "captions"
+    location: RecordLocation, line: Mapping[str, object], inputs: Mapping[str, object], caption_fields: Sequence[str]
 ) -> ManifestLine:
-    """Parse a line. inputs: its fields that may be inputs; text_name: a field of captions besides the usual ones."""
+    """Parse a line; `inputs` are its fields that may be inputs."""
     written = _parse_inputs(location, inputs)
     tasks = []
-    captions = texts_field(line, tuple(dict.fromkeys((text_name, "captions", "caption"))), location)
+    captions = texts_field(line, caption_fields, location)
     if captions:
         tasks.append(TextTask(captions))
     if "question" in line:
@@ -221,4 +225,4 @@ def _parse_metadata_line(location: RecordLocation, line: Mapping[str, object]) -
         message = "has both 'file_name' and 'image'; give the path of the image as 'file_name' only."
         raise location.error("two_images", message, key="image")
     others = {key: value for key, value in line.items() if key not in ("file_name", "text")}
-    return _parse_line(location, line, {**others, "image": name}, text_name="text")
+    return _parse_line(location, line, {**others, "image": name}, ("text", "captions", "caption"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import tarfile
@@ -141,9 +142,13 @@ DONE = [
 
 @pytest.mark.parametrize("words", DONE)
 def test_0_if_everything_was_done(mmx, workplace, words) -> None:
+    before = set(os.listdir())
     ran = mmx(*with_model(words))
     written = [line for line in ran.errors if line.endswith(" was written.")]
     assert (ran.code, ran.errors) == (0, written)
+    named = {name.split("/")[0] for name in words.split()}
+    unasked = set(os.listdir()) - before - named - {"rows.jsonl.run.json", "runs", "mmx-birdsong"}
+    assert unasked == set()
 
 
 NOT_READ = {
