@@ -82,7 +82,11 @@ class Objective:
         return noisy_tokens(batch, self.options.target_noise, self.noise_candidates, generator)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of logits [n, V], summed over tokens."""
+        """Return the loss of logits [n, V], summed over tokens. With teachers, all ranks must call this together.
+
+        Raises:
+            MmxError: the features of a teacher are not finite on any rank. All ranks raise the same error.
+        """
         options = self.options
         if batch.advantages is not None:
             text_index = batch.label_positions // batch.tokens.shape[-1]
@@ -91,11 +95,22 @@ class Objective:
         loss = token_loss(logits, batch.labels, options.label_smoothing)
         if self.teachers is None or options.distillation is None:
             return loss
-        with self.accelerator.autocast():
-            teacher_probs = self.teachers.probabilities(batch)
+        teacher_probs = self._teacher_probs(self.teachers, batch)
         weight = options.distillation.weight
         soft_loss = distillation_loss(logits, teacher_probs, batch.labels, options.distillation.temperature)
         return (1 - weight) * loss + weight * soft_loss
+
+    def _teacher_probs(self, teachers: Teachers, batch: Batch) -> Tensor:
+        """Return the probabilities of the teachers, [n, V]. Raises the error of any rank on all ranks."""
+        error = None
+        probs = torch.empty(0)
+        try:
+            with self.accelerator.autocast():
+                probs = teachers.probabilities(batch)
+        except MmxError as own_error:
+            error = own_error
+        raise_on_all_ranks(self.accelerator, error)
+        return probs
 
     def take_mean_reward(self) -> float | None:
         """Return the mean reward since the last call, None if no caption was sampled."""

@@ -124,6 +124,13 @@ def test_encoder_that_is_not_finite_on_one_rank_stops_both(folder, name):
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
 
 
+def test_teacher_that_fails_on_one_rank_stops_both(folder):
+    first, second = findings(folder, "broken-taught")
+    assert first["error"] == second["error"]
+    assert first["error"]["code"] == "encoder.features"
+    assert len(first["recorded"]) == len(second["recorded"])
+
+
 @pytest.fixture
 def one_thread():
     """Use one thread as each rank does: more threads sum in another order, which differs by more than 1e-12."""
