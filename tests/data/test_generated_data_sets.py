@@ -5,7 +5,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from data_writers import WRITERS, Refusal, WrittenData
+from data_disturbances import Refusal, WrittenData
+from data_writers import WRITERS
 from generated_data import generate_images, generated_texts, read_texts, scores
 
 from mmx.config.schema import DataConfig

@@ -8,50 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+from data_disturbances import (
+    Record,
+    Refusal,
+    WrittenData,
+    add_unread_fields,
+    blurred,
+    id,
+    spelling,
+    spoil_record,
+    write_document,
+    write_text,
+)
 from generated_data import GeneratedImage, GeneratedQuestion
 
 from mmx.config.schema import DataConfig
-
-Record = dict[str, object]
-ENCODINGS = ("latin-1", "cp1252", "utf-16", "utf-16-le", "utf-32-be", "shift_jis", "gb18030")
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """The error that spoiled data must give: its code, and the file and line or record that it must name."""
-
-    code: str
-    path: Path
-    line: int | None = None
-    record: str | None = None
-    byte: int | None = None
-
-
-@dataclass
-class WrittenData:
-    """Data in one form.
-
-    Attributes:
-        images: the texts that must be read.
-        rows: number of captions and questions in the files, and of records without any.
-        skipped: names of the records that must be counted as not read.
-        without_answers: names of the questions that must be counted as read without answers.
-        sources: names of the model's sources; None if they are unknown.
-        refusal: the expected error, None for data that is read.
-    """
-
-    config: DataConfig
-    images: list[GeneratedImage]
-    rows: int
-    skipped: list[str] = field(default_factory=list)
-    without_answers: list[str] = field(default_factory=list)
-    sources: tuple[str, ...] | None = ("image",)
-    refusal: Refusal | None = None
-
 
 # ---- lines -------------------------------------------------------------------------------------------------------
 
@@ -62,7 +37,7 @@ def write_manifest(random: Random, folder: Path, images: Sequence[GeneratedImage
     lines = []
     for image in images:
         for line in _image_lines(random, image, "caption", "captions"):
-            lines.append({"image": _spelling(random, folder, f"images/{image.name}"), **line})
+            lines.append({"image": spelling(random, folder, f"images/{image.name}"), **line})
     return _write_line_form(random, folder / "list.jsonl", lines, list(images), sources)
 
 
@@ -71,7 +46,7 @@ def write_folder(random: Random, folder: Path, images: Sequence[GeneratedImage])
     lines = []
     for image in images:
         for line in _image_lines(random, image, "text", "captions"):
-            lines.append({"file_name": _spelling(random, folder, f"images/{image.name}"), **line})
+            lines.append({"file_name": spelling(random, folder, f"images/{image.name}"), **line})
     written = _write_line_form(random, folder / "metadata.jsonl", lines, list(images), ("image",))
     written.config = DataConfig(path=str(folder))
     return written
@@ -83,7 +58,7 @@ def _image_lines(random: Random, image: GeneratedImage, one: str, several: str) 
     captions = list(image.captions)
     while captions:
         count = random.randint(1, len(captions))
-        texts = [_blurred(random, caption) for caption in captions[:count]]
+        texts = [blurred(random, caption) for caption in captions[:count]]
         del captions[:count]
         if len(texts) > 1 and texts[0] not in texts[1:] and random.random() < 0.3:
             lines.append({one: texts[0], several: texts[1:]})
@@ -118,7 +93,7 @@ def _write_line_form(
 ) -> WrittenData:
     random.shuffle(lines)
     for line in lines:
-        _add_unread_fields(random, line, texts=sources is not None)
+        add_unread_fields(random, line, texts=sources is not None)
     rows = sum(_num_texts(line) for line in lines)
     written = WrittenData(DataConfig(path=str(path)), images, rows, sources=sources)
     spoiled = random.randrange(len(lines)) if random.random() < 0.15 else None
@@ -133,7 +108,7 @@ def _write_line_form(
         if random.random() < 0.1:
             texts.append(random.choice(["", "   "]))
     end = random.choice(["\n", "\r\n"])
-    _write_text(random, path, "".join(text + end for text in texts), written)
+    write_text(random, path, "".join(text + end for text in texts), written)
     return written
 
 
@@ -182,9 +157,9 @@ def write_karpathy(random: Random, folder: Path, images: Sequence[GeneratedImage
     records: list[Record] = []
     for image in images:
         for captions in _parts(random, image.captions):
-            sentences: list[Record] = [{"raw": _blurred(random, caption)} for caption in captions]
+            sentences: list[Record] = [{"raw": blurred(random, caption)} for caption in captions]
             record: Record = {"sentences": sentences, "split": image.split, **_file_fields(random, folder, image.name)}
-            records.append(_add_unread_fields(random, record))
+            records.append(add_unread_fields(random, record))
     random.shuffle(records)
     for _ in range(random.choice([0, 0, 1, 5])):
         records.insert(random.randint(0, len(records)), {"filename": "none.jpg", "split": images[0].split})
@@ -193,8 +168,8 @@ def write_karpathy(random: Random, folder: Path, images: Sequence[GeneratedImage
     written = WrittenData(DataConfig(path=str(path), split=split), _with_captions_only(selected), 0)
     for number, record in enumerate(records):
         _finish_karpathy_record(random, number, record, written, wanted)
-    _spoil_record(random, written, path, "image", records, ("filename",), {})
-    _write_document(random, path, {"images": records, "dataset": "x"}, written)
+    spoil_record(random, written, path, "image", records, ("filename",), {})
+    write_document(random, path, {"images": records, "dataset": "x"}, written)
     return written
 
 
@@ -227,14 +202,14 @@ def write_coco(random: Random, folder: Path, images: Sequence[GeneratedImage]) -
     for image in images:
         for index, captions in enumerate(_parts(random, image.captions)):
             key = image.number + 1000 * index
-            name = _spelling(random, folder, image.name)
-            records.append(_add_unread_fields(random, {"id": _id(random, key), "file_name": name}))
-            annotations += [{"image_id": _id(random, key), "caption": _blurred(random, text)} for text in captions]
+            name = spelling(random, folder, image.name)
+            records.append(add_unread_fields(random, {"id": id(random, key), "file_name": name}))
+            annotations += [{"image_id": id(random, key), "caption": blurred(random, text)} for text in captions]
     random.shuffle(records)
     originals = len(records)
     for _ in range(random.choice([0, 0, 1, 5])):
         kind = random.choice(["duplicate", "no caption"])
-        key = records[random.randrange(originals)]["id"] if kind == "duplicate" else _id(random, 9000 + len(records))
+        key = records[random.randrange(originals)]["id"] if kind == "duplicate" else id(random, 9000 + len(records))
         written.skipped.append(f"image {len(records)}")
         records.append({"id": key, "file_name": "other.jpg"})
     random.shuffle(annotations)
@@ -245,9 +220,9 @@ def write_coco(random: Random, folder: Path, images: Sequence[GeneratedImage]) -
         if annotation["image_id"] == 8000 or annotation["caption"] == "":
             written.skipped.append(f"annotation {number}")
     written.rows = len(annotations) + len(records) - originals
-    _spoil_record(random, written, path, "image", records, ("id", "file_name"), {"file_name": 7, "id": [1]})
-    _spoil_record(random, written, path, "annotation", annotations, ("image_id", "caption"), {"caption": 7})
-    _write_document(random, path, {"images": records, "annotations": annotations, "info": {"year": 1}}, written)
+    spoil_record(random, written, path, "image", records, ("id", "file_name"), {"file_name": 7, "id": [1]})
+    spoil_record(random, written, path, "annotation", annotations, ("image_id", "caption"), {"caption": 7})
+    write_document(random, path, {"images": records, "annotations": annotations, "info": {"year": 1}}, written)
     return written
 
 
@@ -264,8 +239,8 @@ def write_vqa(random: Random, folder: Path, images: Sequence[GeneratedImage]) ->
             (folder / "images" / image.name).touch()
         for index, question in enumerate(image.questions):
             key = 10 * image.number + index
-            image_id = _id(random, image.number) if by_number else _spelling(random, folder, image.name)
-            questions.append({"question_id": _id(random, key), "image_id": image_id, "question": question.text})
+            image_id = id(random, image.number) if by_number else spelling(random, folder, image.name)
+            questions.append({"question_id": id(random, key), "image_id": image_id, "question": question.text})
             if question.answers or random.random() < 0.5:
                 annotations.append(_annotation(random, key, question))
                 kept.append(replace(question, box=None))
@@ -284,18 +259,18 @@ def write_vqa(random: Random, folder: Path, images: Sequence[GeneratedImage]) ->
     annotations_given = _add_unusable_annotations(random, annotations, written)
     written.rows = questions_given + annotations_given
     keys = ("question_id", "image_id", "question")
-    _spoil_record(random, written, path, "question", questions, keys, {"question": ["q"], "question_id": None})
+    spoil_record(random, written, path, "question", questions, keys, {"question": ["q"], "question_id": None})
     answers = folder / "answers.json"
-    _spoil_record(random, written, answers, "annotation", annotations, ("question_id", "answers"), {"answers": "two"})
-    _write_document(random, answers, {"annotations": annotations, "license": {}}, written)
-    _write_document(random, path, {"questions": questions, "task_type": "Open-Ended"}, written)
+    spoil_record(random, written, answers, "annotation", annotations, ("question_id", "answers"), {"answers": "two"})
+    write_document(random, answers, {"annotations": annotations, "license": {}}, written)
+    write_document(random, path, {"questions": questions, "task_type": "Open-Ended"}, written)
     return written
 
 
 def _annotation(random: Random, key: int, question: GeneratedQuestion) -> Record:
     answers: list[Record] = [{"answer": answer, "answer_confidence": "yes"} for answer in question.answers]
-    record: Record = {"question_id": _id(random, key), "answers": answers, "answer_type": question.question_type}
-    return _add_unread_fields(random, record)
+    record: Record = {"question_id": id(random, key), "answers": answers, "answer_type": question.question_type}
+    return add_unread_fields(random, record)
 
 
 def _add_unusable_questions(random: Random, questions: list[Record], written: WrittenData) -> int:
@@ -342,89 +317,8 @@ def _with_captions_only(images: Sequence[GeneratedImage]) -> list[GeneratedImage
 def _file_fields(random: Random, folder: Path, name: str) -> Record:
     """Return the name of a file, in one field or two."""
     return random.choice(
-        [{"filename": _spelling(random, folder, name)}, {"filepath": "images/.", "filename": name}, {"filename": name}]
+        [{"filename": spelling(random, folder, name)}, {"filepath": "images/.", "filename": name}, {"filename": name}]
     )
-
-
-# ---- disturbances ------------------------------------------------------------------------------------------------
-
-
-def _spelling(random: Random, folder: Path, name: str) -> str:
-    """Return one of several spellings of the path of an image."""
-    file = folder / "images" / Path(name).name
-    detour = folder / "images" / ".." / "images" / file.name
-    windows = f".\\{name}".replace("/", "\\")
-    return random.choice([name, name, f"./{name}", f".//{name}", windows, str(file), str(detour)])
-
-
-def _blurred(random: Random, text: str) -> str:
-    """Return a text with other white space."""
-    return random.choice([text, text, f" {text}\n", text.replace(" ", "  "), text.replace(" ", "\u2028")])
-
-
-def _id(random: Random, number: int) -> int | str:
-    return random.choice([number, str(number)])
-
-
-def _add_unread_fields(random: Random, record: Record, texts: bool = True) -> Record:
-    """Add fields that are not read; without `texts`, only numbers, which are never inputs."""
-    fields: Record = {"width": 640, "score": float("nan"), "cropped": True, "audio": None}
-    if texts:
-        fields |= {"author": f"by {random.random()}", "boxes": [random.random()], "url": "http://x.y/z.jpg"}
-    for name in random.sample(sorted(fields), random.randint(0, 3)):
-        record[name] = fields[name]
-    return record
-
-
-def _spoil_record(
-    random: Random,
-    written: WrittenData,
-    path: Path,
-    name: str,
-    records: list[Record],
-    required: Sequence[str],
-    wrong: Record,
-) -> None:
-    """Sometimes remove a required field of a record, or give it a value of a wrong type."""
-    if not records or written.refusal is not None or random.random() > 0.1:
-        return
-    number = random.randrange(len(records))
-    if wrong and random.random() < 0.5:
-        key = random.choice(sorted(wrong))
-        records[number] = {**records[number], key: wrong[key]}
-        code = "data.field_type"
-    else:
-        key = random.choice(required)
-        records[number] = {field: value for field, value in records[number].items() if field != key}
-        code = "data.missing_field"
-    written.refusal = Refusal(code, path, None, f"{name} {number}")
-
-
-def _write_document(random: Random, path: Path, document: Record, written: WrittenData) -> None:
-    indent = random.choice([None, 1])
-    text = json.dumps(document, ensure_ascii=False, indent=indent)
-    _write_text(random, path, text, written)
-
-
-def _write_text(random: Random, path: Path, text: str, written: WrittenData) -> None:
-    """Write a text in UTF-8, with a byte order mark or without, or in a wrong encoding."""
-    content = text.encode(random.choice(["utf-8", "utf-8", "utf-8-sig"]))
-    if written.refusal is None and random.random() < 0.1:
-        other = text.encode(random.choice(ENCODINGS), errors="replace")
-        refusal = _encoding_refusal(path, other)
-        if refusal is not None:
-            written.refusal = refusal
-            content = other
-    path.write_bytes(content)
-
-
-def _encoding_refusal(path: Path, content: bytes) -> Refusal | None:
-    """Return the refusal of the first byte that is zero or not UTF-8; None if all are valid."""
-    for number, line in enumerate(content.split(b"\n"), 1):
-        valid = line.decode("utf-8", errors="replace").split("\0")[0].split("\ufffd")[0].encode()
-        if len(valid) < len(line):
-            return Refusal("data.not_utf8", path, number, byte=len(valid))
-    return None
 
 
 WRITERS: dict[str, Callable[[Random, Path, Sequence[GeneratedImage]], WrittenData]] = {
