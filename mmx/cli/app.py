@@ -18,7 +18,7 @@ from mmx.cli.bench import bench
 from mmx.cli.caption import caption
 from mmx.cli.evaluate import evaluate_model
 from mmx.cli.train import train
-from mmx.errors import ConfigError, MmxError, one_line
+from mmx.errors import ConfigError, InputError, MmxError, one_line
 
 app = typer.Typer(
     name="mmx",
@@ -78,7 +78,7 @@ def main() -> NoReturn:
             tracebacks.print_exc()
         print(f"mmx: {message}", file=sys.stderr)
         _discard_stdout()
-        code = 2
+        code = 1 if isinstance(error, InputError) else 2
     sys.exit(code)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
@@ -17,6 +17,7 @@ from mmx.data.examples import Example, TextTask, check_sources, join_tasks
 from mmx.data.json_fields import (
     JsonObject,
     RecordLocation,
+    absolute_path,
     id_field,
     list_field,
     load_json,
@@ -273,7 +274,7 @@ def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None, sk
     for image, image_tasks in tasks.items():
         image_path = _find_vqa_image(path.parent, subtype, image)
         examples.append(Example(str(image), {"image": image_path}, tuple(image_tasks), str(path)))
-    return examples
+    return _join_equal_images(examples, join=tuple)  # equal questions with ids of their own are not joined
 
 
 Reader = Callable[[Path, DataConfig, Collection[str] | None, SkippedRecords], list[Example]]
@@ -311,23 +312,26 @@ def _read_vqa_answers(path: Path, skipped: SkippedRecords) -> dict[int | str, Vq
     return found
 
 
-def _join_equal_images(examples: Iterable[Example]) -> list[Example]:
+def _join_equal_images(
+    examples: Iterable[Example], join: Callable[[Iterable[TextTask]], tuple[TextTask, ...]] = join_tasks
+) -> list[Example]:
     """Make one example of all records of one image file, in the order in which the images first appear."""
-    joined: dict[object, Example] = {}
+    joined: dict[str, Example] = {}
     for example in examples:
-        image = example.sources["image"]
+        image = absolute_path(str(example.sources["image"]))
         if image in joined:
             first = joined[image]
-            example = replace(first, tasks=join_tasks((*first.tasks, *example.tasks)))
+            example = replace(first, tasks=join((*first.tasks, *example.tasks)))
         joined[image] = example
     return list(joined.values())
 
 
 def _find_image(base: Path, name: Path) -> str:
     """Return the path of an image in one of the usual folders next to its list, or in the first if it is in none."""
-    for folder in IMAGE_FOLDERS:
-        if (base / folder / name).exists():
-            return str(base / folder / name)
+    for spelling in dict.fromkeys((name, Path(PureWindowsPath(name).as_posix()))):
+        for folder in IMAGE_FOLDERS:
+            if (base / folder / spelling).exists():
+                return str(base / folder / spelling)
     return str(base / IMAGE_FOLDERS[0] / name)
 
 

@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PureWindowsPath
 
 from mmx.boxes import Box, check_box
 from mmx.errors import DataError, MmxError
@@ -75,15 +76,19 @@ def parse_line(location: RecordLocation, text: str, finite: bool = True) -> Json
             because the output would not be valid JSON.
 
     Raises:
-        DataError: the line is not UTF-8, not a JSON object, or holds a number that is not finite.
+        DataError: the line is not UTF-8, not a JSON object, has a key twice, or a number that is not finite.
     """
-    try:
-        text.encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(location, error.object, error.start) from None
+    content = text.encode("utf-8", "surrogateescape")
+    wrong = _wrong_byte(content)
+    if wrong is not None:
+        raise _not_utf8(location, content, wrong)
     parse_number = _parse_finite if finite else float
     try:
-        line = json.loads(text, parse_constant=parse_number, parse_float=parse_number)
+        line = json.loads(
+            text, parse_constant=parse_number, parse_float=parse_number, object_pairs_hook=_object_of_pairs
+        )
+    except _RepeatedKeyError as error:
+        raise _repeated_key(location, error) from None
     except OverflowError:
         message = "has a number that is not finite, such as NaN; write null, or leave it out."
         raise location.error("not_finite", message) from None
@@ -98,7 +103,9 @@ def load_json(path: Path, expected: str) -> JsonObject:
     """Return the JSON object in a file. Raises DataError; its message ends with `expected`."""
     details = {"code": "data.not_json", "path": str(path)}
     try:
-        document = json.loads(_read_utf8(path))
+        document = json.loads(_read_utf8(path), object_pairs_hook=_object_of_pairs)
+    except _RepeatedKeyError as error:
+        raise _repeated_key(RecordLocation(str(path)), error) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno} is not JSON; {expected}", line=error.lineno, **details) from error
     except (OSError, ValueError, RecursionError) as error:
@@ -111,18 +118,50 @@ def load_json(path: Path, expected: str) -> JsonObject:
 def _read_utf8(path: Path) -> str:
     """Return the text of a file without its byte order mark. Raises OSError, and DataError if it is not UTF-8."""
     content = path.read_bytes()
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        start = content.rfind(b"\n", 0, error.start) + 1
+    wrong = _wrong_byte(content)
+    if wrong is not None:
+        start = content.rfind(b"\n", 0, wrong) + 1
         location = RecordLocation(str(path), 1 + content.count(b"\n", 0, start))
-        raise _not_utf8(location, content[start:], error.start - start) from None
+        raise _not_utf8(location, content[start:], wrong - start)
+    return content.decode("utf-8").removeprefix("\ufeff")
+
+
+def _wrong_byte(content: bytes) -> int | None:
+    """Return the offset of the first byte that is not UTF-8, or zero as in UTF-16; None if there is none."""
+    try:
+        content.decode("utf-8")
+        end = len(content)
+    except UnicodeDecodeError as error:
+        end = error.start
+    zero = content.find(b"\0", 0, end)
+    if zero >= 0:
+        return zero
+    return None if end == len(content) else end
 
 
 def _not_utf8(location: RecordLocation, line: bytes, offset: int) -> DataError:
     """Return the error for the byte of a line that is not UTF-8."""
     message = f"is not UTF-8: byte 0x{line[offset]:02x} at byte offset {offset} of the line; save the file as UTF-8."
     return location.error("not_utf8", message, byte=offset)
+
+
+class _RepeatedKeyError(Exception):
+    """A JSON object has a key twice; Python's reader would drop the first value. Its argument is the key."""
+
+
+def _object_of_pairs(pairs: list[tuple[str, object]]) -> JsonObject:
+    """Return a JSON object as a dictionary. Raises _RepeatedKeyError."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKeyError(next(name for name in record if names.count(name) > 1))
+    return record
+
+
+def _repeated_key(location: RecordLocation, error: _RepeatedKeyError) -> DataError:
+    key = str(error.args[0])
+    message = f"has the key {_shorten(key)} twice in one object; give several values as a list."
+    return location.error("repeated_key", message, key=key)
 
 
 def _parse_finite(text: str) -> float:
@@ -171,15 +210,23 @@ def id_field(record: object, name: str, location: RecordLocation) -> int | str:
 
 
 def texts_field(record: Mapping[str, object], names: Sequence[str], location: RecordLocation) -> tuple[str, ...]:
-    """Return the text or texts under the first of `names` that the record has, () if it has none. Raises DataError."""
-    name = next((name for name in names if record.get(name) is not None), None)
-    if name is None:
-        return ()
-    value = record[name]
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise _type_error(value, name, "one or more texts", location)
-    return tuple(_check_utf8(text, location) for text in texts)
+    """Return the text or texts under `names`, () if the record has none of them. Raises DataError.
+
+    A text under a later name, such as "caption" next to "captions", is not repeated if an earlier name has it.
+    """
+    found: list[str] = []
+    for name in names:
+        value = record.get(name)
+        if value is None:
+            continue
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not texts:
+            raise _type_error(value, name, "one or more texts", location)
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise _type_error(value, name, "one or more texts", location)
+        earlier = set(found)
+        found.extend(_check_utf8(text, location) for text in texts if text not in earlier)
+    return tuple(found)
 
 
 def box_field(record: Mapping[str, object], name: str, location: RecordLocation) -> Box | None:
@@ -233,7 +280,24 @@ def is_url(text: str) -> bool:
     return re.match(r"data:|[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
 
 
+def absolute_path(path: str) -> str:
+    """Return a text that is equal for all spellings of a path; only the folder is resolved, not the file itself."""
+    folder, name = os.path.split(path)
+    return os.path.join(_absolute_folder(folder), name)
+
+
+@lru_cache(maxsize=4096)
+def _absolute_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
 def resolve_path(raw: str, base: Path) -> str:
-    """Resolve a path relative to the folder of its list. A URL is kept, unless a file of this name exists."""
+    """Resolve a path relative to the folder of its list.
+
+    A URL is kept, unless a file of this name exists. Windows separators are read where no file has the name as written.
+    """
+    if "\\" in raw and not os.path.exists(base / raw):
+        with_slashes = PureWindowsPath(raw).as_posix()
+        raw = with_slashes if os.path.exists(base / with_slashes) else raw
     path = base / raw
     return raw if is_url(raw) and not os.path.exists(path) else str(path)

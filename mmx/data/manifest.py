@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +11,7 @@ from mmx.config.schema import DataConfig
 from mmx.data.examples import Example, TextTask, join_tasks, unknown_sources
 from mmx.data.json_fields import (
     RecordLocation,
+    absolute_path,
     box_field,
     is_url,
     optional_text_field,
@@ -165,18 +164,8 @@ def _input_key(inputs: Mapping[str, object], base: Path) -> str:
     resolved = {}
     for name, value in resolve_sources(inputs, base).items():
         is_path = isinstance(value, str) and name != "text" and not is_url(value)
-        resolved[name] = _absolute_path(str(value)) if is_path else value
+        resolved[name] = absolute_path(str(value)) if is_path else value
     return json.dumps(resolved, sort_keys=True)
-
-
-def _absolute_path(path: str) -> str:
-    folder, name = os.path.split(path)
-    return os.path.join(_absolute_folder(folder), name)
-
-
-@lru_cache(maxsize=4096)
-def _absolute_folder(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 def _no_input(location: RecordLocation) -> DataError:
@@ -205,16 +194,33 @@ def _is_one_edit(name: str, other: str) -> bool:
 
 
 def _parse_manifest_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
-    written = _parse_inputs(location, line)
+    return _parse_line(location, line, line, ("captions", "caption"))
+
+
+def _parse_line(
+    location: RecordLocation, line: Mapping[str, object], inputs: Mapping[str, object], caption_fields: Sequence[str]
+) -> ManifestLine:
+    """Parse a line; `inputs` are its fields that may be inputs."""
+    written = _parse_inputs(location, inputs)
     tasks = []
-    captions = texts_field(line, ("captions", "caption"), location)
+    captions = texts_field(line, caption_fields, location)
     if captions:
         tasks.append(TextTask(captions))
     if "question" in line:
         tasks.append(_parse_question(location, line))
+    else:
+        _check_no_answer(location, line)
     if not tasks:
         raise location.error("no_task", "has neither 'captions' nor 'question'; add one of them.")
     return ManifestLine(location, written, tuple(tasks))
+
+
+def _check_no_answer(location: RecordLocation, line: Mapping[str, object]) -> None:
+    """Refuse fields of a question in a line without one: they would not be read."""
+    for name in ("answers", "answer", "box"):
+        if line.get(name) is not None:
+            message = f"has {name!r} without a question; add 'question', or leave {name!r} out."
+            raise location.error("no_question", message, key=name)
 
 
 def _parse_inputs(location: RecordLocation, line: Mapping[str, object]) -> dict[str, object]:
@@ -242,7 +248,9 @@ def _parse_question(location: RecordLocation, line: Mapping[str, object]) -> Tex
 
 
 def _parse_metadata_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:
-    text_field(line, "file_name", location)
-    new_names = {"file_name": "image", "text": "caption"}
-    renamed = {new_names.get(key, key): value for key, value in line.items()}
-    return _parse_manifest_line(location, renamed)
+    name = text_field(line, "file_name", location)
+    if line.get("image") is not None:
+        message = "has both 'file_name' and 'image'; give the path of the image as 'file_name' only."
+        raise location.error("two_images", message, key="image")
+    others = {key: value for key, value in line.items() if key not in ("file_name", "text")}
+    return _parse_line(location, line, {**others, "image": name}, ("text", "captions", "caption"))

@@ -8,9 +8,9 @@ import warnings
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
-from mmx.errors import TrainingError
+from mmx.errors import MmxError, TrainingError
 
 
 def start_processes(mixed_precision: str) -> Accelerator:
@@ -42,6 +42,12 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
     """Return whether a flag is set on any rank. All ranks must call this."""
     value = torch.tensor(float(flag), device=accelerator.device)
     return bool(accelerator.reduce(value, "sum") > 0)
+
+
+def raise_on_all_ranks(accelerator: Accelerator, error: MmxError | None) -> None:
+    """Raise the error of the first rank that has one, on all ranks. All ranks must call this."""
+    if any_rank(accelerator, error is not None):
+        raise next(found for found in gather_object([error]) if found is not None)
 
 
 def _destroy_process_group() -> None:

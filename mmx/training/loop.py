@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,7 @@ from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
 from mmx.data.sampling import PositionSampler
-from mmx.errors import TrainingError, one_line
+from mmx.errors import MmxError, TrainingError, one_line
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
 from mmx.training.config_changes import check_config_changes
@@ -45,8 +44,8 @@ from mmx.training.model_setup import (
     resolve_generation,
     source_names,
 )
-from mmx.training.not_finite import not_finite_error
-from mmx.training.objective import Objective
+from mmx.training.not_finite import not_finite_error, sampling_error
+from mmx.training.objective import Objective, step_seed
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
 from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder, print_changes
 from mmx.training.skipped import check_skipped, note_skipped
@@ -77,11 +76,6 @@ def train(config: RunConfig, resume: bool = False, quiet: bool = False) -> Path:
             saved first. A second SIGINT ends at once, with KeyboardInterrupt.
     """
     return Trainer(config, resume, quiet).run()
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of dropout, sampling and noise in one step, equal in a resumed run."""
-    return Random(f"{seed}-{step}-{rank}").getrandbits(31)
 
 
 class Trainer:
@@ -228,7 +222,11 @@ class Trainer:
         options = self.options
         seed = step_seed(options.seed, self.progress.step, accelerator.process_index)
         set_training_mode(self.model, options.param_groups)
-        batches = self.objective.sample_batches(batches, seed)
+        try:
+            batches = self.objective.sample_batches(batches, seed)
+        except MmxError as error:  # on all ranks
+            state = latest_state(self.run_folder)
+            raise sampling_error(error, self.model, batches, accelerator, self.progress.step + 1, state) from error
         set_learning_rate(self.optimizer, self.progress.step, options)
         loss = self._accumulate_gradients(batches, seed)
         norm = accelerator.clip_grad_norm_(self.wrapped.parameters(), options.max_grad_norm)

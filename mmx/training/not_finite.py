@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mmx.data.batching import Batch
-from mmx.errors import TrainingError
+from mmx.errors import MmxError, TrainingError
 from mmx.models.model import Model
 from mmx.training.invalid_features import InvalidFeatures, find_invalid_features
 
@@ -50,6 +50,18 @@ def not_finite_error(
         samples=samples,
         state=path,
     )
+
+
+def sampling_error(
+    error: MmxError, model: Model, batches: Sequence[Batch], accelerator: Accelerator, step: int, state: Path | None
+) -> MmxError:
+    """Return the error of captions that could not be sampled, the same on all ranks. Must be called on all ranks.
+
+    Features and logits that are not finite are told as those of a loss; `error` is returned if there are none.
+    """
+    not_finite = not_finite_error(model, batches, accelerator, False, step, state)
+    is_overflow = error.code == "generation.not_finite"
+    return not_finite if is_overflow or not_finite.code == "training.encoder_not_finite" else error
 
 
 def _find_invalid_features(model: Model, batches: Sequence[Batch], accelerator: Accelerator) -> InvalidFeatures | None:

@@ -6,6 +6,7 @@ B images in a batch, K texts of each, T text positions, n label positions, V voc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from accelerate import Accelerator
@@ -13,11 +14,18 @@ from torch import Tensor
 
 from mmx.config.schema import RunConfig, TrainingConfig
 from mmx.data.batching import Batch, DataSets
+from mmx.errors import MmxError
 from mmx.models.model import Model
 from mmx.training.distillation import Teachers
+from mmx.training.distributed import raise_on_all_ranks
 from mmx.training.losses import distillation_loss, scst_loss, token_loss
 from mmx.training.scst import SelfCriticalSampler
 from mmx.training.token_noise import noisy_tokens, plain_tokens
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of dropout, sampling and noise in one step, equal in a resumed run."""
+    return Random(f"{seed}-{step}-{rank}").getrandbits(31)
 
 
 class Objective:
@@ -49,10 +57,22 @@ class Objective:
             self.noise_candidates = plain_tokens(model.tokenizer).to(accelerator.device)
 
     def sample_batches(self, batches: Sequence[Batch], seed: int) -> Sequence[Batch]:
-        """Return the batches with sampled captions in rows that are trained by reward."""
+        """Return the batches with sampled captions in rows that are trained by reward.
+
+        Raises:
+            MmxError: the features or logits of any rank are not finite. All ranks raise the same error.
+        """
         if self.scst is None:
             return batches
-        return [self.scst.sample_batch(batch, seed + number) for number, batch in enumerate(batches)]
+        error = None
+        sampled: list[Batch] = []
+        try:
+            for number, batch in enumerate(batches):
+                sampled.append(self.scst.sample_batch(batch, seed + number))
+        except MmxError as own_error:
+            error = own_error
+        raise_on_all_ranks(self.accelerator, error)
+        return sampled
 
     def decoder_inputs(self, batch: Batch, seed: int) -> Tensor:
         """Return the decoder inputs [B, K, T], with noise if configured."""
@@ -62,7 +82,11 @@ class Objective:
         return noisy_tokens(batch, self.options.target_noise, self.noise_candidates, generator)
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return the loss of logits [n, V], summed over tokens."""
+        """Return the loss of logits [n, V], summed over tokens. With teachers, all ranks must call this together.
+
+        Raises:
+            MmxError: the features of a teacher are not finite on any rank. All ranks raise the same error.
+        """
         options = self.options
         if batch.advantages is not None:
             text_index = batch.label_positions // batch.tokens.shape[-1]
@@ -71,11 +95,22 @@ class Objective:
         loss = token_loss(logits, batch.labels, options.label_smoothing)
         if self.teachers is None or options.distillation is None:
             return loss
-        with self.accelerator.autocast():
-            teacher_probs = self.teachers.probabilities(batch)
+        teacher_probs = self._teacher_probs(self.teachers, batch)
         weight = options.distillation.weight
         soft_loss = distillation_loss(logits, teacher_probs, batch.labels, options.distillation.temperature)
         return (1 - weight) * loss + weight * soft_loss
+
+    def _teacher_probs(self, teachers: Teachers, batch: Batch) -> Tensor:
+        """Return the probabilities of the teachers, [n, V]. Raises the error of any rank on all ranks."""
+        error = None
+        probs = torch.empty(0)
+        try:
+            with self.accelerator.autocast():
+                probs = teachers.probabilities(batch)
+        except MmxError as own_error:
+            error = own_error
+        raise_on_all_ranks(self.accelerator, error)
+        return probs
 
     def take_mean_reward(self) -> float | None:
         """Return the mean reward since the last call, None if no caption was sampled."""

@@ -86,7 +86,8 @@ def test_an_unknown_source_is_refused(mmx, model, images, tmp_path) -> None:
 
 
 def test_a_missing_image_and_a_file_that_cannot_be_written(mmx, model, images, tmp_path) -> None:
-    assert mmx("look", tmp_path / "no.png", "--model", model).refused().code == "image.missing"
+    ran = mmx("look", tmp_path / "no.png", "--model", model)
+    assert (ran.code, len(ran.errors), ran.error.code) == (1, 1, "image.missing"), "as in caption"
     words = ("look", images[0], "--text", "a", "--model", model, "--out")
     assert mmx(*words, tmp_path / "where.txt").refused().code == "look.suffix"
     (tmp_path / "file").write_text("old")

@@ -163,6 +163,35 @@ def test_line_with_captions_and_a_question_keeps_both(tmp_path):
     assert example.tasks == (TextTask(("one", "two")), TextTask(("this",), "what?"))
 
 
+def test_texts_under_both_names_of_a_line_are_kept(tmp_path):
+    rows = [
+        {"image": "a.jpg", "captions": ["one", "two"], "caption": "three"},
+        {"image": "a.jpg", "question": "what?", "answers": ["this", "this"], "answer": "that"},
+        {"image": "b.jpg", "question": "what?", "answers": ["this", "that", "this"], "answer": "this"},
+    ]
+    first, second = read(write_lines(tmp_path / "a.jsonl", rows))
+    assert first.tasks == (TextTask(("one", "two", "three")), TextTask(("this", "this", "that"), "what?"))
+    assert second.tasks == (TextTask(("this", "that", "this"), "what?"),)
+    write_lines(tmp_path / "metadata.jsonl", [{"file_name": "a.png", "text": "first", "caption": "second"}])
+    (example,) = read(str(tmp_path))
+    assert example.tasks == (TextTask(("first", "second")),)
+
+
+def test_windows_separators_are_read_where_the_file_exists(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("images/a.jpg", "c\\d.jpg"):
+        (tmp_path / name).touch()
+    names = ["images\\a.jpg", "images/a.jpg", "c\\d.jpg", "images\\none.jpg"]
+    path = write_lines(tmp_path / "a.jsonl", [{"image": name, "caption": name} for name in names])
+    found = [Path(str(example.sources["image"])) for example in read(path)]
+    assert found == [tmp_path / name for name in ("images/a.jpg", "c\\d.jpg", "images\\none.jpg")]
+    images = [{"filename": name, "filepath": "..\\images", "sentences": [{"raw": "one"}]} for name in ("a.jpg", "b")]
+    (tmp_path / "lists").mkdir()
+    first, second = read(write_json(tmp_path / "lists" / "k.json", {"images": images}))
+    assert Path(str(first.sources["image"])).resolve() == tmp_path / "images" / "a.jpg"
+    assert not Path(str(second.sources["image"])).exists()
+
+
 def test_line_without_a_source_of_the_model_is_refused(tmp_path):
     rows = [
         {"image": "a.jpg", "caption": "x", "width": 3, "score": 0.5, "id": 1, "split": "val"},
@@ -212,6 +241,10 @@ INVALID_LINES = {
     "box too large": ({"image": "a", "question": "q", "box": [0, 0, 10**400, 1]}, "field_type", "box"),
     "bbox for box": ({"image": "a", "question": "q", "bbox": [0, 0, 1, 1]}, "bbox", "bbox"),
     "box with NaN": ('{"image": "a", "question": "q", "box": [0, 0, NaN, 1]}', "field_type", "box"),
+    "answer without a question": ({"image": "a", "caption": "x", "answer": "y"}, "no_question", "answer"),
+    "box without a question": ({"image": "a", "caption": "x", "box": [0, 0, 1, 1]}, "no_question", "box"),
+    "caption twice": ('{"image": "a", "caption": "x", "caption": "y"}', "repeated_key", "caption"),
+    "captions good and caption blank": ({"image": "a", "captions": ["x"], "caption": ""}, "field_type", "caption"),
     "image a number": ({"image": 7, "caption": "x"}, "field_type", "image"),
     "text a list": ({"text": ["x"], "caption": "x"}, "field_type", "text"),
     "unpaired surrogate": ('{"image": "a", "caption": "\\ud83d"}', "not_utf8", None),
@@ -323,6 +356,20 @@ def test_records_of_one_image_file_are_one_example(tmp_path):
     examples, sentences = read_with_skipped(write_json(tmp_path / "k.json", {"images": images}))
     assert [example.tasks for example in examples] == [(TextTask(("one", "two")),)]
     assert sentences == []
+
+
+@pytest.mark.parametrize("other", ["./a.jpg", "../images/a.jpg", "{folder}/images/a.jpg"])
+def test_spellings_of_one_image_file_are_one_example(tmp_path, other):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").touch()
+    names = ["a.jpg", other.format(folder=tmp_path)]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    annotations = [{"image_id": number, "caption": text} for number, text in enumerate(("one", "two"))]
+    (example,) = read(write_json(tmp_path / "c.json", {"images": images, "annotations": annotations}))
+    assert example.tasks == (TextTask(("one", "two")),)
+    records = [{"question_id": number, "image_id": name, "question": "what?"} for number, name in enumerate(names)]
+    (example,) = read(write_json(tmp_path / "q.json", {"questions": records}))
+    assert example.tasks == (TextTask((), "what?"), TextTask((), "what?")), "each question_id counts"
 
 
 def test_vqa_image_may_be_named_by_its_id(tmp_path):
@@ -513,6 +560,13 @@ def test_invalid_record_of_a_document_is_named(tmp_path, name):
     assert str(error).startswith(path)
 
 
+def test_key_that_a_document_has_twice_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"images": [{"id": 1, "file_name": "a", "id": 2}], "annotations": []}')
+    error = read_error(str(path))
+    assert (error.code, error.details["path"], error.details["key"]) == ("data.repeated_key", str(path), "id")
+
+
 def test_document_that_is_not_json_is_named_with_its_line(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('{"images": [\n{"id": 1},\n oh\n]}')
@@ -588,7 +642,7 @@ def test_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
     assert read(str(path))[0].sources == {"image": str(tmp_path / "a.jpg")}
 
 
-@pytest.mark.parametrize(("encoding", "line", "byte"), [("latin-1", 2, 34), ("utf-16", 1, 0)])
+@pytest.mark.parametrize(("encoding", "line", "byte"), [("latin-1", 2, 34), ("utf-16", 1, 0), ("utf-16-le", 1, 1)])
 def test_manifest_that_is_not_utf8_is_refused_with_line_and_byte(tmp_path, encoding, line, byte):
     path = tmp_path / "m.jsonl"
     path.write_text('{"image": "a.jpg", "caption": "c"}\n{"image": "a.jpg", "caption": "caf\xe9"}\n', encoding=encoding)
@@ -603,6 +657,15 @@ def test_document_that_is_not_utf8_is_refused_with_line_and_byte(tmp_path):
     error = read_error(str(path))
     assert (error.code, error.details["path"]) == ("data.not_utf8", str(path))
     assert (error.details["line"], error.details["byte"]) == (2, 47)
+    path.write_text('{"images": []}', encoding="utf-16-be")
+    assert (read_error(str(path)).code, read_error(str(path)).details["byte"]) == ("data.not_utf8", 0)
+
+
+def test_image_folder_line_with_two_images_is_refused(tmp_path):
+    rows = [{"file_name": "a.png", "text": "x", "image": None}, {"file_name": "a.png", "text": "x", "image": "b.png"}]
+    metadata = write_lines(tmp_path / "metadata.jsonl", rows)
+    error = read_error(str(tmp_path))
+    assert (error.code, error.details["path"], error.details["line"]) == ("data.two_images", metadata, 2)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])

@@ -14,7 +14,7 @@ from toy_runs import RecordingTrainer, number_config, scst_config
 
 from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.formats import read_examples
-from mmx.errors import TrainingError
+from mmx.errors import MmxError
 from mmx.evaluation.evaluate import EvaluationOptions, ProcessGroup, evaluate
 from mmx.inference.pipeline import Pipeline
 from mmx.testing import tiny_model
@@ -29,7 +29,7 @@ def run(config: RunConfig, resume: bool = False, stop_in: int | None = None) -> 
     error = None
     try:
         trainer.run()
-    except TrainingError as problem:
+    except MmxError as problem:
         error = {"code": problem.code, "step": problem.details.get("step")}
         if "sample" in problem.details:
             error["sample"] = problem.details["sample"]
@@ -81,6 +81,15 @@ for accumulation in (1, 2):
     save_finding(f"broken-{accumulation}", run(broken))
 
 save_finding("scst", run(scst_config(data, folder / "scst")))
+broken = scst_config(str(folder / "broken.jsonl"), folder / "broken-scst", per_device_batch_size=2, save_steps=1)
+save_finding("broken-scst", run(broken))
+taught = number_config(
+    str(folder / "broken.jsonl"),
+    folder / "broken-taught",
+    per_device_batch_size=2,
+    distillation={"teachers": [str(folder / "half" / "last")]},
+)
+save_finding("broken-taught", run(taught))
 
 examples = read_examples(DataConfig(path=data))
 for count in (1, 2, 5, 6, 7, 8):

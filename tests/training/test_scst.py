@@ -12,7 +12,7 @@ from toy_runs import RecordingTrainer, metrics_lines, number_config, scst_config
 
 from mmx.config.schema import RunConfig
 from mmx.data.batching import Batch
-from mmx.errors import ConfigError, TrainingError
+from mmx.errors import ConfigError, MmxError, TrainingError
 from mmx.evaluation.metrics.captions import Cider
 from mmx.models.batching import IGNORE_INDEX
 from mmx.training.loop import Trainer
@@ -236,3 +236,38 @@ def test_resumed_run_is_bit_equal_to_uninterrupted_run(tmp_path):
     RecordingTrainer(scst_config(data, tmp_path / "run", **options), resume=True).run()
     assert state_bytes(tmp_path / "run") == state_bytes(tmp_path / "whole")
     assert metrics_lines(tmp_path / "run") == metrics_lines(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_encoder_that_is_not_finite_is_named_before_the_weights_change(tmp_path, accumulation):
+    data = write_numbers(tmp_path, damaged=11)
+    options = {"per_device_batch_size": 2, "save_steps": 1, "gradient_accumulation_steps": accumulation}
+    trainer = RecordingTrainer(scst_config(data, tmp_path / "run", **options))
+    with pytest.raises(TrainingError) as error:
+        trainer.run()
+    details = error.value.details
+    assert (error.value.code, details["step"]) == ("training.encoder_not_finite", len(trainer.recorded) + 1)
+    assert (details["source"], details["stage"]) == ("numbers", "prepare")
+    assert details["sample"].startswith("[nan, ")
+
+
+def test_logits_of_sampling_that_are_not_finite_name_the_learning_rate(tmp_path):
+    trainer = RecordingTrainer(scst_config(write_numbers(tmp_path), tmp_path / "run"))
+    with torch.no_grad():
+        next(trainer.model.decoder.parameters()).fill_(float("inf"))
+    with pytest.raises(TrainingError) as error:
+        trainer.run()
+    assert (error.value.code, error.value.details["step"]) == ("training.not_finite", 1)
+
+
+def test_other_errors_of_sampling_are_not_changed(tmp_path, monkeypatch):
+    trainer = RecordingTrainer(scst_config(write_numbers(tmp_path), tmp_path / "run"))
+    problem = MmxError("a problem.", code="encoder.features")
+
+    def failing(*args: object) -> Batch:
+        raise problem
+
+    monkeypatch.setattr(trainer.objective.scst, "sample_batch", failing)
+    with pytest.raises(MmxError) as error:
+        trainer.run()
+    assert error.value is problem

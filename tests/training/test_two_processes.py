@@ -106,21 +106,29 @@ def test_both_ranks_end_with_the_same_weights(folder, name):
     assert ("reward" in metrics_lines(folder / name)[-1]) == (name == "scst")
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_loss_that_is_not_finite_on_one_rank_stops_both(folder, accumulation):
-    first, second = findings(folder, f"broken-{accumulation}")
+@pytest.mark.parametrize("name", ["broken-1", "broken-2", "broken-scst"])
+def test_encoder_that_is_not_finite_on_one_rank_stops_both(folder, name):
+    """With SCST, sampling fails before there is a loss."""
+    first, second = findings(folder, name)
     done = len(first["recorded"])
     assert first["error"] == second["error"]
     assert (first["error"]["code"], first["error"]["step"]) == ("training.encoder_not_finite", done + 1)
     assert first["error"]["sample"].startswith("[nan")
     assert len(second["recorded"]) == done
-    run = folder / f"broken-{accumulation}"
+    run = folder / name
     state = latest_state(run)
     assert len(metrics_lines(run)) == done
     if state is not None:
         assert int(state.name) == done
         tensors = load_file(state / "training" / "model.safetensors")
         assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def test_teacher_that_fails_on_one_rank_stops_both(folder):
+    first, second = findings(folder, "broken-taught")
+    assert first["error"] == second["error"]
+    assert first["error"]["code"] == "encoder.features"
+    assert len(first["recorded"]) == len(second["recorded"])
 
 
 @pytest.fixture
