@@ -53,12 +53,12 @@ def answer_prompt() -> Prompt:
 
 
 def normalize_question(question: str) -> str:
-    """Return a question as written, with one question mark at the end.
+    """Return a question on one line, as written, with one question mark at the end.
 
-    Surrounding white space, full stops and repeated question marks at the end are left out. A question that ends in the
-    question mark of another script, such as "？" or "؟", gets no second one.
+    White space becomes single spaces; full stops and repeated question marks at the end are left out. A question that
+    ends in the question mark of another script, such as "？" or "؟", gets no second one.
     """
-    stripped = re.sub(r"[\s?.]+$", "", question).lstrip()
+    stripped = re.sub(r"[\s?.]+$", "", " ".join(question.split()))
     return stripped if _ends_in_question_mark(stripped) else stripped + "?"
 
 
