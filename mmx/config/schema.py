@@ -26,11 +26,14 @@ __all__ = [
     "RopeScaling",
     "RunConfig",
     "SourceConfig",
+    "SpeechConfig",
+    "SpeechTask",
     "TrainingConfig",
     "TransformerConfig",
 ]
 
 Precision = Literal["float32", "bfloat16", "int8"]
+SpeechTask = Literal["transcribe", "translate"]
 
 
 class ProjectionConfig(FrozenModel):
@@ -70,6 +73,19 @@ class QuestionEncoderConfig(TransformerConfig):
     attend_padding: bool = False
 
 
+class SpeechConfig(FrozenModel):
+    """Special tokens of a speech recognition model (Radford et al. 2022, "Whisper", section 2.3).
+
+    `language_token_ids` and `task_token_ids`: token by language code and by task; empty for a model of one language.
+    The prompt has one of each, which those of a text replace. `no_speech_token_id`: its probability after the first
+    token of the prompt is that of audio without speech.
+    """
+
+    language_token_ids: dict[str, int] = {}
+    task_token_ids: dict[str, int] = {}
+    no_speech_token_id: int | None = None
+
+
 class ModelConfig(FrozenModel):
     """A whole model: named sources, one decoder, and optionally a question encoder.
 
@@ -77,7 +93,8 @@ class ModelConfig(FrozenModel):
     `prompt` (the decoder's prompt), a text source by name, or `question_encoder`. `tie_key_value` shares the key and
     value projections: `layers` across the layers of each source (L = 1), `all` also with the decoder's self-attention
     and between sources. `special_tokens` gives the token ids of special tokens that the tokenizer lacks, such as
-    `caption: []`; a special token that neither has is a task that the model was not trained for.
+    `caption: []`; a special token that neither has is a task that the model was not trained for. `speech` is for speech
+    recognition models; without it, the prompt and with it the language are fixed.
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
@@ -87,6 +104,7 @@ class ModelConfig(FrozenModel):
     question_input: str = "prompt"
     tie_key_value: Literal["none", "layers", "all"] = "none"
     special_tokens: dict[str, tuple[int, ...]] = {}
+    speech: SpeechConfig | None = None
 
     @model_validator(mode="after")
     def _check_question_input(self) -> "ModelConfig":
@@ -190,7 +208,9 @@ class GenerationConfig(FrozenModel):
     """Decoding options, named as in transformers' GenerationConfig.
 
     `guidance_scale`: classifier-free guidance (see `mmx.generation.guidance`). 1 disables it; any other value decodes
-    every token a second time without the memory.
+    every token a second time without the memory. `language` and `task` are for speech recognition models of several
+    languages: a language by code or English name (without one, that of each audio is detected), and whether a text is
+    in the language of the audio or translated to English.
     """
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000)
@@ -211,6 +231,8 @@ class GenerationConfig(FrozenModel):
     renormalize_logits: bool = False
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
+    language: str | None = None
+    task: SpeechTask | None = None
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
