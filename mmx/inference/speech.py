@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig, SpeechConfig
-from mmx.errors import ConfigError, suggest
+from mmx.errors import ConfigError, most_similar
 from mmx.generation.outputs import GenerationOutput
 from mmx.hub.whisper_languages import find_language, language_names
 from mmx.memory import Memory
@@ -149,8 +149,10 @@ def _name_of(prompt: Sequence[int], ids: dict[str, int]) -> str | None:
 
 def _unknown(key: str, given: str, known: Sequence[str], names: Sequence[str], code: str) -> ConfigError:
     """The error of an unknown language or task. names: what may be given, for a suggestion."""
+    similar = most_similar(given.lower(), names)
+    hint = f"known: {', '.join(known)}." if similar is None else f"did you mean {similar!r}?"
     return ConfigError(
-        f"generation options: {key} {given!r} is not one of this model; {suggest(given.lower(), names)}",
+        f"generation options: {key} {given!r} is not one of this model; {hint}",
         code=code,
         key=key,
         given=given,
