@@ -88,13 +88,11 @@ def parse_task(task: str | None) -> SpeechTask | None:
 
 def check_device(device: str) -> None:
     """Raise MmxError if a device is not available."""
-    import torch
+    from mmx.inference.arguments import is_available
 
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:
+    if not is_available(device):
         message = f"device {device!r} is not available here; try --device cpu."
-        raise MmxError(message, code="option.device", given=device) from error
+        raise MmxError(message, code="option.device", given=device)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from mmx.config.schema import GenerationConfig, Precision
 from mmx.errors import MmxError
 from mmx.generation import score_texts
 from mmx.hub import load_hf_model
-from mmx.inference.arguments import check_candidates, check_inputs, check_questions
+from mmx.inference.arguments import check_candidates, check_device, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
 from mmx.inference.generator import TextGenerator, check_question
@@ -52,6 +52,7 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
 
     Raises:
         CheckpointError: the model does not exist, is damaged, or belongs to a family that is not supported.
+        MmxError: load.device, if the device is not available.
 
     Example:
         >>> model = mmx.load()
@@ -63,6 +64,7 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
             f"load was given a {type(name).__name__}; expected a folder or a public name, such as 'runs/mine/best'.",
             code="model.type",
         )
+    check_device(device)
     is_folder_of_ours = Path(name).is_dir() and not (Path(name) / HF_CONFIG).exists()
     if is_checkpoint(name) or is_folder_of_ours:
         loaded = load_model(name, device)
