@@ -148,7 +148,8 @@ def check_text_length(length: int, maximum: int) -> None:
     """Raise MmxError (text.too_long) for a text of more than `maximum` tokens, special tokens included."""
     if length > maximum:
         raise MmxError(
-            f"the text has {length} tokens, and its encoder reads up to {maximum}; give a shorter text.",
+            f"the text has {length} tokens, and its encoder reads up to {maximum}; give it in parts, such as its "
+            "sentences one by one.",
             code="text.too_long",
             length=length,
             maximum=maximum,

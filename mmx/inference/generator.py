@@ -93,13 +93,13 @@ class TextGenerator(InputReader):
                     )
 
     @torch.inference_mode()
-    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory:
+    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]], allow_unconditional: bool = False) -> Memory:
         """Return the memory of B prepared inputs, which need not have the same sources.
 
-        Raises MmxError (input.no_source) for a row without any.
+        Raises MmxError (input.no_source) for a row without any, unless `allow_unconditional`.
         """
         for row, inputs in enumerate(rows):
-            if not inputs:
+            if not inputs and not allow_unconditional:
                 raise no_source_error(f"row {row}", dict(inputs), list(self.model.encoders), row=row)
         batch = collate_inputs(self.model.encoders, rows)
         return self._encode_sources(batch, len(rows))

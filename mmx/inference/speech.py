@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmx.config.schema import GenerationConfig, SpeechConfig
+from mmx.config.schema import GenerationConfig, ModelConfig, SpeechConfig
 from mmx.errors import ConfigError, most_similar
 from mmx.generation.outputs import GenerationOutput
 from mmx.hub.whisper_languages import find_language, language_names
@@ -126,6 +126,13 @@ def speech_prompt(model: Model, prompt: Sequence[int], properties: SpeechPropert
     if properties.task is not None:
         replaced |= dict.fromkeys(speech.task_token_ids.values(), speech.task_token_ids[properties.task])
     return [replaced.get(token, token) for token in prompt]
+
+
+def prompt_language(config: ModelConfig) -> str | None:
+    """Return the language of the prompt of a model; None for a model without a choice of languages."""
+    if config.speech is None:
+        return None
+    return _name_of(config.special_tokens[BOS.name], config.speech.language_token_ids)
 
 
 def is_without_speech(properties: SpeechProperties, output: GenerationOutput) -> bool:
