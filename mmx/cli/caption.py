@@ -16,6 +16,7 @@ from mmx.cli.inputs import (
     input_items,
     raw_inputs,
     require_input,
+    result_fields,
 )
 from mmx.cli.options import (
     BatchSizeOption,
@@ -23,6 +24,7 @@ from mmx.cli.options import (
     DtypeOption,
     GuidanceScaleOption,
     JsonOption,
+    LanguageOption,
     MaxNewTokensOption,
     ModelOption,
     NumBeamsOption,
@@ -31,9 +33,11 @@ from mmx.cli.options import (
     QuietOption,
     RetryErrorsOption,
     ShardOption,
+    TaskOption,
     exit_with_status,
     load_pipeline,
     parse_shard,
+    parse_task,
     run_config,
 )
 from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
@@ -57,6 +61,8 @@ def caption(
     num_beams: NumBeamsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
     guidance_scale: GuidanceScaleOption = None,
+    language: LanguageOption = None,
+    task: TaskOption = None,
     shard: ShardOption = None,
     out: OutOption = None,
     overwrite: OverwriteOption = False,
@@ -67,7 +73,8 @@ def caption(
     """Caption images: path, tab, caption.
 
     If the model has other sources, their inputs can be given too: the path of an audio file, or "text=Guten Tag" for
-    the source `text` of a translation model.
+    the source `text` of a translation model. Audio that is longer than the model reads (30 seconds) is transcribed in
+    windows.
 
     A list has JSON lines with an image (or another source) each; a tar file has images. With --out, type the same
     command again after a stop to process what is missing; "--out -" prints JSON lines.
@@ -77,23 +84,27 @@ def caption(
     """
     check_names(images)
     output = OutputOptions.parse(out, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
-    pipeline = load_pipeline(model, device, dtype)
     options: DecodingOptions = {
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
         "guidance_scale": guidance_scale,
+        "language": language,
+        "task": parse_task(task),
     }
+    pipeline = load_pipeline(model, device, dtype)
     config = run_config("caption", model, dtype, pipeline.generation_config(options))
     check_not_overwritten(output.path, (raw for name in images for raw in raw_inputs(name, pipeline)))
     sources = tuple(pipeline.model.encoders)
+    results = result_fields(pipeline)
     run = BatchRun(
         items=require_input(input_items(images, pipeline, output.path)),
         sources=sources,
         config=config,
-        shard_key=lambda item: row_id(item.fields, sources),
+        shard_key=lambda item: row_id(item.fields, sources, results),
         process=lambda items: _caption_rows(items, pipeline, batch_size, options),
         format_line=lambda row: f"{one_line(row.name)}\t{one_line(str(row.fields['caption']))}",
         count=lambda: count_inputs(images, pipeline, output.shard[1], output.path),
+        result_fields=results,
     )
     exit_with_status(run.write(output))
 

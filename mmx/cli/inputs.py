@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mmx.errors import MmxError
 from mmx.io.files import UNREAD_SUFFIXES, find_files, is_pattern
-from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, hash_id, output_files
+from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, SPEECH_FIELDS, hash_id, output_files
 from mmx.io.tar import is_tar, read_tar
 
 if TYPE_CHECKING:
@@ -122,6 +122,12 @@ def normalize_path(path: str) -> str:
     from mmx.data.json_fields import is_url
 
     return path if is_url(path) and not os.path.exists(path) else str(Path(path))
+
+
+def result_fields(pipeline: Pipeline) -> frozenset[str]:
+    """Return the fields of a row that are results. A list may have them from an earlier run."""
+    reads_audio = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
+    return RESULT_FIELDS | SPEECH_FIELDS if reads_audio else RESULT_FIELDS
 
 
 def display_name(inputs: Inputs) -> str:
@@ -316,7 +322,7 @@ def _manifest_item(location: RecordLocation, text: str, pipeline: Pipeline) -> I
         inputs = _line_inputs(location, line, pipeline)
     except MmxError as error:
         return InputItem({"input": str(location)}, str(location), error)
-    dropped = (TASK_FIELDS - set(ID_FIELDS)) | RESULT_FIELDS | inputs.keys()
+    dropped = (TASK_FIELDS - set(ID_FIELDS)) | result_fields(pipeline) | inputs.keys()
     kept = {key: value for key, value in line.items() if key not in dropped}
     return InputItem({**inputs, **kept}, display_name(inputs), inputs)
 

@@ -14,12 +14,14 @@ from mmx.errors import MmxError
 
 if TYPE_CHECKING:
     from mmx.boxes import Box
-    from mmx.config.schema import GenerationConfig, Precision
+    from mmx.config.schema import GenerationConfig, Precision, SpeechTask
     from mmx.inference.pipeline import Pipeline
 
 _MODEL_HELP = "A checkpoint folder, or the folder or public name of a published model. Default: the bundled model."
 _DTYPE_HELP = "Type of the decoder's weights: float32, bfloat16, or int8 (CPU only)."
 _GUIDANCE_HELP = "Classifier-free guidance: 1 is off, more follows the input more closely. Needs a second pass."
+_LANGUAGE_HELP = "Language of speech, such as de or German. Default: the language of each audio is detected."
+_TASK_HELP = "What is done with speech: transcribe, or translate (to English)."
 _OUT_HELP = "Append JSON lines to this file. Rows that it has are skipped, so a stopped run can be continued."
 _OVERWRITE_HELP = "Start the file of --out again. The old file is kept until the first row is written."
 _SHARD_HELP = "Process one of N parts, counted from 0."
@@ -35,6 +37,8 @@ MaxNewTokensOption = Annotated[
     int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Maximum number of tokens in a text.")
 ]
 GuidanceScaleOption = Annotated[float | None, typer.Option("--guidance-scale", metavar="X", min=0, help=_GUIDANCE_HELP)]
+LanguageOption = Annotated[str | None, typer.Option("--language", metavar="NAME", help=_LANGUAGE_HELP)]
+TaskOption = Annotated[str | None, typer.Option("--task", metavar="NAME", help=_TASK_HELP)]
 BoxOption = Annotated[str | None, typer.Option("--box", metavar="X0,Y0,X1,Y1", help=_BOX_HELP)]
 SourceOption = Annotated[list[str] | None, typer.Option("--source", metavar="NAME=INPUT", help=_SOURCE_HELP)]
 OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help=_OUT_HELP)]
@@ -68,15 +72,27 @@ def parse_dtype(dtype: str) -> Precision:
     raise MmxError(message, code="option.dtype", given=dtype)
 
 
+def parse_task(task: str | None) -> SpeechTask | None:
+    """Check the value of --task. Raises MmxError."""
+    from mmx.config.schema import SpeechTask
+
+    known: tuple[SpeechTask, ...] = get_args(SpeechTask)
+    for name in known:
+        if name == task:
+            return name
+    if task is None:
+        return None
+    message = f"--task was given {task!r}; expected one of {', '.join(known)}."
+    raise MmxError(message, code="option.task", given=task)
+
+
 def check_device(device: str) -> None:
     """Raise MmxError if a device is not available."""
-    import torch
+    from mmx.inference.arguments import is_available
 
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, ImportError) as error:
+    if not is_available(device):
         message = f"device {device!r} is not available here; try --device cpu."
-        raise MmxError(message, code="option.device", given=device) from error
+        raise MmxError(message, code="option.device", given=device)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from mmx.errors import MmxError, one_line
 from mmx.io.console import progress_bar, set_total_in_background, skip_one, write_errors
-from mmx.io.results_file import ResultsFile, hash_id, open_results_file, row_line
+from mmx.io.results_file import RESULT_FIELDS, ResultsFile, hash_id, open_results_file, row_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -74,6 +74,7 @@ class BatchRun(Generic[Item]):
         process: yields the row of each item, in order.
         format_line: a row as a line of text.
         count: how many items there are; None if unknown.
+        result_fields: the fields of a row that are results.
     """
 
     items: Iterable[Item]
@@ -83,10 +84,11 @@ class BatchRun(Generic[Item]):
     process: Callable[[Iterable[Item]], Iterable[Row]]
     format_line: Callable[[Row], str]
     count: Callable[[], int | None]
+    result_fields: Collection[str] = RESULT_FIELDS
 
     def write(self, output: OutputOptions) -> bool:
         """Process the items and write their rows. Returns whether there is no error, now or in the file."""
-        with _open_results(output, self.config, self.sources) as results, progress_bar(None, output.quiet) as bar:
+        with _open_results(output, self) as results, progress_bar(None, output.quiet) as bar:
             set_total_in_background(bar, self.count)
             items = remaining_items(self.items, output.shard, self.shard_key, results, bar)
             rows = self.process(items)
@@ -98,7 +100,7 @@ class BatchRun(Generic[Item]):
 
 
 def result_row(fields: Mapping[str, object], name: str, key: str, result: GeneratedText | MmxError) -> Row:
-    """Return the row of an item: its fields, then the text under `key` and the score, or the error.
+    """Return the row of an item: its fields, then the text under `key` with its score and language, or the error.
 
     An answer also has its probability. A number that is not finite is null, because JSON has no such number.
     """
@@ -107,7 +109,7 @@ def result_row(fields: Mapping[str, object], name: str, key: str, result: Genera
     row = {**fields, key: result.text, "score": _rounded(result.score)}
     if key == "answer":
         row["probability"] = _rounded(result.probability)
-    return Row(name, row)
+    return Row(name, {**row, **result.speech_fields()})
 
 
 def _rounded(value: float) -> float | None:
@@ -133,9 +135,7 @@ def remaining_items(
 
 
 @contextmanager
-def _open_results(
-    output: OutputOptions, config: Mapping[str, object], sources: Collection[str]
-) -> Iterator[ResultsFile | None]:
+def _open_results(output: OutputOptions, run: BatchRun[Item]) -> Iterator[ResultsFile | None]:
     """Open the file of --out; None for stdout. Raises MmxError."""
     out = output.path
     if out is None:
@@ -143,7 +143,9 @@ def _open_results(
         return
     with (
         write_errors(out),
-        open_results_file(out, config, sources, output.overwrite, output.retry_errors) as results,
+        open_results_file(
+            out, run.config, run.sources, output.overwrite, output.retry_errors, run.result_fields
+        ) as results,
     ):
         if results.num_errors:
             rows = "one row is an error" if results.num_errors == 1 else f"{results.num_errors:,} rows are errors"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from mmx.config.data import AugmentationConfig, DataConfig, TextConfig, TextOptions
 from mmx.config.transformer import BaseTransformerConfig, DecoderConfig, FrozenModel, RopeScaling, TransformerConfig
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "RopeScaling",
     "RunConfig",
     "SourceConfig",
+    "SpeechConfig",
+    "SpeechTask",
     "TextConfig",
     "TextOptions",
     "TokenizerConfig",
@@ -34,6 +37,7 @@ __all__ = [
 ]
 
 Precision = Literal["float32", "bfloat16", "int8"]
+SpeechTask = Literal["transcribe", "translate"]
 
 
 class ProjectionConfig(FrozenModel):
@@ -84,6 +88,19 @@ class TokenizerConfig(FrozenModel):
     nfkc: bool = False
 
 
+class SpeechConfig(FrozenModel):
+    """Special tokens of a speech recognition model (Radford et al. 2022, "Whisper", section 2.3).
+
+    `language_token_ids` and `task_token_ids`: token by language code and by task; empty for a model of one language.
+    The prompt has one of each, which those of a text replace. `no_speech_token_id`: its probability after the first
+    token of the prompt is that of audio without speech.
+    """
+
+    language_token_ids: dict[str, int] = {}
+    task_token_ids: dict[str, int] = {}
+    no_speech_token_id: int | None = None
+
+
 class ModelConfig(FrozenModel):
     """A whole model: named sources, one decoder, and optionally a question encoder.
 
@@ -91,7 +108,8 @@ class ModelConfig(FrozenModel):
     `prompt` (the decoder's prompt), a text source by name, or `question_encoder`. `tie_key_value` shares the key and
     value projections: `layers` across the layers of each source (L = 1), `all` also with the decoder's self-attention
     and between sources. `special_tokens` gives the token ids of special tokens that the tokenizer lacks, such as
-    `caption: []`; a special token that neither has is a task that the model was not trained for.
+    `caption: []`; a special token that neither has is a task that the model was not trained for. `speech` is for speech
+    recognition models; without it, the prompt and with it the language are fixed.
     """
 
     sources: dict[str, SourceConfig] = Field(min_length=1)
@@ -102,6 +120,7 @@ class ModelConfig(FrozenModel):
     question_input: str = "prompt"
     tie_key_value: Literal["none", "layers", "all"] = "none"
     special_tokens: dict[str, tuple[int, ...]] = {}
+    speech: SpeechConfig | None = None
 
     @model_validator(mode="after")
     def _check_question_input(self) -> "ModelConfig":
@@ -135,108 +154,14 @@ class ModelConfig(FrozenModel):
         return self
 
 
-class TextOptions(FrozenModel):
-    """Changes of target texts, which are otherwise learned as they are written, without white space at their ends.
-
-    `lowercase`: lower case. `collapse_whitespace`: one space for each run of white space, also in questions.
-    `join_punctuation`: no space before . , ? ! ; : 's and n't. `strip_final_period`: no full stops at the end, unless
-    the text has nothing else.
-    """
-
-    lowercase: bool = False
-    collapse_whitespace: bool = False
-    join_punctuation: bool = False
-    strip_final_period: bool = False
-
-
-class TextConfig(FrozenModel):
-    """Changes of the target texts of each task: captions, and answers (`ask`)."""
-
-    caption: TextOptions = TextOptions()
-    ask: TextOptions = TextOptions()
-
-
-class AugmentationConfig(FrozenModel):
-    """Random changes of training images.
-
-    `min_crop_scale`: smallest area of a random crop, as a fraction. `horizontal_flip`: mirror with probability 0.5.
-    `color_jitter`: strength of changes of brightness, contrast and saturation. `random_erasing`: probability that a
-    rectangle is erased (Zhong et al. 2020).
-    """
-
-    min_crop_scale: float = Field(1.0, gt=0.0, le=1.0)
-    horizontal_flip: bool = False
-    color_jitter: float = Field(0.0, ge=0.0, le=1.0)
-    random_erasing: float = Field(0.0, ge=0.0, le=1.0)
-
-    def without_geometry(self) -> "AugmentationConfig":
-        """The same without crops, flips and erasing, for examples whose boxes must stay valid."""
-        return AugmentationConfig(color_jitter=self.color_jitter)
-
-
-class DataConfig(FrozenModel):
-    """One data set. `path` is a file or folder in a supported format, or `scenes` for generated ones.
-
-    `fraction` selects examples by position, [from, to]. `sampling_weight` multiplies how often its examples are drawn
-    in training. `question_types` keeps only questions of these types (of scenes: exists, count, color, shape, size,
-    relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
-    number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
-    object, action, place, animal, subject, exists, verify; see `mmx.data.derived_questions`). `wordings` of these
-    questions: `first` asks each in one way; `seen` draws from several, with and without capitals and question mark;
-    `held_back` draws from others, for evaluation. `unanswerable`: fraction of these questions that have nothing to do
-    with their image and are answered "can't tell" (type unanswerable). `reward: cider` trains captions by self-critical
-    sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a
-    square of this many pixels a side, and kept in memory as uint8. `text` changes the texts of a task (see
-    `mmx.data.texts`).
-    """
-
-    path: str
-    format: Literal["auto", "manifest", "karpathy", "coco", "vqa", "folder", "scenes"] = "auto"
-    split: str | None = None
-    annotations: str | None = None
-    fraction: tuple[float, float] = (0.0, 1.0)
-    sampling_weight: float = Field(1.0, gt=0)
-    derive_questions: bool = False
-    wordings: Literal["first", "seen", "held_back"] = "first"
-    unanswerable: float = Field(0.0, ge=0, le=0.5)
-    reward: Literal["cider"] | None = None
-    max_examples: PositiveInt | None = None
-    augmentation: AugmentationConfig = AugmentationConfig()
-    num_examples: PositiveInt = 1000
-    seed: int = 0
-    tasks: tuple[Literal["caption", "ask"], ...] = ("caption", "ask")
-    question_types: tuple[str, ...] = ()
-    max_objects: PositiveInt | None = None
-    image_cache_size: PositiveInt | None = None
-    text: TextConfig = TextConfig()
-
-    @model_validator(mode="after")
-    def _check_fraction(self) -> "DataConfig":
-        if not 0 <= self.fraction[0] < self.fraction[1] <= 1:
-            raise ValueError(f"fraction is {list(self.fraction)}; expected two numbers such as [0, 0.9]")
-        return self
-
-    @model_validator(mode="after")
-    def _check_reward(self) -> "DataConfig":
-        if self.reward and "caption" not in self.tasks:
-            raise ValueError(f"reward is {self.reward!r}, and tasks has no captions; add caption to tasks")
-        if self.reward and self.derive_questions:
-            raise ValueError(
-                "reward applies to captions only; list the data a second time with derive_questions and tasks: [ask]"
-            )
-        if self.derive_questions and "ask" not in self.tasks:
-            raise ValueError("derive_questions is true, and tasks has no questions; add ask to tasks")
-        if not self.derive_questions and (self.wordings != "first" or self.unanswerable):
-            raise ValueError("wordings and unanswerable apply to derived questions only; add derive_questions: true")
-        return self
-
-
 class GenerationConfig(FrozenModel):
     """Decoding options, named as in transformers' GenerationConfig.
 
     `guidance_scale`: classifier-free guidance (see `mmx.generation.guidance`). 1 disables it; any other value decodes
     every token a second time without the memory. `answer_temperature` divides the log-probability of an answer to give
-    its `probability`; it changes no text. `mmx eval` fits it on data with answers.
+    its `probability`; it changes no text. `mmx eval` fits it on data with answers. `language` and `task` are for speech
+    recognition models of several languages: a language by code or English name (without one, that of each audio is
+    detected), and whether a text is in the language of the audio or translated to English.
     """
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000)
@@ -258,6 +183,8 @@ class GenerationConfig(FrozenModel):
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     answer_temperature: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
+    language: str | None = None
+    task: SpeechTask | None = None
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")

@@ -24,6 +24,8 @@ class Encoder(nn.Module):
 
         modality: kind of input, such as "image", "text" or "audio".
         dimensions: 2 if the features lie on a grid over the input, otherwise 1.
+        max_audio_seconds: longest audio that it reads, or None. Captions of longer audio are made of windows, which
+            it is given as (samples, rate) with `sampling_rate`.
         uses_tokenizer: True if it is built as `cls(options, tokenizer)` and reads text as the model's own tokens.
         Options: pydantic model of its options, usually a nested subclass of `FrozenModel`.
 
@@ -33,6 +35,8 @@ class Encoder(nn.Module):
 
     modality: str
     dimensions: int = 1
+    max_audio_seconds: float | None = None
+    sampling_rate: int = 16_000
     uses_tokenizer: ClassVar[bool] = False
     width: int
     options: FrozenModel
@@ -144,7 +148,8 @@ def check_text_length(length: int, maximum: int) -> None:
     """Raise MmxError (text.too_long) for a text of more than `maximum` tokens, special tokens included."""
     if length > maximum:
         raise MmxError(
-            f"the text has {length} tokens, and its encoder reads up to {maximum}; give a shorter text.",
+            f"the text has {length} tokens, and its encoder reads up to {maximum}; give it in parts, such as its "
+            "sentences one by one.",
             code="text.too_long",
             length=length,
             maximum=maximum,

@@ -37,7 +37,7 @@ def prepare(encoder: InputPreparer, source: str, raw: object) -> PreparedInput:
 
     The encoder receives only the types that `Encoder.prepare` states for its modality.
     """
-    raw = _to_stated_type(encoder, raw)
+    raw = to_stated_type(encoder, raw)
     with _call_errors(encoder, source, f"prepare({_type_name(raw)})"):
         prepared = encoder.prepare(raw)
     return _check_tensors(prepared, encoder, source, "prepare")
@@ -84,7 +84,7 @@ def encoder_errors(message: str, code: str = "encoder.failed", **details: object
     return convert_errors(EncoderError, describe, code=code, passing=PASSING, **details)
 
 
-def _to_stated_type(encoder: InputPreparer, raw: object) -> object:
+def to_stated_type(encoder: InputPreparer, raw: object) -> object:
     """Convert an input that a caller may give in more types than `Encoder.prepare` states for the modality.
 
     Paths become str, for images and audio other buffers become bytes, and image arrays and open image files become PIL

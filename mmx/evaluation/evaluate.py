@@ -188,7 +188,7 @@ def _evaluate_batch(
     if not prepared:
         return
     inputs = [item.inputs for item in prepared]
-    memory = pipeline.encode_prepared(inputs)
+    memory = pipeline.encode_prepared(inputs, allow_unconditional=True)  # an example may be built without inputs
     memories: Mapping[str, Memory] = {IMAGE: memory}
     if options.information:
         memories = condition_memories(pipeline, memory, inputs)

@@ -87,7 +87,7 @@ def condition_memories(
     if count > 1:
         memories[ANOTHER_IMAGE] = memory.select([*range(1, count), 0])
     blank = [_blank_inputs(pipeline, row) for row in inputs]
-    memories[BLANK_IMAGE] = pipeline.encode_prepared(blank)
+    memories[BLANK_IMAGE] = pipeline.encode_prepared(blank, allow_unconditional=True)
     return memories
 
 

@@ -98,6 +98,9 @@ def _check_special_tokens(checkpoint: HFCheckpoint, spec: ConversionSpec) -> Non
     ids_by_use["begin_suppress_tokens"] = generation.begin_suppress_tokens
     if generation.forced_eos_token_id is not None:
         ids_by_use["forced_eos_token_id"] = (generation.forced_eos_token_id,)
+    if spec.config.speech is not None:
+        ids_by_use["lang_to_id"] = tuple(spec.config.speech.language_token_ids.values())
+        ids_by_use["task_to_id"] = tuple(spec.config.speech.task_token_ids.values())
     for use, ids in ids_by_use.items():
         for token in ids:
             if not 0 <= token < vocab_size:

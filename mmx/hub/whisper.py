@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig
+from mmx.config.schema import DecoderConfig, GenerationConfig, ModelConfig, SpeechConfig
 from mmx.errors import CheckpointError
 from mmx.hub.conversion import ConversionSpec
 from mmx.hub.hf_checkpoint import HFCheckpoint, HFConfig
 from mmx.hub.hf_config import activation, first_token_id, image_source, read_generation, read_tokenizer
 from mmx.hub.vit_gpt2 import has_untied_head
 from mmx.hub.weight_mapping import WeightMapping, all_layers, each_layer, linear, norm
+from mmx.hub.whisper_languages import find_language
+from mmx.text.tokenizer import Tokenizer
 
 PREFIX = "model.decoder."
 EMBEDDING = "model.decoder.embed_tokens.weight"
 HEAD = "proj_out.weight"
 PROJECTION = "sources.audio.projection"
-ENGLISH = "<|en|>"
+ENGLISH = "en"
 TRANSCRIBE = "transcribe"
+NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # its name, and that of older tokenizers
 
 
 def conversion(checkpoint: HFCheckpoint) -> ConversionSpec:
@@ -28,19 +31,24 @@ def conversion(checkpoint: HFCheckpoint) -> ConversionSpec:
     config = checkpoint.config
     is_untied = has_untied_head(checkpoint, HEAD, EMBEDDING)
     decoder = decoder_config(checkpoint, tie_word_embeddings=not is_untied)
-    prompt = decoder_prompt_ids(checkpoint, {**config, **checkpoint.generation_config})
+    merged = {**config, **checkpoint.generation_config}
+    prompt = decoder_prompt_ids(checkpoint, merged)
     eos = first_token_id(config["eos_token_id"])
     pad = config.get("pad_token_id")
     special_tokens = {"pad": [eos if pad is None else pad], "bos": prompt, "eos": [eos], "caption": []}
-    generation = read_generation(checkpoint, len(prompt))
+    tokenizer = read_tokenizer(checkpoint, special_tokens)
+    generation = read_generation(checkpoint, len(prompt)).model_copy(
+        update={"language": fixed_language(checkpoint, merged)}
+    )
     return ConversionSpec(
         config=ModelConfig(
             sources={"audio": image_source(checkpoint, config)},
             decoder=decoder,
             vocab_size=config["vocab_size"],
             special_tokens=special_tokens,
+            speech=speech_config(merged, tokenizer),
         ),
-        tokenizer=read_tokenizer(checkpoint, special_tokens),
+        tokenizer=tokenizer,
         generation=_limit_new_tokens(generation, decoder.max_position_embeddings - len(prompt)),
         weights=[
             *decoder_weights(decoder.num_layers),
@@ -96,26 +104,22 @@ def decoder_weights(num_layers: int) -> list[WeightMapping]:
 
 
 def decoder_prompt_ids(checkpoint: HFCheckpoint, config: HFConfig) -> list[int]:
-    """Return the tokens that every text begins with: start, language, task, no timestamps (paper, figure 1).
+    """Return the tokens that a text begins with: start, language, task, no timestamps (paper, figure 1).
 
     Language and task are those of the config, given by name or as the older `forced_decoder_ids`; the default is
-    English and transcribe. English-only models have neither. transformers would detect the language of each audio.
+    English and transcribe. English-only models have neither. Generation replaces the language by that of each audio,
+    unless it is fixed (see `fixed_language`).
 
     Args:
         config: config.json updated with generation_config.json.
     """
     no_timestamps = config.get("no_timestamps_token_id")
-    language = config.get("language")
-    task = config.get("task")
-    forced: list[int] = []
-    if not language and not task:
-        pairs = config.get("forced_decoder_ids") or []
-        forced = [token for _, token in pairs if token is not None]
-    language_ids = config.get("lang_to_id")
+    forced = _forced_ids(config)
+    language_ids = _language_ids(config)
     if language_ids:
-        language_id = _language_id(checkpoint, language_ids, language, forced)
+        language = fixed_language(checkpoint, config) or ENGLISH
         task_ids = config.get("task_to_id") or {}
-        forced = [language_id, *_task_id(task_ids, task, forced)]
+        forced = [language_ids[language], *_task_id(task_ids, config.get("task"), forced)]
     prompt = [first_token_id(config["decoder_start_token_id"])]
     prompt += [token for token in forced if token != no_timestamps]
     if no_timestamps is not None:
@@ -123,19 +127,21 @@ def decoder_prompt_ids(checkpoint: HFCheckpoint, config: HFConfig) -> list[int]:
     return prompt
 
 
-def _language_id(
-    checkpoint: HFCheckpoint, language_ids: Mapping[str, int], language: str | None, forced: list[int]
-) -> int:
-    """Return the token of a language, given by code, token or English name; else a forced one; else English."""
-    if not language:
-        forced_languages = [token for token in forced if token in language_ids.values()]
-        return forced_languages[0] if forced_languages else language_ids[ENGLISH]
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+def fixed_language(checkpoint: HFCheckpoint, config: HFConfig) -> str | None:
+    """Return the code of the language that the config gives by name or as a forced token.
 
-    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
-    token = language_ids.get(code, language_ids.get(f"<|{code}|>"))
-    if token is None:
-        known = [name.strip("<|>") for name in language_ids]
+    None: that of each audio is detected, as in transformers. The arguments are those of `decoder_prompt_ids`.
+    """
+    language_ids = _language_ids(config)
+    if not language_ids:
+        return None
+    language = config.get("language")
+    if not language:
+        forced = _forced_ids(config)
+        return next((code for code, token in language_ids.items() if token in forced), None)
+    code = find_language(language, language_ids)
+    if code is None:
+        known = list(language_ids)
         raise CheckpointError(
             f"{checkpoint.name!r} has the language {language!r}; expected one of {', '.join(known)}.",
             code="hub.language",
@@ -143,7 +149,30 @@ def _language_id(
             given=language,
             expected=known,
         )
-    return token
+    return code
+
+
+def speech_config(config: HFConfig, tokenizer: Tokenizer) -> SpeechConfig:
+    """Return the tokens of languages, tasks and missing speech. config: as of `decoder_prompt_ids`."""
+    found = [tokenizer.backend.token_to_id(name) for name in NO_SPEECH]
+    language_ids = _language_ids(config)
+    return SpeechConfig(
+        language_token_ids=language_ids,
+        task_token_ids=(config.get("task_to_id") or {}) if language_ids else {},
+        no_speech_token_id=next((token for token in found if token is not None), None),
+    )
+
+
+def _language_ids(config: HFConfig) -> dict[str, int]:
+    """The token of each language code; none for an English-only model."""
+    return {name.strip("<|>"): token for name, token in (config.get("lang_to_id") or {}).items()}
+
+
+def _forced_ids(config: HFConfig) -> list[int]:
+    """The tokens of `forced_decoder_ids`, which a language or task by name replaces."""
+    if config.get("language") or config.get("task"):
+        return []
+    return [token for _, token in config.get("forced_decoder_ids") or [] if token is not None]
 
 
 def _task_id(task_ids: Mapping[str, int], task: str | None, forced: list[int]) -> list[int]:

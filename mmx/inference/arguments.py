@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmx.errors import MmxError
@@ -62,6 +63,25 @@ def check_batch_size(batch_size: object) -> None:
         raise MmxError(
             f"batch_size is {batch_size!r}; expected a whole number of at least 1.", code="inference.batch_size"
         )
+
+
+def check_device(device: object) -> None:
+    """Raise MmxError (load.device) if a device does not exist or is not available."""
+    if not is_available(device):
+        raise MmxError(
+            f"device {str(device)!r} is not available here; expected one of this machine, such as 'cpu' or 'cuda:0'.",
+            code="load.device",
+            given=str(device),
+        )
+
+
+def is_available(device: object) -> bool:
+    """Return whether tensors can be made on a device."""
+    try:
+        torch.zeros(1, device=device).cpu()  # type: ignore[call-overload]  # any value may be given
+    except (RuntimeError, AssertionError, ImportError, TypeError):
+        return False
+    return True
 
 
 def _question(item: object, index: int) -> Question:

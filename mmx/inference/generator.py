@@ -6,11 +6,9 @@ B: inputs; K: streams (questions about each input); n: texts for each stream; T:
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,39 +16,49 @@ from torch import Tensor
 from mmx.boxes import Box
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
-from mmx.encoders.contract import PreparedInput, accepts, prepare
+from mmx.encoders.contract import PreparedInput, prepare
 from mmx.errors import ConfigError, MmxError
 from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
 from mmx.generation.guidance import GuidedDecodeStep
 from mmx.generation.logits_processors import StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
+from mmx.inference.inputs import InputReader, no_source_error
 from mmx.inference.options import implied_options
-from mmx.inference.outputs import GeneratedText, ModelInput
+from mmx.inference.outputs import GeneratedText
+from mmx.inference.speech import (
+    SpeechProperties,
+    is_without_speech,
+    resolve_speech_options,
+    speech_prompt,
+    speech_properties,
+)
 from mmx.memory import Memory
 from mmx.models.batching import pad_texts, stack_boxes
 from mmx.models.fingerprint import model_fingerprint
 from mmx.models.model import Model
-from mmx.models.source import SourceBatch, collate_inputs, find_source, prepare_inputs
+from mmx.models.source import SourceBatch, collate_inputs
 from mmx.text.prompts import empty_question_error, is_empty_question, normalize_question
-
-PreparedOrError: TypeAlias = dict[str, PreparedInput] | MmxError
 
 
 @dataclass(frozen=True)
 class DecodingInputs:
-    """What decoding starts from: the step over a memory, prompts [B, K, T] with their mask, and the options."""
+    """What decoding starts from: the step over a memory, prompts [B, K, T] with their mask, and the options.
+
+    speech: of each row, for a speech recognition model.
+    """
 
     step: DecodeStep
     tokens: Tensor
     mask: Tensor
     options: GenerationConfig
+    speech: list[SpeechProperties] | None
 
 
-class TextGenerator:
+class TextGenerator(InputReader):
     """A model with its default decoding options."""
 
     def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
-        self.model = model.eval()
+        super().__init__(model.eval())
         self.generation = generation or GenerationConfig()
 
     def generation_config(self, overrides: Mapping[str, object]) -> GenerationConfig:
@@ -65,7 +73,7 @@ class TextGenerator:
         merged = {**self.generation.model_dump(), **implied_options(replaced), **replaced}
         config = parse_config(merged, GenerationConfig, where="generation options")
         self.check_token_ids(config)
-        return config
+        return resolve_speech_options(self.model.config.speech, config)
 
     def check_token_ids(self, options: GenerationConfig) -> None:
         """Raise ConfigError (generation.token_id) if an option names a token that is not in the vocabulary."""
@@ -85,48 +93,15 @@ class TextGenerator:
                         vocab_size=vocab_size,
                     )
 
-    def accepts(self, path: str) -> bool:
-        """Return whether one of the sources reads files of this name."""
-        return any(accepts(encoder, name, path) for name, encoder in self.model.encoders.items())
-
-    def by_source(self, image: ModelInput) -> dict[str, object]:
-        """Return an input by source name; one without a name goes to the source that reads it.
-
-        Raises:
-            MmxError: there is no input, the model has no source of that name, or several sources might be meant.
-        """
-        if isinstance(image, Mapping):
-            named = dict(image)
-        elif image is None:
-            named = {}
-        else:
-            named = {find_source(self.model.encoders, _path_as_text(image)): image}
-        for name in named:
-            self.model.encoder(name)
-        if all(raw is None for raw in named.values()):
-            raise no_source_error("the input", image, list(self.model.encoders))
-        return {name: _path_as_text(raw) for name, raw in named.items()}
-
-    def prepare(self, image: ModelInput) -> dict[str, PreparedInput]:
-        """Return the tensors of one input by source name.
-
-        Raises:
-            MmxError: the input cannot be read, or the model has no such source.
-        """
-        return prepare_inputs(self.model.encoders, self.by_source(image))
-
-    def prepare_or_error(self, image: ModelInput | MmxError) -> PreparedOrError:
-        """Like `prepare`, but return the error. An input that already is an error stays one."""
-        if isinstance(image, MmxError):
-            return image
-        try:
-            return self.prepare(image)
-        except MmxError as error:
-            return error
-
     @torch.inference_mode()
-    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]]) -> Memory:
-        """Return the memory of B prepared inputs, which need not have the same sources."""
+    def encode_prepared(self, rows: Sequence[Mapping[str, PreparedInput]], allow_unconditional: bool = False) -> Memory:
+        """Return the memory of B prepared inputs, which need not have the same sources.
+
+        Raises MmxError (input.no_source) for a row without any, unless `allow_unconditional`.
+        """
+        for row, inputs in enumerate(rows):
+            if not inputs and not allow_unconditional:
+                raise no_source_error(f"row {row}", dict(inputs), list(self.model.encoders), row=row)
         batch = collate_inputs(self.model.encoders, rows)
         return self._encode_sources(batch, len(rows))
 
@@ -162,6 +137,14 @@ class TextGenerator:
                 maximum=self.max_prompt_length,
             )
         return prompt
+
+    def prompt_of(self, memory: Memory, question: str | None, options: GenerationConfig) -> list[int]:
+        """Return the prompt of a question about a memory of one row, whose language may have to be detected."""
+        prompt = self.prompt_tokens(question)
+        if self.model.config.speech is None:
+            return prompt
+        speech = speech_properties(self.model, self.decoder_memory(memory, [[question]]), 1, options)
+        return prompt if speech is None else speech_prompt(self.model, prompt, speech[0])
 
     @property
     def max_prompt_length(self) -> int:
@@ -263,19 +246,22 @@ class TextGenerator:
         if not any(questions):
             return [[] for _ in questions]
         focused = self.with_boxes(memory, boxes, max(len(row) for row in questions))
-        outputs = self.generate_tokens(focused, questions, options)
+        start = self.decoding_inputs(focused, questions, options)
         texts: list[list[list[GeneratedText]]] = []
-        for row, asked in zip(outputs, questions, strict=True):
+        for index, (row, asked) in enumerate(zip(self._generate(start), questions, strict=True)):
             streams = row[: len(asked)]  # rows with fewer questions were padded
-            texts.append([[self._decode(output, options) for output in stream_] for stream_ in streams])
+            speech = None if start.speech is None else start.speech[index]
+            texts.append([[self._decode(output, options, speech) for output in stream_] for stream_ in streams])
         return texts
 
-    @torch.inference_mode()
     def generate_tokens(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
     ) -> list[list[list[GenerationOutput]]]:
         """Like `generate_batch`, but return token ids [B][K][num_return_sequences], padded rows included."""
-        start = self.decoding_inputs(memory, questions, options)
+        return self._generate(self.decoding_inputs(memory, questions, options))
+
+    @torch.inference_mode()
+    def _generate(self, start: DecodingInputs) -> list[list[list[GenerationOutput]]]:
         eos = self.model.tokenizer.eos_token_id
         criteria = self._stopping_criteria(start.options)
         return generate(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria)
@@ -284,6 +270,9 @@ class TextGenerator:
     def stream_texts(self, memory: Memory, question: str | None, options: GenerationConfig) -> Iterator[str]:
         """Yield the text so far after each token, for a memory of one row."""
         start = self.decoding_inputs(memory, [[question]], options)
+        if start.speech is not None and start.speech[0].may_lack_speech:  # known once the text is complete
+            yield self._decode(self._generate(start)[0][0][0], start.options, start.speech[0]).text
+            return
         eos = self.model.tokenizer.eos_token_id
         generated: list[int] = []
         criteria = self._stopping_criteria(start.options)
@@ -291,6 +280,7 @@ class TextGenerator:
             generated.append(row[0])
             yield self._truncate_at_stop_strings(self.model.tokenizer.decode(generated), start.options)
 
+    @torch.inference_mode()
     def decoding_inputs(
         self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
     ) -> DecodingInputs:
@@ -298,28 +288,36 @@ class TextGenerator:
         self.check_token_ids(options)
         streams = max(len(row) for row in questions)
         prompts = [[self.prompt_tokens(question) for question in row] for row in questions]
+        padded = [[*row, *[None] * (streams - len(row))] for row in questions]
+        conditional = self.decoder_memory(memory, padded)
+        speech = speech_properties(self.model, conditional, streams, options)
+        if speech is not None:
+            for row, properties in zip(prompts, speech, strict=True):
+                row[:] = [speech_prompt(self.model, prompt, properties) for prompt in row]
         padding = next(prompt for row in prompts for prompt in row)  # any valid prompt; its texts are dropped later
         eos = self.model.tokenizer.eos_token_id
         texts: list[list[tuple[list[int], list[int]]]] = []
-        padded: list[list[str | None]] = []
-        for row, asked in zip(prompts, questions, strict=True):
+        for row in prompts:
             missing = streams - len(row)
             texts.append([(prompt, [eos]) for prompt in [*row, *[padding] * missing]])
-            padded.append([*asked, *[None] * missing])
         batch = pad_texts(texts, streams, self.model.tokenizer.pad_token_id)
         tokens, mask, _ = (tensor.to(self.model.device) for tensor in batch)
         has_questions = any(question is not None for row in questions for question in row)
         options = self._limit_new_tokens(options, has_questions)
-        return DecodingInputs(self._step(memory, padded, options), tokens, mask, options)
+        return DecodingInputs(self._step(conditional, padded, options), tokens, mask, options, speech)
 
-    def _step(self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig) -> DecodeStep:
-        """The decoding step; classifier-free guidance adds a second one over the questions alone."""
+    def _step(
+        self, conditional: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+    ) -> DecodeStep:
+        """The decoding step; classifier-free guidance adds a second one over the questions alone.
+
+        conditional: the memory that the decoder attends to, with the questions.
+        """
         decoder = self.model.decoder
-        conditional = self.decoder_memory(memory, questions)
         step = CachedDecodeStep(decoder, conditional, options.max_new_tokens)
         if options.guidance_scale == 1.0:
             return step
-        without_sources = self.unconditional_memory(memory.batch_size)
+        without_sources = self.unconditional_memory(conditional.batch_size)
         unconditional = self.with_questions(without_sources, questions).to(dtype=conditional.keys.dtype)
         return GuidedDecodeStep(
             step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale
@@ -337,7 +335,11 @@ class TextGenerator:
             return options
         return options.model_copy(update={"max_new_tokens": available})
 
-    def _decode(self, output: GenerationOutput, options: GenerationConfig) -> GeneratedText:
+    def _decode(
+        self, output: GenerationOutput, options: GenerationConfig, speech: SpeechProperties | None
+    ) -> GeneratedText:
+        if speech is not None and is_without_speech(speech, output):
+            return GeneratedText("", output.score, (), **asdict(speech))
         tokenizer = self.model.tokenizer
         tokens = tuple(
             (tokenizer.decode([token]), logprob) for token, logprob in zip(output.tokens, output.logprobs, strict=False)
@@ -345,7 +347,8 @@ class TextGenerator:
         text = self._truncate_at_stop_strings(tokenizer.decode(output.tokens), options)
         logprob = sum(output.logprobs)
         probability = math.exp(min(logprob, 0.0) / options.answer_temperature)
-        return GeneratedText(text, output.score, tokens, logprob, probability)
+        properties = asdict(speech or SpeechProperties())
+        return GeneratedText(text, output.score, tokens, logprob, probability, **properties)
 
     def _stopping_criteria(self, options: GenerationConfig) -> list[StoppingCriterion]:
         """End a stream once its text contains one of the stop strings."""
@@ -378,23 +381,7 @@ def check_question(question: object) -> None:
         raise empty_question_error()
 
 
-def no_source_error(what: str, raw: object, sources: Sequence[str], **details: object) -> MmxError:
-    """The error of an input or row without any source, over which a text would be invented."""
-    return MmxError(
-        f"{what} has no source: {raw!r}; expected an input for at least one of {', '.join(sources)}, or for a text "
-        "without any input the memory unconditional_memory().",
-        code="input.no_source",
-        sources=list(sources),
-        **details,
-    )
-
-
 def _is_finite(memory: Memory) -> bool:
     """Whether keys and values of every slot that exists are finite."""
     finite = memory.keys.isfinite().all(-1) & memory.values.isfinite().all(-1)  # [L, B, H, S]
     return bool((finite | ~memory.mask[:, None]).all())
-
-
-def _path_as_text(raw: object) -> object:
-    """Encoders receive paths as str."""
-    return os.fspath(raw) if isinstance(raw, os.PathLike) else raw

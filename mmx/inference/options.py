@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+from mmx.config.schema import SpeechTask
 from mmx.errors import ConfigError
 
 # Options that only sampling uses, with the values that change no sample.
@@ -44,6 +45,8 @@ class DecodingOptions(TypedDict, total=False):
     guidance_scale: float | None
     answer_temperature: float | None
     stop_strings: Sequence[str] | None
+    language: str | None
+    task: SpeechTask | None
     seed: int | None
 
 

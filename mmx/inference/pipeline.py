@@ -20,12 +20,14 @@ from mmx.config.schema import GenerationConfig, Precision
 from mmx.errors import MmxError
 from mmx.generation import score_texts
 from mmx.hub import load_hf_model
-from mmx.inference.arguments import check_candidates, check_inputs, check_questions
+from mmx.inference.arguments import check_candidates, check_device, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import TextGenerator, check_question, no_source_error
+from mmx.inference.generator import TextGenerator, check_question
+from mmx.inference.inputs import InputWindow, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
+from mmx.inference.windows import caption_windows, stream_windows
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
 from mmx.memory import Memory
@@ -50,6 +52,7 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
 
     Raises:
         CheckpointError: the model does not exist, is damaged, or belongs to a family that is not supported.
+        MmxError: load.device, if the device is not available.
 
     Example:
         >>> model = mmx.load()
@@ -61,6 +64,7 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
             f"load was given a {type(name).__name__}; expected a folder or a public name, such as 'runs/mine/best'.",
             code="model.type",
         )
+    check_device(device)
     is_folder_of_ours = Path(name).is_dir() and not (Path(name) / HF_CONFIG).exists()
     if is_checkpoint(name) or is_folder_of_ours:
         loaded = load_model(name, device)
@@ -141,8 +145,7 @@ class Pipeline(TextGenerator):
             >>> model.caption("dog.jpg", num_beams=5)
             'a brown dog runs through the grass'
         """
-        memory = self._single_memory(image)
-        return self.generate_batch(memory, [[None]], self._single_text(options))[0][0][0].text
+        return self._caption(image, self._single_text(options)).text
 
     @overload
     def ask(
@@ -198,8 +201,11 @@ class Pipeline(TextGenerator):
         Example:
             >>> [text.text for text in model.generate("dog.jpg", num_beams=5, num_return_sequences=3)]
         """
+        config = self.generation_config(dict(options))
+        if question is None and box is None and config.num_return_sequences == 1:
+            return [self._caption(image, config)]
         memory = self._single_memory(image, box)
-        return self.generate_batch(memory, [[question]], self.generation_config(dict(options)))[0][0]
+        return self.generate_batch(memory, [[question]], config)[0][0]
 
     def rank(
         self, image: ModelInput | Memory, question: str | None, candidates: Sequence[str], box: Box | None = None
@@ -221,7 +227,7 @@ class Pipeline(TextGenerator):
                 f"rank was given a memory of {memory.stream_mask.shape[1]} streams; expected one for all candidates.",
                 code="rank.streams",
             )
-        prompt = self.prompt_tokens(question)
+        prompt = self.prompt_of(memory, question, self.generation)
         tokenizer = self.model.tokenizer
         texts = [(prompt, [*tokenizer.encode(candidate), tokenizer.eos_token_id]) for candidate in candidates]
         self.check_length(max(len(prompt) + len(target) - 1 for _, target in texts))
@@ -253,10 +259,14 @@ class Pipeline(TextGenerator):
     ) -> Iterator[str]:
         """Yield the caption (or the answer to a question) as it grows: the whole text so far after each token.
 
-        Beams are not used, because their text is not known before the end.
+        Beams are not used, because their text is not known before the end. The texts of the windows of long audio
+        follow each other.
         """
         greedy_or_sampled = self._single_text({**options, "num_beams": 1})
-        yield from self.stream_texts(self._single_memory(image, box), question, greedy_or_sampled)
+        if isinstance(image, Memory) or question is not None or box is not None:
+            yield from self.stream_texts(self._single_memory(image, box), question, greedy_or_sampled)
+        else:
+            yield from stream_windows(self, self._single_windows(image), greedy_or_sampled)
 
     def captions(
         self, images: Iterable[InputT], batch_size: int = 16, **options: Unpack[DecodingOptions]
@@ -314,9 +324,10 @@ class Pipeline(TextGenerator):
                 code="look.text_type",
             )
         memory = self._single_memory(image, box)
-        prompt = self.prompt_tokens(question)
+        decoding = self._single_text(options)
+        prompt = self.prompt_of(memory, question, decoding)
         if text is None:
-            target = list(self.generate_tokens(memory, [[question]], self._single_text(options))[0][0][0].tokens)
+            target = list(self.generate_tokens(memory, [[question]], decoding)[0][0][0].tokens)
         else:
             target = self.model.tokenizer.encode(text)
         self.check_length(len(prompt) + len(target) - 1)
@@ -343,13 +354,19 @@ class Pipeline(TextGenerator):
             )
         return self.generation_config({**options, "num_return_sequences": 1})
 
+    def _caption(self, image: ModelInput | Memory, options: GenerationConfig) -> GeneratedText:
+        """The caption of one input, or of the windows of long audio."""
+        if isinstance(image, Memory):
+            return self.generate_batch(self._single_memory(image), [[None]], options)[0][0][0]
+        return caption_windows(self, self._single_windows(image), options)
+
+    def _single_windows(self, image: ModelInput) -> list[InputWindow]:
+        _check_single(image)
+        return self.prepare_windows(image)
+
     def _single_memory(self, image: ModelInput | Memory, box: Box | None = None) -> Memory:
         """The memory of one input, restricted to a box."""
-        if isinstance(image, list):
-            raise MmxError(
-                f"a list of {len(image)} inputs was given; expected one, use captions(...) or answers(...) for many.",
-                code="input.list",
-            )
+        _check_single(image)
         memory = image if isinstance(image, Memory) else self.encode_prepared([self.prepare(image)])
         self.check_memory(memory)
         if memory.batch_size != 1:
@@ -358,3 +375,12 @@ class Pipeline(TextGenerator):
                 code="memory.batch_size",
             )
         return memory if box is None else memory.focus(box)
+
+
+def _check_single(image: object) -> None:
+    """Raise MmxError (input.list) for a list of inputs."""
+    if isinstance(image, list):
+        raise MmxError(
+            f"a list of {len(image)} inputs was given; expected one, use captions(...) or answers(...) for many.",
+            code="input.list",
+        )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmx.encoders.base import Encoder
+from mmx.encoders.contract import to_stated_type
 from mmx.errors import MmxError
 from mmx.interpret.attention_maps import all_attention_maps, value_weighted_attention
 from mmx.interpret.attention_stats import gate_values
@@ -188,6 +189,7 @@ def _with_input(model: Model, view: SourceView, raw: object, cache: dict[str, Di
     if name == QUESTION_ENCODER and model.question_encoder is not None:
         return replace(view, labels=tuple(model.question_encoder.labels(raw)))
     encoder = model.encoder(name)
+    raw = to_stated_type(encoder, raw)
     if not view.segment.grid:
         return replace(view, labels=tuple(encoder.labels(raw)))
     if name not in cache:

@@ -27,19 +27,24 @@ from mmx.io.file_lock import open_locked
 
 Fields = Mapping[str, object]
 
-RESULT_FIELDS = {"caption", "answer", "score", "probability", "error"}  # the other fields of a row are its inputs
+RESULT_FIELDS = frozenset(
+    {"caption", "answer", "score", "probability", "error"}
+)  # the other fields of a row are its inputs
+# Further results of models that read audio; of all others these are fields of the input's list.
+SPEECH_FIELDS = frozenset({"windows", "language", "language_score", "task", "no_speech_prob"})
 ID_FIELDS = ("id", "question_id")
 _IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them
 _REMEDY = "type --overwrite to start again, or choose another --out."
 
 
-def row_id(fields: Fields, sources: Collection[str]) -> str:
+def row_id(fields: Fields, sources: Collection[str], results: Collection[str] = RESULT_FIELDS) -> str:
     """Return what identifies a row: all fields but the results; with an id only the id, inputs, question and box.
 
-    An id alone does not identify a row: two lists may both start with 0. sources: the names that inputs may have.
+    An id alone does not identify a row: two lists may both start with 0. sources: the names that inputs may have;
+    results: those of the fields that are results.
     """
-    known = {name: value for name, value in fields.items() if name not in RESULT_FIELDS}
+    known = {name: value for name, value in fields.items() if name not in results}
     if any(fields.get(name) is not None for name in ID_FIELDS):
         known = {name: known[name] for name in (*_IDENTIFYING_FIELDS, *sources) if known.get(name) is not None}
     return json.dumps(known, sort_keys=True)
@@ -76,11 +81,14 @@ def output_files(out: Path | None) -> tuple[Path, ...]:
 class ResultsFile:
     """An open results file. `num_errors`: how many error rows it had when it was opened."""
 
-    def __init__(self, file: BinaryIO, path: Path, run: Fields, sources: Collection[str]) -> None:
+    def __init__(
+        self, file: BinaryIO, path: Path, run: Fields, sources: Collection[str], results: Collection[str]
+    ) -> None:
         self._file = file
         self._path = path
         self._run = run
         self._sources = sources
+        self._results = results
         self._ids: set[int] = set()
         self._overwrite = False
         self.num_errors = 0
@@ -98,7 +106,7 @@ class ResultsFile:
 
     def add_id(self, fields: Fields) -> bool:
         """Return whether a row is new: neither in the file nor added before. From now on it is not."""
-        number = hash_id(row_id(fields, self._sources))
+        number = hash_id(row_id(fields, self._sources, self._results))
         is_new = number not in self._ids
         self._ids.add(number)
         return is_new
@@ -132,7 +140,12 @@ class _Stream(ResultsFile):
 
 @contextmanager
 def open_results_file(
-    out: Path, run: Fields, sources: Collection[str], overwrite: bool = False, retry_errors: bool = False
+    out: Path,
+    run: Fields,
+    sources: Collection[str],
+    overwrite: bool = False,
+    retry_errors: bool = False,
+    result_fields: Collection[str] = RESULT_FIELDS,
 ) -> Iterator[ResultsFile]:
     """Open a results file to continue it, or a stream.
 
@@ -142,6 +155,7 @@ def open_results_file(
         sources: the names under which a row has its inputs (see `row_id`).
         overwrite: start again; an older file stays until the first row is written.
         retry_errors: remove error rows first, so that their inputs are new.
+        result_fields: the fields of a row that are results.
 
     Raises:
         OSError: the file cannot be read or written.
@@ -149,14 +163,14 @@ def open_results_file(
     """
     if is_stream(out):  # before links are resolved: /dev/stdout may be a link to a pipe without a path
         with open(out, "wb", buffering=0) as stream:
-            yield _Stream(stream, out, run, sources)
+            yield _Stream(stream, out, run, sources, result_fields)
         return
     path = out.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     if retry_errors and not overwrite and path.is_file():
         _remove_error_rows(path, out, run)
     with _open_locked(path, out) as file:
-        results = ResultsFile(file, path, run, sources)
+        results = ResultsFile(file, path, run, sources, result_fields)
         if overwrite and path.stat().st_size:
             results.overwrite()
         else:

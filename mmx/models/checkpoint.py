@@ -175,6 +175,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
     return model.to(device).eval()
 
 
+def load_model_config(folder: str | Path) -> ModelConfig:
+    """Return the configuration of the model of a checkpoint folder."""
+    return load_config(_open_folder(folder) / CONFIG, ModelConfig)
+
+
 def load_generation(folder: str | Path) -> GenerationConfig:
     """Return the default generation options of a checkpoint folder."""
     path = _open_folder(folder) / GENERATION

@@ -10,7 +10,8 @@ from mmx.data.batching import DataSets
 from mmx.data.examples import TextTask
 from mmx.errors import ConfigError, MmxError, suggest
 from mmx.hub.language_model import build_from_language_model
-from mmx.models.checkpoint import TOKENIZER, load_generation, load_model
+from mmx.inference.speech import prompt_language
+from mmx.models.checkpoint import TOKENIZER, load_generation, load_model, load_model_config
 from mmx.models.model import Model, mount
 from mmx.text.prompts import normalize_question
 from mmx.text.tokenizer import Tokenizer
@@ -54,10 +55,18 @@ def build_model(config: RunConfig, sets: DataSets, saved_state: Path | None = No
 
 
 def resolve_generation(config: RunConfig) -> RunConfig:
-    """Return the configuration with generation options: its own, or those of the checkpoint of `init`."""
+    """Return the configuration with generation options: its own, or those of the checkpoint of `init`.
+
+    A speech recognition model is trained with the language of its prompt, so that language is not detected afterwards.
+    """
     if config.generation is not None:
         return config
-    inherited = GenerationConfig() if config.init is None else load_generation(config.init)
+    if config.init is None:
+        return config.model_copy(update={"generation": GenerationConfig()})
+    inherited = load_generation(config.init)
+    if inherited.language is None:
+        language = prompt_language(load_model_config(config.init))
+        inherited = inherited.model_copy(update={"language": language})
     return config.model_copy(update={"generation": inherited})
 
 

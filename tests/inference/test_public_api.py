@@ -53,3 +53,10 @@ def test_reprs_are_one_short_line():
         text = repr(value)
         assert len(text) <= 160, text
         assert "\n" not in text
+
+
+@pytest.mark.parametrize("device", ["nodev", "cuda:99", "meta", 5.0])
+def test_an_unavailable_device_is_an_error(device):
+    with pytest.raises(mmx.MmxError) as error:
+        mmx.load(device=device)
+    assert (error.value.code, error.value.details["given"]) == ("load.device", str(device))

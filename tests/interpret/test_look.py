@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from decoder_cases import randomize_parameters
@@ -354,3 +355,15 @@ def test_an_unknown_method(model, photo):
         Pipeline(model).look(photo, text="a", method="magic")
     assert error.value.code == "look.method"
     assert error.value.details["expected"] == ("weighted", "attention", "relevance", "both")
+
+
+def test_encoders_name_slots_of_what_they_prepare(model, photo, monkeypatch):
+    """`labels` and `window` receive the types that the contract states for `prepare`, not those of the caller."""
+    pipeline = Pipeline(model)
+    encoder = model.encoder("image")
+    received = []
+    window = type(encoder).window
+    monkeypatch.setattr(type(encoder), "window", lambda self, raw: received.append(type(raw)) or window(self, raw))
+    look = pipeline.look(np.asarray(photo))
+    assert received == [Image.Image]
+    assert look.text == pipeline.look(photo).text

@@ -339,3 +339,10 @@ def test_encoders_that_break_the_contract_are_named(name, code):
     assert error.value.code == code
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_prepared_row_without_any_source_is_refused(pipeline):
+    """A text over it would be invented."""
+    with pytest.raises(MmxError) as error:
+        pipeline.encode_prepared([pipeline.prepare(ROWS[0]), {}])
+    assert (error.value.code, error.value.details["row"]) == ("input.no_source", 1)

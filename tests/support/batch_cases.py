@@ -13,6 +13,7 @@ from mmx.errors import ImageError, MmxError
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
 from mmx.inference.generator import TextGenerator
+from mmx.inference.inputs import InputWindow
 from mmx.inference.outputs import GeneratedText, Question
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
@@ -40,7 +41,10 @@ class FakeGenerator:
         text = SimpleNamespace(modality="text", accepts=lambda path: False)
         self.encoders = {"image": image, "text": text}
         self.model = SimpleNamespace(
-            device=torch.device(device), encoders=self.encoders, encoder=self.encoders.__getitem__
+            device=torch.device(device),
+            encoders=self.encoders,
+            encoder=self.encoders.__getitem__,
+            config=SimpleNamespace(speech=None),
         )
         self.room = room
         self.seconds = seconds
@@ -69,6 +73,10 @@ class FakeGenerator:
         return {"image": text}
 
     prepare_or_error = TextGenerator.prepare_or_error
+    prepare_windows_or_error = TextGenerator.prepare_windows_or_error
+
+    def prepare_windows(self, image):
+        return [InputWindow(self.prepare(image))]
 
     def encode_prepared(self, rows):
         self.encoded.append(len(rows))

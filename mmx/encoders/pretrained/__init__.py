@@ -40,6 +40,8 @@ class PretrainedEncoder(Encoder):
         self.adapter = create_adapter(family.modality, self.options, self.model, tokenizer)
         self.dimensions = self.adapter.dimensions
         self.width = self.adapter.width
+        self.max_audio_seconds = self.adapter.max_audio_seconds
+        self.sampling_rate = self.adapter.sampling_rate
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
         """Convert an input to tensors.

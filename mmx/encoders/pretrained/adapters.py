@@ -17,22 +17,25 @@ from mmx.encoders.pretrained.architecture import PretrainedOptions, class_of, hf
 from mmx.encoders.pretrained.hf_models import TOKENIZER
 from mmx.errors import AudioError, EncoderError, convert_errors
 from mmx.io import audio, images
+from mmx.io.audio_windows import WINDOW_TOLERANCE
 
 WHOLE_INPUT = (0.0, 0.0, 1.0, 1.0)
 MAX_ASPECT_RATIO = 16  # long side / short side; a longer image is cropped before its short side is resized
-WINDOW_TOLERANCE = 0.1  # seconds; compressed audio is padded to whole blocks
 DEFAULT_MAX_LENGTH = 512  # tokens of a text, where neither model nor tokenizer has a maximum
 
 
 class InputAdapter(Protocol):
     """Preprocessing and forward pass of one modality.
 
-    width: F. suffixes: of the files it reads. `labels`, `window`, `save_files`, `load_files`: as in `Encoder`.
+    width: F. suffixes: of the files it reads. `max_audio_seconds`, `sampling_rate`, `labels`, `window`, `save_files`,
+    `load_files`: as in `Encoder`.
     """
 
     dimensions: int
     suffixes: frozenset[str]
     width: int
+    max_audio_seconds: float | None = None
+    sampling_rate: int = 16_000
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
         """Convert one raw input to tensors."""
@@ -231,6 +234,8 @@ class _AudioAdapter(InputAdapter):
         self.min_samples = 1  # number of samples for one frame
         for kernel, stride in reversed(self.convolutions):
             self.min_samples = (self.min_samples - 1) * stride + kernel
+        if not self.convolutions:
+            self.max_audio_seconds = self.extractor.n_samples / self.sampling_rate
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
         """Audio to {"samples": [T], "mask": [T]}, or of Whisper to {"spectrum": [mel, frames]}.
@@ -238,8 +243,7 @@ class _AudioAdapter(InputAdapter):
         Raises AudioError (audio.too_long) for audio that is longer than the window of Whisper.
         """
         samples = audio.load_audio(cast(Any, raw), self.sampling_rate)
-        if not self.convolutions:
-            self._check_window(len(samples) / self.sampling_rate)
+        self._check_window(len(samples) / self.sampling_rate)
         samples = nn.functional.pad(samples, (0, max(0, self.min_samples - len(samples))))
         extracted = self.extractor(samples.numpy(), sampling_rate=self.sampling_rate, return_tensors="pt")
         if not self.convolutions:
@@ -248,10 +252,11 @@ class _AudioAdapter(InputAdapter):
 
     def _check_window(self, seconds: float) -> None:
         """The feature extractor would drop what is after the window."""
-        window = self.extractor.n_samples / self.sampling_rate
-        if seconds > window + WINDOW_TOLERANCE:
+        window = self.max_audio_seconds
+        if window is not None and seconds > window + WINDOW_TOLERANCE:
             raise AudioError(
-                f"the audio is {seconds:.1f} seconds long, and this model reads up to {window:g}; cut it into pieces.",
+                f"the audio is {seconds:.1f} seconds long, and one memory holds up to {window:g}; cut it into pieces, "
+                "or transcribe it with caption, which reads it in windows.",
                 code="audio.too_long",
                 seconds=round(seconds, 3),
                 maximum=window,

@@ -15,7 +15,8 @@ from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import content_keys, identity_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
-from mmx.inference.generator import PreparedOrError, TextGenerator, check_question
+from mmx.inference.generator import TextGenerator, check_question
+from mmx.inference.inputs import PreparedOrError
 from mmx.inference.outputs import GeneratedText, Question
 from mmx.memory import Memory
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from mmx.config.schema import GenerationConfig
-from mmx.encoders.contract import PreparedInput
 from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import ResultCache, content_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
-from mmx.inference.generator import PreparedOrError, TextGenerator
+from mmx.inference.generator import TextGenerator
+from mmx.inference.inputs import InputWindow
 from mmx.inference.outputs import GeneratedText, ModelInput
+from mmx.inference.windows import caption_rows, join_texts
 
 MAX_DUPLICATES = 16  # a batch holds at most this many times its size, duplicates included
 
@@ -34,18 +36,19 @@ def caption_images(
 ) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
     """See `Pipeline.captions`. Inputs are taken from the iterable as they are needed."""
     cache = ResultCache()
-    batches = AdaptiveBatchSize()
 
     def key_of(image: InputT) -> Hashable | None:
         return content_key(generator, image)
 
-    def prepare_first(item: QueuedInput[InputT]) -> PreparedOrError | None:
-        return generator.prepare_or_error(item.image) if item.is_first else None
+    def prepare_first(item: QueuedInput[InputT]) -> list[InputWindow] | MmxError | None:
+        return generator.prepare_windows_or_error(item.image) if item.is_first else None
+
+    captioner = _BatchCaptioner(generator, options, batch_size)
 
     with Prefetcher(generator.model.device) as prefetcher:
         keyed = _with_keys(prefetcher.map(key_of, batched(images, batch_size)))
         for items, prepared in prefetcher.map(prepare_first, _batches(keyed, cache, batch_size)):
-            results = _caption_batch(generator, [item for item in prepared if item is not None], options, batches)
+            results = captioner.run([item for item in prepared if item is not None])
             first_items = [item for item in items if item.is_first]
             for item, result in zip(first_items, results, strict=True):
                 cache.store(item.key, result)
@@ -53,8 +56,7 @@ def caption_images(
             for item in items:
                 result_or_none = next(remaining) if item.is_first else cache.get(item.key)
                 if result_or_none is None:  # a duplicate of an unreadable input, or of one that left the cache
-                    prepared_alone = generator.prepare_or_error(item.image)
-                    result_or_none = _caption_batch(generator, [prepared_alone], options, batches)[0]
+                    result_or_none = captioner.run([generator.prepare_windows_or_error(item.image)])[0]
                 yield item.image, result_or_none
 
 
@@ -84,16 +86,39 @@ def _batches(
         yield batch
 
 
-def _caption_batch(
-    generator: TextGenerator, prepared: Sequence[PreparedOrError], options: GenerationConfig, batches: AdaptiveBatchSize
-) -> list[GeneratedText | MmxError]:
-    """Caption the prepared inputs; errors keep their positions."""
+class _BatchCaptioner:
+    """Captions prepared inputs. Rows are decoded `batch_size` at a time, however many windows the inputs have."""
 
-    def caption(rows: Sequence[dict[str, PreparedInput]]) -> list[GeneratedText]:
-        memory = generator.encode_prepared(rows)
-        texts = generator.generate_batch(memory, [[None]] * len(rows), options)
-        return [streams[0][0] for streams in texts]
+    def __init__(self, generator: TextGenerator, options: GenerationConfig, batch_size: int) -> None:
+        self.generator = generator
+        self.options = options
+        self.batch_size = batch_size
+        self.batches = AdaptiveBatchSize()
 
-    readable = [item for item in prepared if not isinstance(item, MmxError)]
-    captions = iter(batches.run(readable, caption))
-    return [item if isinstance(item, MmxError) else next(captions) for item in prepared]
+    def run(self, prepared: Sequence[list[InputWindow] | MmxError]) -> list[GeneratedText | MmxError]:
+        """Return the caption of each input; errors keep their positions."""
+        readable = [windows for windows in prepared if not isinstance(windows, MmxError)]
+        texts: list[GeneratedText | MmxError] = []
+        for rows in batched([window for windows in readable for window in windows], self.batch_size):
+            texts += self.batches.run(rows, self._caption)
+        remaining = iter(texts)
+        results: list[GeneratedText | MmxError] = []
+        for item in prepared:
+            if isinstance(item, MmxError):
+                results.append(item)
+            else:
+                results.append(_result(item, list(islice(remaining, len(item)))))
+        return results
+
+    def _caption(self, windows: Sequence[InputWindow]) -> list[GeneratedText]:
+        return caption_rows(self.generator, windows, self.options)
+
+
+def _result(windows: Sequence[InputWindow], texts: Sequence[GeneratedText | MmxError]) -> GeneratedText | MmxError:
+    """The text of an input, or the first error of its windows."""
+    generated: list[GeneratedText] = []
+    for text in texts:
+        if isinstance(text, MmxError):
+            return text
+        generated.append(text)
+    return join_texts(windows, generated)
