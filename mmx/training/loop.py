@@ -21,14 +21,12 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
-from mmx.data.sampling import PositionSampler
 from mmx.errors import TrainingError, one_line
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
@@ -47,10 +45,12 @@ from mmx.training.model_setup import (
 from mmx.training.not_finite import not_finite_error
 from mmx.training.objective import Objective
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
+from mmx.training.precision import resolve_precision, warn_if_emulated
 from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder, print_changes
 from mmx.training.skipped import check_skipped, note_skipped
 from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_progress, load_state, save_state
-from mmx.training.stop_signals import StopSignals, ignore_interrupt
+from mmx.training.step_batches import step_batches
+from mmx.training.stop_signals import StopSignals
 from mmx.training.validation import best_metric_value, evaluate_on_all_ranks
 
 
@@ -89,11 +89,13 @@ class Trainer:
     optimizer: torch.optim.Optimizer
 
     def __init__(self, config: RunConfig, resume: bool, quiet: bool) -> None:
-        self.config = resolve_generation(config)
+        self.config = resolve_precision(resolve_generation(config), resume)
         self.run_folder = Path(config.output_dir)
         check_best_metric(config)
-        self.accelerator = start_processes(config.training.mixed_precision)
+        self.accelerator = start_processes(self.config.training.mixed_precision)
         self.quiet = quiet or not self.accelerator.is_main_process
+        if not self.quiet:
+            warn_if_emulated(self.config.training.mixed_precision)
         self.stop = StopSignals()
         self.metrics_log = MetricsLog(self.run_folder, self.quiet)
         self.lock = RunFolderLock(self.run_folder)
@@ -195,30 +197,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each remaining step of this rank."""
-        options = self.options
-        accelerator = self.accelerator
-        num_batches = (options.max_steps - self.progress.step) * options.gradient_accumulation_steps
-        positions = PositionSampler(
-            options.per_device_batch_size,
-            self.progress.samples_seen,
-            num_batches,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        loader = DataLoader(
-            self.data,
-            batch_sampler=positions,
-            collate_fn=self.data.collate,
-            num_workers=options.num_workers,
-            persistent_workers=options.num_workers > 0,
-            worker_init_fn=ignore_interrupt,
-        )
-        batches: list[Batch] = []
-        for batch in loader:
-            batches.append(batch.to(accelerator.device))
-            if len(batches) == options.gradient_accumulation_steps:
-                yield batches
-                batches = []
+        return step_batches(self.data, self.options, self.progress, self.accelerator)
 
     def _step(self, batches: Sequence[Batch]) -> StepResult:
         """Make one optimizer step."""
