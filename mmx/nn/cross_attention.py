@@ -62,7 +62,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, inputs: CrossAttentionInputs) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
         memory = inputs.memory
-        queries = fold_streams(split_heads(apply_unpadded(self.query, x, inputs.indices), self.num_heads), memory.batch_size)
+        queries = split_heads(apply_unpadded(self.query, x, inputs.indices), self.num_heads)
+        queries = fold_streams(queries, memory.batch_size)
         if inputs.recorder is not None:
             inputs.recorder.record(self.index, queries, inputs)
         keys, values = memory.layer(self.index)

@@ -51,6 +51,7 @@ from mmx.training.skipped import check_skipped, note_skipped
 from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_progress, load_state, save_state
 from mmx.training.step_batches import step_batches
 from mmx.training.stop_signals import StopSignals
+from mmx.training.time_left import StepTime, StepTimer, time_left_line
 from mmx.training.validation import best_metric_value, evaluate_on_all_ranks
 
 
@@ -183,8 +184,10 @@ class Trainer:
         with self.stop, bar:
             if progress.validation_pending:
                 self._end_step(stopping=False)
-            for batches in self._steps():
+            timer = StepTimer()
+            for batches in timer.measure_data(self._steps()):
                 result = self._step(batches)
+                self._report_time_left(timer.end_step())
                 self._record(result)
                 progress.seconds = time.monotonic() - started
                 bar.set_postfix_str(f"loss {result.loss:.3f}, lr {learning_rate(self.optimizer):.1e}")
@@ -283,6 +286,13 @@ class Trainer:
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
             self.metrics_log.append(self.progress.step, self.progress.seconds, metrics)
+
+    def _report_time_left(self, step_time: StepTime | None) -> None:
+        """Print the time left on the main process, unless nothing is left or `step_time` is not known yet."""
+        progress = self.progress
+        if step_time is not None and progress.step < self.options.max_steps and not self.quiet:
+            line = time_left_line(self.config, progress.step, step_time, self.accelerator.device.type)
+            tqdm.write(line, file=sys.stderr)
 
     def _end_step(self, stopping: bool) -> None:
         """Validate and save if due. After a signal: save, leave a validation pending, and raise TrainingError."""
