@@ -28,6 +28,13 @@ def _fixed_seed():
 
 
 @pytest.fixture(autouse=True)
+def _float32_training(monkeypatch):
+    """Let `mixed_precision: auto` be float32 on every processor: a process can train with one precision only."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Fail on any connection to another machine: the package must work without a network."""
     connect = socket.socket.connect

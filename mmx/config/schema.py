@@ -38,6 +38,7 @@ __all__ = [
 
 Precision = Literal["float32", "bfloat16", "int8"]
 SpeechTask = Literal["transcribe", "translate"]
+MixedPrecision = Literal["auto", "no", "bf16", "fp16"]
 
 
 class ProjectionConfig(FrozenModel):
@@ -246,7 +247,9 @@ class TrainingConfig(FrozenModel):
     has positions for. `modality_dropout`: probability that a text is trained without the sources. `ema_decay`: decay of
     the exponential moving average of the weights (0 disables it). `max_skip_fraction`: fraction of unreadable examples
     above which training stops. `reward_temperature`: sampling temperature of self-critical sequence training.
-    `target_noise`: probability of replacing a token of the target texts in the decoder inputs by a random one.
+    `target_noise`: probability of replacing a token of the target texts in the decoder inputs by a random one. `mixed_precision`:
+    auto is bf16 on a device that computes it natively (a GPU of compute capability 8.0 or a CPU with AVX512-BF16 or
+    AMX), else no.
     """
 
     max_steps: PositiveInt = 1000
@@ -264,7 +267,7 @@ class TrainingConfig(FrozenModel):
     modality_dropout: float = Field(0.0, ge=0.0, lt=1.0)
     target_noise: float = Field(0.0, ge=0.0, lt=1.0)
     ema_decay: float = Field(0.0, ge=0.0, lt=1.0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: MixedPrecision = "auto"
     param_groups: dict[str, ParamGroupConfig] = {}
     lora: LoraConfig | None = None
     distillation: DistillationConfig | None = None

@@ -14,6 +14,7 @@ from mmx.config.schema import TransformerConfig
 from mmx.memory import Memory
 from mmx.nn.attention import attention, fold_streams, unfold_streams
 from mmx.nn.layers import merge_heads, split_heads
+from mmx.nn.unpadding import apply_unpadded
 
 
 class Recorder(Protocol):
@@ -32,12 +33,14 @@ class CrossAttentionInputs(NamedTuple):
         mask: bool, broadcastable to [B, 1, K*T, S]; None if every slot may be attended.
         bias: added to the scores, [B, H, K*T, S]; None for no bias.
         recorder: receives the queries of every layer.
+        indices: the text positions to be computed, see `mmx.nn.unpadding`; all if None.
     """
 
     memory: Memory
     mask: Tensor | None
     bias: Tensor | None = None
     recorder: Recorder | None = None
+    indices: Tensor | None = None
 
 
 class CrossAttention(nn.Module):
@@ -59,10 +62,11 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, inputs: CrossAttentionInputs) -> Tensor:
         """[N, T, E] -> [N, T, E]."""
         memory = inputs.memory
-        queries = fold_streams(split_heads(self.query(x), self.num_heads), memory.batch_size)
+        queries = split_heads(apply_unpadded(self.query, x, inputs.indices), self.num_heads)
+        queries = fold_streams(queries, memory.batch_size)
         if inputs.recorder is not None:
             inputs.recorder.record(self.index, queries, inputs)
         keys, values = memory.layer(self.index)
         output = attention(queries, keys.to(queries.dtype), values.to(queries.dtype), inputs.mask, inputs.bias)
         streams = len(x) // memory.batch_size
-        return self.out(merge_heads(unfold_streams(output, streams)))
+        return apply_unpadded(self.out, merge_heads(unfold_streams(output, streams)), inputs.indices)

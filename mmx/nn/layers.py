@@ -15,6 +15,7 @@ from mmx.config.schema import BaseTransformerConfig
 from mmx.nn.attention import attention
 from mmx.nn.kv_cache import LayerKVCache
 from mmx.nn.position_embedding import RotaryEmbedding, build_position_embedding
+from mmx.nn.unpadding import apply_unpadded
 
 
 def build_norm(kind: str, hidden_size: int, eps: float = 1e-5) -> nn.Module:
@@ -44,7 +45,14 @@ class SelfAttention(nn.Module):
         if config.positions == "rope":
             self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling)
 
-    def forward(self, x: Tensor, mask: Tensor | None, positions: Tensor, cache: LayerKVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        positions: Tensor,
+        cache: LayerKVCache | None = None,
+        indices: Tensor | None = None,
+    ) -> Tensor:
         """Return [N, T, E].
 
         Args:
@@ -52,15 +60,16 @@ class SelfAttention(nn.Module):
             mask: bool [N, 1, T, all positions]; None if every position may be attended.
             positions: int [N, T].
             cache: keys and values of earlier positions; extended in place.
+            indices: the positions to be computed, see `mmx.nn.unpadding`; all if None.
         """
-        fused = split_heads(self.qkv(x), self.num_heads + 2 * self.num_kv_heads)
+        fused = split_heads(apply_unpadded(self.qkv, x, indices), self.num_heads + 2 * self.num_kv_heads)
         queries, keys, values = fused.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], 1)
         if self.rotary is not None:
             queries = self.rotary(queries, positions)
             keys = self.rotary(keys, positions)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        return self.out(merge_heads(attention(queries, keys, values, mask)))
+        return apply_unpadded(self.out, merge_heads(attention(queries, keys, values, mask)), indices)
 
 
 class TiedLinear(nn.Module):

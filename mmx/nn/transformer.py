@@ -4,6 +4,8 @@ Axes: B memories, K streams, N = B*K, T text positions, S slots, L layers, H hea
 Masks: True = may be attended. Cache and recorder are arguments; the modules keep no state.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from mmx.nn.layers import (
 )
 from mmx.nn.position_embedding import position_ids_from_mask
 from mmx.nn.relative_position import RelativePositionBias, relative_distances
+from mmx.nn.unpadding import apply_unpadded, unpadded_indices
 from mmx.nn.wait_k import wait_k_mask
 
 
@@ -53,10 +56,10 @@ class DecoderLayer(nn.Module):
         inputs: CrossAttentionInputs,
     ) -> Tensor:
         """[N, T, E] -> [N, T, E]; the arguments are those of SelfAttention and CrossAttention."""
-        x = self.self_residual(x, self.self_attention, mask, positions, cache)
+        x = self.self_residual(x, self.self_attention, mask, positions, cache, inputs.indices)
         if self.cross_attention is not None:
             x = self.cross_residual(x, self.cross_attention, inputs)
-        return self.feed_residual(x, self.feed_forward)
+        return self.feed_residual(x, partial(apply_unpadded, self.feed_forward), inputs.indices)
 
 
 class Transformer(nn.Module):
@@ -94,7 +97,7 @@ class Transformer(nn.Module):
         recorder: Recorder | None = None,
         visibility: Tensor | None = None,
     ) -> Tensor:
-        """Return the hidden states [B, K, T, E] after the final norm.
+        """Return the hidden states [B, K, T, E] after the final norm; those of padding are not defined.
 
         Args:
             tokens: int [B, K, T], K texts over each memory.
@@ -116,6 +119,8 @@ class Transformer(nn.Module):
         positions = position_ids_from_mask(all_exist)[:, -length:]
         self_attention_mask = _self_attention_mask(all_exist, length, self.causal)
         inputs = self.cross_attention_inputs(memory, positions, visibility, recorder)
+        if self.causal and mask is not None and cache is None and recorder is None:
+            inputs = inputs._replace(indices=unpadded_indices(exists))
         x = self.embedding(tokens, positions)
         for index, layer in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layer(index)

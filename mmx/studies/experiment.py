@@ -123,6 +123,7 @@ def _run_document(config: ExperimentConfig, train_path: str, output_dir: Path) -
     decoder: Mapping[str, int] = config.model["decoder"]  # type: ignore[assignment]
     max_length = decoder["max_position_embeddings"]
     training = {
+        "mixed_precision": "no",  # so that the results do not depend on the processor
         "per_device_batch_size": 32,
         "texts_per_image": 1,
         "max_steps": config.steps,

@@ -29,7 +29,7 @@ def start_processes(mixed_precision: str) -> Accelerator:
     except ValueError as error:
         raise TrainingError(
             f"training.mixed_precision {mixed_precision!r} is not available: this device does not support it, or this "
-            "process has trained with another one; use 'no' or 'bf16', or a new process.",
+            "process has trained with another one; use 'auto', or start a new process.",
             code="training.precision",
             given=mixed_precision,
         ) from error

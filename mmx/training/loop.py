@@ -20,14 +20,12 @@ from typing import NamedTuple
 import torch
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mmx.config.schema import DataConfig, RunConfig
 from mmx.data.batching import Batch, TrainingDataset
 from mmx.data.examples import Example
 from mmx.data.formats import read_examples
-from mmx.data.sampling import PositionSampler
 from mmx.errors import MmxError, TrainingError, one_line
 from mmx.inference.pipeline import Pipeline
 from mmx.models.batching import IGNORE_INDEX
@@ -47,10 +45,13 @@ from mmx.training.model_setup import (
 from mmx.training.not_finite import not_finite_error, sampling_error
 from mmx.training.objective import Objective, step_seed
 from mmx.training.param_groups import build_optimizer, prepare_param_groups, set_training_mode
+from mmx.training.precision import resolve_precision, warn_if_emulated
 from mmx.training.run_folder import RunFolderLock, find_saved_state, locked_error, open_run_folder, print_changes
 from mmx.training.skipped import check_skipped, note_skipped
 from mmx.training.state import TrainingProgress, TrainingState, latest_state, load_progress, load_state, save_state
-from mmx.training.stop_signals import StopSignals, ignore_interrupt
+from mmx.training.step_batches import step_batches
+from mmx.training.stop_signals import StopSignals
+from mmx.training.time_left import StepTime, StepTimer, time_left_line
 from mmx.training.validation import best_metric_value, evaluate_on_all_ranks
 
 
@@ -84,11 +85,13 @@ class Trainer:
     optimizer: torch.optim.Optimizer
 
     def __init__(self, config: RunConfig, resume: bool, quiet: bool) -> None:
-        self.config = resolve_generation(config)
+        self.config = resolve_precision(resolve_generation(config), resume)
         self.run_folder = Path(config.output_dir)
         check_best_metric(config)
-        self.accelerator = start_processes(config.training.mixed_precision)
+        self.accelerator = start_processes(self.config.training.mixed_precision)
         self.quiet = quiet or not self.accelerator.is_main_process
+        if not self.quiet:
+            warn_if_emulated(self.config.training.mixed_precision)
         self.stop = StopSignals()
         self.metrics_log = MetricsLog(self.run_folder, self.quiet)
         self.lock = RunFolderLock(self.run_folder)
@@ -176,8 +179,10 @@ class Trainer:
         with self.stop, bar:
             if progress.validation_pending:
                 self._end_step(stopping=False)
-            for batches in self._steps():
+            timer = StepTimer()
+            for batches in timer.measure_data(self._steps()):
                 result = self._step(batches)
+                self._report_time_left(timer.end_step())
                 self._record(result)
                 progress.seconds = time.monotonic() - started
                 bar.set_postfix_str(f"loss {result.loss:.3f}, lr {learning_rate(self.optimizer):.1e}")
@@ -191,30 +196,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each remaining step of this rank."""
-        options = self.options
-        accelerator = self.accelerator
-        num_batches = (options.max_steps - self.progress.step) * options.gradient_accumulation_steps
-        positions = PositionSampler(
-            options.per_device_batch_size,
-            self.progress.samples_seen,
-            num_batches,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        loader = DataLoader(
-            self.data,
-            batch_sampler=positions,
-            collate_fn=self.data.collate,
-            num_workers=options.num_workers,
-            persistent_workers=options.num_workers > 0,
-            worker_init_fn=ignore_interrupt,
-        )
-        batches: list[Batch] = []
-        for batch in loader:
-            batches.append(batch.to(accelerator.device))
-            if len(batches) == options.gradient_accumulation_steps:
-                yield batches
-                batches = []
+        return step_batches(self.data, self.options, self.progress, self.accelerator)
 
     def _step(self, batches: Sequence[Batch]) -> StepResult:
         """Make one optimizer step."""
@@ -300,6 +282,13 @@ class Trainer:
     def _report(self, metrics: Mapping[str, float]) -> None:
         if self.accelerator.is_main_process:
             self.metrics_log.append(self.progress.step, self.progress.seconds, metrics)
+
+    def _report_time_left(self, step_time: StepTime | None) -> None:
+        """Print the time left on the main process, unless nothing is left or `step_time` is not known yet."""
+        progress = self.progress
+        if step_time is not None and progress.step < self.options.max_steps and not self.quiet:
+            line = time_left_line(self.config, progress.step, step_time, self.accelerator.device.type)
+            tqdm.write(line, file=sys.stderr)
 
     def _end_step(self, stopping: bool) -> None:
         """Validate and save if due. After a signal: save, leave a validation pending, and raise TrainingError."""

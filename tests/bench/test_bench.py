@@ -23,7 +23,7 @@ NUM_RESULTS = {
     "questions": 2,
     "cache": 4,
     "attention-maps": 3,
-    "training": 1,
+    "training": 2,
     "images": 1,
     "startup": 3 if STATM.exists() else 2,
 }

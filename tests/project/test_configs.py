@@ -44,6 +44,7 @@ def test_configurations_start_from_runs_of_other_configurations():
         "distill-student": "distill-teacher",
         "finetune-after-scst": "scst",
         "scst": "distill-student",
+        "your-images": "bundled",
     }
 
 

@@ -49,6 +49,7 @@ TRAINING = {
         "vocab_size": 600,
     },
     "training": {
+        "mixed_precision": "no",
         "max_steps": 20,
         "per_device_batch_size": 8,
         "gradient_accumulation_steps": 2,

@@ -42,6 +42,7 @@ def number_config(
 ) -> RunConfig:
     """Return a run of a tiny model on numbers; `training` changes fields of TrainingConfig."""
     options = {
+        "mixed_precision": "no",
         "max_steps": 12,
         "per_device_batch_size": 4,
         "texts_per_image": 2,

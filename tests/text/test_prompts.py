@@ -39,8 +39,8 @@ def test_prompts():
         ("What color ??", "What color?"),
         ("name it.", "name it?"),
         ("why? because.", "why? because?"),
-        ("Is U.S.A. written  twice", "Is U.S.A. written  twice?"),
-        ("which line:\n1. a\n2. b\n", "which line:\n1. a\n2. b?"),
+        ("Is U.S.A. written  twice", "Is U.S.A. written twice?"),
+        ("which line:\n1. a\n2. b\n", "which line: 1. a 2. b?"),
         ("¿Qué es esto?", "¿Qué es esto?"),
         ("¿Qué es esto", "¿Qué es esto?"),
         ("这是什么？", "这是什么？"),
@@ -80,7 +80,7 @@ def test_normalizing_a_question_is_idempotent(text):
     assert normalize_question(normalized) == normalized
     assert normalized == normalized.strip()
     kept = normalized.removesuffix("?")
-    assert kept in text
+    assert kept in " ".join(text.split())
 
 
 def test_prompts_do_not_import_torch():

@@ -158,6 +158,7 @@ def scene_config(output_dir: Path, **training: object) -> RunConfig:
     encoder = {"backbone": "resnet10t", "size": 32, "stage": 1}
     augmentation = {"min_crop_scale": 0.5, "horizontal_flip": True, "color_jitter": 0.3}
     options = {
+        "mixed_precision": "no",
         "max_steps": 4,
         "per_device_batch_size": 3,
         "texts_per_image": 2,

@@ -11,6 +11,7 @@ from toy_runs import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "scenes-60s.yaml"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNSEEN_SCENES = [
     "num_examples=250",
     "seed=3",
@@ -41,3 +42,19 @@ def test_a_minute_of_training_answers_nine_of_ten_questions(tmp_path):
     assert metrics["exact match"] >= 0.9
     assert metrics == json.loads((report / "metrics.json").read_text())
     assert len((report / "predictions.jsonl").read_text().splitlines()) == 500
+
+
+@pytest.mark.slow
+def test_the_bundled_model_learns_the_captions_of_a_dozen_images(tmp_path):
+    """What the README shows: the command, the captions of three images, and that all twelve are learned."""
+    saved = run_mmx("train", "configs/your-images.yaml", f"output_dir={tmp_path / 'run'}", "--quiet").strip()
+    assert saved == str(tmp_path / "run" / "last")
+    printed = run_mmx("caption", "demos/your-images", "--model", saved, "--quiet")
+    captions = {}
+    for line in printed.splitlines():
+        path, caption = line.split("\t")
+        captions[Path(path).name] = caption
+    rows = [json.loads(line) for line in (ROOT / "demos/your-images/list.jsonl").read_text().splitlines()]
+    assert len(captions) == len(rows) == 12
+    assert sum(captions[row["image"]] in row["captions"] for row in rows) >= 11
+    assert all(f"demos/your-images/{row['image']}\t{row['captions'][0]}\n" in README for row in rows[:3])
