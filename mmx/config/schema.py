@@ -247,9 +247,9 @@ class TrainingConfig(FrozenModel):
     has positions for. `modality_dropout`: probability that a text is trained without the sources. `ema_decay`: decay of
     the exponential moving average of the weights (0 disables it). `max_skip_fraction`: fraction of unreadable examples
     above which training stops. `reward_temperature`: sampling temperature of self-critical sequence training.
-    `target_noise`: probability of replacing a token of the target texts in the decoder inputs by a random one. `mixed_precision`:
-    auto is bf16 on a device that computes it natively (a GPU of compute capability 8.0 or a CPU with AVX512-BF16 or
-    AMX), else no.
+    `target_noise`: probability of replacing a token of the target texts in the decoder inputs by a random one.
+    `mixed_precision`: auto is bf16 on a device that computes it natively (a GPU of compute capability 8.0 or a CPU with
+    AVX512-BF16 or AMX), else no.
     """
 
     max_steps: PositiveInt = 1000
