@@ -285,11 +285,13 @@ class TrainingConfig(FrozenModel):
 class RunConfig(FrozenModel):
     """Everything one `mmx train` needs: either `model`, built from scratch, or `init`, a checkpoint to start from.
 
-    `mount` adds sources to the model of `init`. Without `generation`, the options of `init` are kept.
+    `unmount` removes sources from the model of `init`, then `mount` adds others; a source in both is replaced. Without
+    `generation`, the options of `init` are kept.
     """
 
     model: ModelConfig | None = None
     init: str | None = None
+    unmount: tuple[str, ...] = ()
     mount: dict[str, SourceConfig] = {}
     train: tuple[DataConfig, ...] = Field(min_length=1)
     validation: dict[str, DataConfig] = {}
@@ -304,6 +306,8 @@ class RunConfig(FrozenModel):
             raise ValueError(f"{given} are given; expected one: a model to build, or init, a checkpoint to start from")
         if self.mount and self.init is None:
             raise ValueError("mount needs init, the checkpoint to extend; without init, use model.sources")
+        if self.unmount and self.init is None:
+            raise ValueError("unmount needs init, the checkpoint to change; without init, use model.sources")
         return self
 
     @model_validator(mode="after")

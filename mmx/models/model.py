@@ -260,12 +260,35 @@ def mount(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
             code="mount.name",
             sources=taken,
         )
-    config = model.config.model_copy(update={"sources": {**model.config.sources, **sources}})
-    extended = Model(config, model.tokenizer)
-    for name, source in model.sources.items():
-        extended.sources[name] = source
-    extended.question_encoder = model.question_encoder
-    extended.decoder = model.decoder
+    return _with_sources(model, {**model.config.sources, **sources})
+
+
+def unmount(model: Model, names: Sequence[str]) -> Model:
+    """Return the model without some of its sources; all other modules and weights are shared.
+
+    Raises ConfigError (unmount.name) if the model has no source of one of the names.
+    """
+    for name in names:
+        if name not in model.config.sources:
+            known = sorted(model.config.sources)
+            raise ConfigError(
+                f"unmount names {name!r}, which the model of init does not have; {suggest(name, known)}",
+                code="unmount.name",
+                source=name,
+                known=known,
+            )
+    kept = {name: source for name, source in model.config.sources.items() if name not in names}
+    return _with_sources(model, kept) if names else model
+
+
+def _with_sources(model: Model, sources: Mapping[str, SourceConfig]) -> Model:
+    """Return a model of these sources: those of `model` where it has them, else new ones."""
+    config = model.config.model_copy(update={"sources": dict(sources)})
+    changed = Model(config, model.tokenizer)
+    for name in changed.sources.keys() & model.sources.keys():
+        changed.sources[name] = model.sources[name]
+    changed.question_encoder = model.question_encoder
+    changed.decoder = model.decoder
     if config.tie_key_value == "all":
-        tie_key_value(extended.sources, extended.decoder)  # type: ignore[arg-type]
-    return extended
+        tie_key_value(changed.sources, changed.decoder)  # type: ignore[arg-type]
+    return changed

@@ -12,7 +12,7 @@ from mmx.errors import ConfigError, MmxError, suggest
 from mmx.hub.language_model import build_from_language_model
 from mmx.inference.speech import prompt_language
 from mmx.models.checkpoint import TOKENIZER, load_generation, load_model, load_model_config
-from mmx.models.model import Model, mount
+from mmx.models.model import Model, mount, unmount
 from mmx.text.prompts import normalize_question
 from mmx.text.tokenizer import Tokenizer
 
@@ -21,7 +21,9 @@ MAX_TOKENIZER_EXAMPLES = 20_000
 
 def load_initial_model(config: RunConfig) -> Model | None:
     """Return the checkpoint of `init` with the sources of `mount`, or None if the run builds a new model."""
-    return None if config.init is None else mount(load_model(config.init), config.mount)
+    if config.init is None:
+        return None
+    return mount(unmount(load_model(config.init), config.unmount), config.mount)
 
 
 def source_names(config: RunConfig, initial: Model | None) -> list[str]:

@@ -42,6 +42,7 @@ def test_configurations_start_from_runs_of_other_configurations():
     assert started_from == {
         "box-questions": "train-cpu",
         "distill-student": "distill-teacher",
+        "efficientnet-lite": "bundled",
         "finetune-after-scst": "scst",
         "scst": "distill-student",
         "your-images": "bundled",

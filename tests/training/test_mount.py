@@ -15,7 +15,7 @@ from mmx.config.schema import RunConfig, SourceConfig
 from mmx.errors import ConfigError
 from mmx.inference.pipeline import Pipeline
 from mmx.models.checkpoint import load_model, save_model
-from mmx.models.model import Model, mount
+from mmx.models.model import Model, mount, unmount
 from mmx.testing import tiny_model
 from mmx.training.loop import train
 
@@ -160,6 +160,31 @@ def test_mount_shares_the_old_modules_and_initializes_new_ones():
         mount(model, {"image": SourceConfig(**NEW_SOURCE)})
 
 
+def test_unmount_removes_a_source_and_mount_replaces_it():
+    model = old_model()
+    without = unmount(model, ["image"])
+    assert set(without.sources) == {"text"}
+    assert set(without.config.sources) == {"text"}
+    assert without.sources["text"] is model.sources["text"]
+    assert without.decoder is model.decoder
+    assert unmount(model, []) is model
+    replaced = mount(without, {"image": SourceConfig(**NEW_SOURCE)})
+    assert replaced.encoder("image").width == 16
+    assert replaced.sources["text"] is model.sources["text"]
+    with pytest.raises(ConfigError) as error:
+        unmount(model, ["images"])
+    assert error.value.code == "unmount.name"
+    assert error.value.details["known"] == ["image", "text"]
+
+
+def test_run_replaces_the_source_of_its_checkpoint(tmp_path, data):
+    init = save_model(tmp_path / "init", old_model())
+    config = mount_config(init, data, tmp_path / "run", max_steps=2)
+    config = config.model_copy(update={"unmount": ("image",)})
+    trained = load_model(train(config, quiet=True))
+    assert set(trained.sources) == {"text", "new"}
+
+
 def test_batches_without_the_new_source_change_nothing(tmp_path, data):
     init = save_model(tmp_path / "init", old_model())
     rows = [*data.read_text().splitlines()[:3], '{"text": "up near", "question": "up?", "answer": "yes"}']
@@ -176,6 +201,7 @@ START_ERRORS = [
     ({"train": [{"path": "scenes"}]}, "neither model nor init"),
     ({"init": "a", "model": MODEL, "train": [{"path": "scenes"}]}, "both model and init"),
     ({"model": MODEL, "mount": {"b": NEW_SOURCE}, "train": [{"path": "x"}]}, "mount needs init"),
+    ({"model": MODEL, "unmount": ["a"], "train": [{"path": "x"}]}, "unmount needs init"),
 ]
 
 
