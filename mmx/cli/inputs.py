@@ -95,13 +95,13 @@ def check_names(names: Sequence[str]) -> None:
         raise MmxError(message, code="input.empty_name")
 
 
-def check_not_overwritten(out: Path | None, inputs: Iterable[object]) -> None:
+def check_not_overwritten(outputs: Iterable[Path], inputs: Iterable[object]) -> None:
     """Raise MmxError if results would be written over one of the inputs. Values that are not paths are ignored."""
-    results = output_files(out)
+    results = [file for out in outputs for file in output_files(out)]
     for raw in inputs:
         if isinstance(raw, str | os.PathLike) and _is_one_of(raw, results):
             path = os.fspath(raw)
-            message = f"--out {out} would overwrite the input {path}; choose another --out."
+            message = f"--out would overwrite the input {path}; choose another --out."
             raise MmxError(message, code="output.is_input", path=path)
 
 

@@ -111,6 +111,10 @@ class ResultsFile:
         self._ids.add(number)
         return is_new
 
+    def has_id(self, fields: Fields) -> bool:
+        """Return whether a row is in the file or was added."""
+        return hash_id(row_id(fields, self._sources, self._results)) in self._ids
+
     def write(self, fields: Fields) -> None:
         """Append a row, the whole line or nothing of it."""
         if self._overwrite:  # a file without a run file is refused, one with that of another run would be accepted
@@ -130,6 +134,9 @@ class ResultsFile:
 
 class _Stream(ResultsFile):
     """A device or a pipe: every row is written."""
+
+    def has_id(self, fields: Fields) -> bool:
+        return False
 
     def add_id(self, fields: Fields) -> bool:
         return True
