@@ -119,13 +119,13 @@ def caption(
     sources = tuple(pipeline.model.encoders)
     results = result_fields(pipeline)
     run = BatchRun(
-        items=require_input(input_items(images, pipeline, output.path)),
+        items=require_input(input_items(images, pipeline, output.files)),
         sources=sources,
         config={**config, "sidecars": suffixes, "existing": policy},
         shard_key=lambda item: row_id(item.fields, sources, results),
         process=lambda items: _caption_rows(items, pipeline, batch_size, options),
         format_line=lambda row: f"{one_line(row.name)}\t{one_line(str(row.fields['caption']))}",
-        count=lambda: count_inputs(images, pipeline, output.shard[1], output.path),
+        count=lambda: count_inputs(images, pipeline, output.shard[1], output.files),
         result_fields=results,
         files=captioned_files(target, suffixes, policy, images, pipeline),
     )

@@ -49,7 +49,7 @@ class CaptionedTar:
             name = header.info.name
             if name.endswith(self._suffixes):
                 self._sidecars.add(name)
-            elif is_image(name) and owners.setdefault(sample_key(name), name) != name:
+            elif header.info.isreg() and is_image(name) and owners.setdefault(sample_key(name), name) != name:
                 self._shared[name] = owners[sample_key(name)]
 
     def is_done(self, name: str) -> bool:

@@ -218,6 +218,14 @@ def test_questions_and_their_images_are_not_overwritten(mmx, fake, tmp_path, mon
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_table_in_a_searched_folder_is_not_read(mmx, fake, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path, {"a.jpg": "a"})
+    for _ in range(2):
+        assert mmx("caption", "*.jpg", "--out", "b.jpg", "--format", "csv").outputs == OK
+        assert [row["image"] for row in read_rows(Path("b.jpg.jsonl"))] == ["a.jpg"]
+
+
 @pytest.mark.parametrize("name", ["in/*", "in/**", "in"])
 def test_results_in_a_searched_folder_are_not_read(mmx, fake, tmp_path, monkeypatch, name) -> None:
     monkeypatch.chdir(tmp_path)

@@ -101,9 +101,12 @@ def test_images_whose_captions_exist_need_no_caption(tmp_path):
 
 def test_a_second_image_of_a_sample_has_no_caption(tmp_path):
     path = write_archive(tmp_path / "in.tar", {"a.jpg": b"A", "a.2.png": b"B", "x/a.jpg": b"C"})
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(tarfile.TarInfo("link.png"))  # the other link.jpg is a link, which has no caption
     tar = CaptionedTar(path, (".txt",), "skip", is_image)
     tar.check("a.jpg")
     tar.check("x/a.jpg")
+    tar.check("link.png")
     with pytest.raises(DataError) as caught:
         tar.check("a.2.png")
     assert (caught.value.code, caught.value.details["owner"]) == ("sidecar.shared", "a.jpg")
