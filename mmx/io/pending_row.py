@@ -1,8 +1,10 @@
 """A redo log of one row: what a killed process had begun to write is completed by the next one.
 
-A row and its sidecars are several files. They are noted in one file first, which is replaced atomically:
+A row and its sidecars are several files. They are noted in another file first:
 
-    captions.jsonl.pending.json    the row, and each sidecar with its new content and a hash of the old one
+    captions.jsonl.pending    a line for each row: the row, and each sidecar with its new content and a hash of the old
+
+Only the last line counts, if it is whole. Lines are appended, which takes less time than to replace the file.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmx.errors import DataError
 from mmx.io.file_lock import hold_lock
@@ -23,6 +25,7 @@ from mmx.io.sidecars import SidecarChange
 Fields = Mapping[str, object]
 
 _FIELDS = {"image", "row", "sidecars"}
+_MAX_BYTES = 2**20  # then the file starts again
 
 
 class PendingRow:
@@ -31,21 +34,27 @@ class PendingRow:
     def __init__(self, results: ResultsFile, out: Path) -> None:
         self._results = results
         path = Path(os.path.realpath(out))
-        self._path = path.with_name(f"{path.name}.pending.json")
+        self._path = path.with_name(f"{path.name}.pending")
+        self._file: BinaryIO | None = None
 
     def note(self, image: Path, fields: Fields, changes: Sequence[SidecarChange]) -> None:
         """Note the row and the sidecars of an image before they are written. Raises OSError.
 
         The note is not flushed to the disk: the system keeps what a killed process has written.
         """
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)
+        if self._file.tell() > _MAX_BYTES:
+            self._file.truncate(0)
         sidecars = [_as_dict(change) for change in changes]
-        text = json.dumps({"image": os.path.abspath(image), "row": fields, "sidecars": sidecars})
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self._path)
+        line = json.dumps({"image": os.path.abspath(image), "row": fields, "sidecars": sidecars})
+        self._file.write(f"\n{line}\n".encode())  # the first line break ends a torn line
 
     def discard(self) -> None:
         """Remove the note: all that it has is written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
         with suppress(OSError):
             self._path.unlink()
 
@@ -61,9 +70,11 @@ class PendingRow:
         self.discard()
 
     def _read(self) -> dict[str, Any] | None:
+        """Return the last note; None if there is none, or if the process was killed while it noted a row."""
         try:
-            noted = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            content = self._path.read_bytes()
+            noted = json.loads(content.splitlines()[-1]) if content.endswith(b"\n") else None
+        except (OSError, ValueError, IndexError):
             return None
         return noted if isinstance(noted, dict) and noted.keys() == _FIELDS else None
 

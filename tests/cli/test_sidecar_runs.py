@@ -76,11 +76,15 @@ def write_images(folder: Path, number: int) -> list[str]:
 # ---- killed, and started again ---------------------------------------------------------------------------------
 
 
-def kill_some_times(words, progress, number, kills) -> None:
+def kill_some_times(words, file, line_length, number, kills) -> None:
+    """Kill the program when a file, which has a line for each image, has grown by some lines."""
     generator = random.Random(0)
     step = max(1, number // (kills + 2))
     for _ in range(kills):
-        assert run_and_kill(words, progress, generator.randint(1, step), generator.uniform(0, 0.003))
+        more = generator.randint(1, step) * line_length
+        assert run_and_kill(
+            words, lambda: file.stat().st_size if file.exists() else 0, more, generator.uniform(0, 0.003)
+        )
 
 
 def check_whole(text: str, name: str) -> None:
@@ -91,7 +95,8 @@ def check_whole(text: str, name: str) -> None:
 def check_killed_folder(mmx, written, folder, number, kills) -> None:
     names = write_images(folder, number)
     words = ["caption", str(folder), "--sidecar", ".txt", "--quiet", "--batch-size", "8"]
-    kill_some_times(words, lambda: sum(written().values()), number, kills)
+    log = folder.parent / "log"
+    kill_some_times(words, log, len(f"{folder}/00000.txt\n"), number, kills)
     assert 0 < len(texts_of(folder)) < number
     before = texts_of(folder)
     assert mmx(*words).code == 0
@@ -108,7 +113,7 @@ def check_killed_appending(mmx, folder, number, kills, out) -> None:
     for name in names:
         (folder / f"{name}.txt").write_text("old")
     words = ["caption", str(folder), "--sidecar", "txt", "--existing", "append", "--out", str(out), "--batch-size", "8"]
-    kill_some_times(words, lambda: out.read_bytes().count(b"\n") if out.exists() else 0, number, kills)
+    kill_some_times(words, out, len(str(folder)) + 80, number, kills)
     assert mmx(*words).outputs == OK
     captions = {Path(row["image"]).stem: row["caption"] for row in read_rows(out)}
     assert len(read_rows(out)) == number

@@ -183,15 +183,37 @@ def test_a_noted_row_is_completed_once(tmp_path, applied):
     assert sorted(os.listdir(tmp_path)) == ["a.jpg", "a.json", "a.txt", "c.jsonl", "c.jsonl.run.json"]
 
 
-@pytest.mark.parametrize("note", [None, "{", "[]", '{"row": {}}'])
+@pytest.mark.parametrize("note", [None, "", "\n", "{\n", "[]\n", '{"row": {}}\n'])
 def test_without_a_whole_note_nothing_is_completed(tmp_path, note):
     out = tmp_path / "c.jsonl"
     if note is not None:
-        (tmp_path / "c.jsonl.pending.json").write_text(note)
+        (tmp_path / "c.jsonl.pending").write_text(note)
     with open_results_file(out, RUN, ["image"]) as results:
         PendingRow(results, out).complete()
     assert out.read_text() == ""
     assert sorted(os.listdir(tmp_path)) == ["c.jsonl", "c.jsonl.run.json"]
+
+
+def test_a_note_that_was_cut_off_is_not_completed(tmp_path, monkeypatch):
+    """Nor is the one before it, whose row was written."""
+    monkeypatch.setattr("mmx.io.pending_row._MAX_BYTES", 300)
+    out = tmp_path / "c.jsonl"
+    write_files(tmp_path, *(f"{n}.jpg" for n in range(5)))
+    rows = [{"image": str(tmp_path / f"{n}.jpg"), "caption": "new"} for n in range(5)]
+    with open_results_file(out, RUN, ["image"]) as results:
+        pending = PendingRow(results, out)
+        for number, row in enumerate(rows):
+            with Sidecars((".txt",), "skip", is_image).changes(tmp_path / f"{number}.jpg", "new", {}) as changes:
+                pending.note(tmp_path / f"{number}.jpg", row, changes)
+    notes = tmp_path / "c.jsonl.pending"
+    assert notes.stat().st_size < 1000
+    whole = notes.read_bytes()
+    for content, written in ((whole[:-1], []), (whole, ["4.txt"])):
+        notes.write_bytes(content)
+        with open_results_file(out, RUN, ["image"]) as results:
+            PendingRow(results, out).complete()
+        assert [path.name for path in tmp_path.glob("*.txt")] == written
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows[4:]
 
 
 def test_a_sidecar_that_somebody_changed_since_is_left(tmp_path):
