@@ -34,6 +34,7 @@ RESULT_FIELDS = frozenset(
 SPEECH_FIELDS = frozenset({"windows", "language", "language_score", "task", "no_speech_prob"})
 ID_FIELDS = ("id", "question_id")
 _IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
+_EARLIER_OPTIONS: Fields = {"sidecars": []}  # values of options that run files of earlier versions do not have
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them
 _REMEDY = "type --overwrite to start again, or choose another --out."
 
@@ -279,7 +280,7 @@ def _check_run_file(path: Path, out: Path, run: Fields) -> None:
     if not isinstance(previous, dict):
         message = f"{out} exists, and no {_run_file(path).name} says which command made it; {_REMEDY}"
         raise MmxError(message, code="results.unknown_run", path=str(out))
-    differences = list(_differences(previous, json.loads(json.dumps(run))))
+    differences = list(_differences({**_EARLIER_OPTIONS, **previous}, json.loads(json.dumps(run))))
     if differences:
         old = ", ".join(f"{name} {_short(was)}" for name, was, _ in differences[:3])
         new = ", ".join(f"{name} {_short(now)}" for name, _, now in differences[:3])

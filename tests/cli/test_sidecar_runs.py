@@ -197,6 +197,13 @@ def test_a_file_without_sidecars_is_not_continued_with_them(mmx, fake, tmp_path)
     assert mmx(*words).outputs == OK
     error = mmx(*words, "--sidecar", ".txt").refused()
     assert (error.code, error.details["differences"]) == ("results.other_run", ["sidecars"])
+    run_file = tmp_path / "c.jsonl.run.json"
+    run = json.loads(run_file.read_text())
+    earlier = json.dumps({name: value for name, value in run.items() if name not in ("sidecars", "existing")})
+    run_file.write_text(earlier)
+    assert mmx(*words).outputs == OK, "a file of an earlier version"
+    run_file.write_text(earlier)
+    assert mmx(*words, "--sidecar", ".txt").refused().code == "results.other_run"
     assert mmx(*words, "--sidecar", ".txt", "--overwrite").outputs == OK
     assert texts_of(tmp_path / "in") == {"a": "a"}
 
