@@ -32,6 +32,7 @@ from mmx.cli.options import (
     parse_sources,
     run_config,
 )
+from mmx.cli.output_target import FormatOption, OutputTarget
 from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
 from mmx.errors import MmxError, one_line
 
@@ -59,6 +60,7 @@ def ask(
     guidance_scale: GuidanceScaleOption = None,
     shard: ShardOption = None,
     out: OutOption = None,
+    row_format: FormatOption = None,
     overwrite: OverwriteOption = False,
     retry_errors: RetryErrorsOption = False,
     as_json: JsonOption = False,
@@ -73,7 +75,8 @@ def ask(
     In the file of --out a row is identified by its inputs, question and box, and by the id or question_id of its line.
     Error rows are kept too, and processed again with --retry-errors; "--out -" prints JSON lines.
     """
-    output = OutputOptions.parse(out, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
+    target = OutputTarget.parse(out, row_format)
+    output = OutputOptions.parse(target, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
     region = parse_box(box)
     requests = _read_requests(image, questions or [], data, parse_sources(source))
     pipeline = load_pipeline(model, device, dtype)
@@ -84,7 +87,7 @@ def ask(
     }
     config = run_config("ask", model, dtype, pipeline.generation_config(options))
     items = [_question_item(request, region, pipeline) for request in requests]
-    check_not_overwritten(output.path, [data, *(raw for item in items for raw in item.inputs.values())])
+    check_not_overwritten(output.files, [data, *(raw for item in items for raw in item.inputs.values())])
     run = BatchRun(
         items=items,
         sources=tuple(pipeline.model.encoders),

@@ -40,7 +40,17 @@ from mmx.cli.options import (
     parse_task,
     run_config,
 )
+from mmx.cli.output_target import FormatOption, OutputTarget
 from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
+from mmx.cli.sidecars import (
+    ExistingOption,
+    SidecarOption,
+    XmpOption,
+    captioned_files,
+    check_existing,
+    parse_existing,
+    parse_sidecars,
+)
 from mmx.errors import MmxError, one_line
 from mmx.io.results_file import row_id
 
@@ -65,6 +75,10 @@ def caption(
     task: TaskOption = None,
     shard: ShardOption = None,
     out: OutOption = None,
+    row_format: FormatOption = None,
+    sidecar: SidecarOption = None,
+    xmp: XmpOption = False,
+    existing: ExistingOption = "skip",
     overwrite: OverwriteOption = False,
     retry_errors: RetryErrorsOption = False,
     as_json: JsonOption = False,
@@ -79,11 +93,19 @@ def caption(
     A list has JSON lines with an image (or another source) each; a tar file has images. With --out, type the same
     command again after a stop to process what is missing; "--out -" prints JSON lines.
 
+    With --sidecar or --xmp, captions are written beside the images. Images that have them are skipped, so a stopped run
+    is continued by the same command, with or without --out. With --out FILE.tar, one tar file is copied with a caption
+    after each image.
+
     A row is identified by its inputs and the other fields of its list; with an id by the inputs and the id. Error rows
     are kept too, and processed again with --retry-errors.
     """
     check_names(images)
-    output = OutputOptions.parse(out, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
+    target = OutputTarget.parse(out, row_format, with_tar=True)
+    suffixes = parse_sidecars(sidecar, xmp)
+    policy = parse_existing(existing)
+    check_existing(target, suffixes, policy)
+    output = OutputOptions.parse(target, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
     options: DecodingOptions = {
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
@@ -93,18 +115,19 @@ def caption(
     }
     pipeline = load_pipeline(model, device, dtype)
     config = run_config("caption", model, dtype, pipeline.generation_config(options))
-    check_not_overwritten(output.path, (raw for name in images for raw in raw_inputs(name, pipeline)))
+    check_not_overwritten(output.files, (raw for name in images for raw in raw_inputs(name, pipeline)))
     sources = tuple(pipeline.model.encoders)
     results = result_fields(pipeline)
     run = BatchRun(
-        items=require_input(input_items(images, pipeline, output.path)),
+        items=require_input(input_items(images, pipeline, output.files)),
         sources=sources,
-        config=config,
+        config={**config, "sidecars": suffixes, "existing": policy},
         shard_key=lambda item: row_id(item.fields, sources, results),
         process=lambda items: _caption_rows(items, pipeline, batch_size, options),
         format_line=lambda row: f"{one_line(row.name)}\t{one_line(str(row.fields['caption']))}",
-        count=lambda: count_inputs(images, pipeline, output.shard[1], output.path),
+        count=lambda: count_inputs(images, pipeline, output.shard[1], output.files),
         result_fields=results,
+        files=captioned_files(target, suffixes, policy, images, pipeline),
     )
     exit_with_status(run.write(output))
 

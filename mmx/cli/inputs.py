@@ -40,14 +40,14 @@ class InputItem(NamedTuple):
     unreadable: bool = False
 
 
-def input_items(names: Sequence[str], pipeline: Pipeline, out: Path | None = None) -> Iterator[InputItem]:
+def input_items(names: Sequence[str], pipeline: Pipeline, outputs: Sequence[Path] = ()) -> Iterator[InputItem]:
     """Yield the inputs that the arguments of a command stand for, in order.
 
     Folders are searched for what the model reads; patterns also for manifests and archives. A file that a search finds
-    again is skipped, and so are the files of --out. Images or audio in formats that are not read are an error after the
-    other files of a folder, a pattern or an archive.
+    again is skipped, and so are `outputs`, the files of --out. Images or audio in formats that are not read are an
+    error after the other files of a folder, a pattern or an archive.
     """
-    for entry in _expand(names, pipeline, out):
+    for entry in _expand(names, pipeline, outputs):
         if isinstance(entry, InputItem):
             yield entry
         elif _is_manifest(entry, pipeline):
@@ -72,10 +72,10 @@ def require_input(items: Iterable[InputItem]) -> Iterator[InputItem]:
     raise MmxError("no input was given.", code="input.none")
 
 
-def count_inputs(names: Sequence[str], pipeline: Pipeline, num_shards: int, out: Path | None) -> int | None:
+def count_inputs(names: Sequence[str], pipeline: Pipeline, num_shards: int, outputs: Sequence[Path]) -> int | None:
     """Return about how many inputs a shard has; None for tar archives, which would have to be read."""
     total = 0
-    for entry in _expand(names, pipeline, out):
+    for entry in _expand(names, pipeline, outputs):
         if isinstance(entry, InputItem):
             total += 1
         elif _is_archive(entry, pipeline):
@@ -95,13 +95,13 @@ def check_names(names: Sequence[str]) -> None:
         raise MmxError(message, code="input.empty_name")
 
 
-def check_not_overwritten(out: Path | None, inputs: Iterable[object]) -> None:
+def check_not_overwritten(outputs: Iterable[Path], inputs: Iterable[object]) -> None:
     """Raise MmxError if results would be written over one of the inputs. Values that are not paths are ignored."""
-    results = output_files(out)
+    results = [file for out in outputs for file in output_files(out)]
     for raw in inputs:
         if isinstance(raw, str | os.PathLike) and _is_one_of(raw, results):
             path = os.fspath(raw)
-            message = f"--out {out} would overwrite the input {path}; choose another --out."
+            message = f"--out would overwrite the input {path}; choose another --out."
             raise MmxError(message, code="output.is_input", path=path)
 
 
@@ -150,11 +150,11 @@ def by_source(inputs: Inputs, pipeline: Pipeline) -> dict[str, object]:
 # ---- arguments -------------------------------------------------------------------------------------------------
 
 
-def _expand(names: Sequence[str], pipeline: Pipeline, out: Path | None) -> Iterator[InputItem | str]:
+def _expand(names: Sequence[str], pipeline: Pipeline, outputs: Sequence[Path]) -> Iterator[InputItem | str]:
     """Yield the paths that arguments stand for; an input that is not a path is an item already."""
     from mmx.data.json_fields import is_url
 
-    results = output_files(out)
+    results = [file for out in outputs for file in output_files(out)]
     found_paths: set[int] = set()
     for name in names:
         inputs = parse_named_input(name, pipeline)

@@ -9,11 +9,16 @@ place; `folder_or_backup` finds the backup if the process was killed between the
 
 import glob
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+_TEMPORARY = re.compile(r"\..*\.(?P<pid>[0-9]{1,9})\.tmp(\.[^.]*)?")
+_MIN_STALE_SECONDS = 60
 
 
 @contextmanager
@@ -37,6 +42,27 @@ def atomic_write_text(path: Path, text: str) -> None:
     """Replace the content of a file by a text in UTF-8. Raises OSError."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Replace the content of a file, whose permissions are kept. Raises OSError."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+        if path.exists():
+            shutil.copymode(path, temporary)
+
+
+def remove_stale_temporary(path: Path) -> None:
+    """Remove a file if `atomic_write` made it in a process that no longer runs.
+
+    One that is younger than a minute stays: the process may run on another machine that shares the disk.
+    """
+    match = _TEMPORARY.fullmatch(path.name)
+    if match is None or _is_running(int(match["pid"])):
+        return
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _MIN_STALE_SECONDS:
+            path.unlink()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Exclusive locks on files: one process at a time writes a results file or a run folder.
+"""Exclusive locks on files: one process at a time writes a results file, a run folder, or the sidecars of an image.
 
 The operating system releases a lock when the process ends, however it ends.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,3 +63,23 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, which is only opened for reading; wait while another process holds it.
+
+    A disk without locks is used without them. Raises OSError if the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        with suppress(OSError):
+            _wait_for_lock(file)
+        yield
+
+
+def _wait_for_lock(file: BinaryIO) -> None:
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return
+    while not _lock(file):
+        time.sleep(0.01)

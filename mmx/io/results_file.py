@@ -34,6 +34,7 @@ RESULT_FIELDS = frozenset(
 SPEECH_FIELDS = frozenset({"windows", "language", "language_score", "task", "no_speech_prob"})
 ID_FIELDS = ("id", "question_id")
 _IDENTIFYING_FIELDS = (*ID_FIELDS, "question", "box", "input")  # input: a path that no source reads
+_EARLIER_OPTIONS: Fields = {"sidecars": []}  # values of options that run files of earlier versions do not have
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")  # valid in JSON, but terminals and line readers interpret them
 _REMEDY = "type --overwrite to start again, or choose another --out."
 
@@ -111,6 +112,10 @@ class ResultsFile:
         self._ids.add(number)
         return is_new
 
+    def has_id(self, fields: Fields) -> bool:
+        """Return whether a row is in the file or was added."""
+        return hash_id(row_id(fields, self._sources, self._results)) in self._ids
+
     def write(self, fields: Fields) -> None:
         """Append a row, the whole line or nothing of it."""
         if self._overwrite:  # a file without a run file is refused, one with that of another run would be accepted
@@ -130,6 +135,9 @@ class ResultsFile:
 
 class _Stream(ResultsFile):
     """A device or a pipe: every row is written."""
+
+    def has_id(self, fields: Fields) -> bool:
+        return False
 
     def add_id(self, fields: Fields) -> bool:
         return True
@@ -272,7 +280,7 @@ def _check_run_file(path: Path, out: Path, run: Fields) -> None:
     if not isinstance(previous, dict):
         message = f"{out} exists, and no {_run_file(path).name} says which command made it; {_REMEDY}"
         raise MmxError(message, code="results.unknown_run", path=str(out))
-    differences = list(_differences(previous, json.loads(json.dumps(run))))
+    differences = list(_differences({**_EARLIER_OPTIONS, **previous}, json.loads(json.dumps(run))))
     if differences:
         old = ", ".join(f"{name} {_short(was)}" for name, was, _ in differences[:3])
         new = ", ".join(f"{name} {_short(now)}" for name, _, now in differences[:3])

@@ -26,6 +26,13 @@ _MAX_HEADER = 2**20  # bytes; no real name or comment is longer
 _MAX_SKIPPED = 2**30  # bytes to decompress between two members that are read: zeros compress a thousandfold
 
 
+class TarHeader(NamedTuple):
+    """The header of a member, and where the member ends among the decompressed bytes of the archive."""
+
+    info: tarfile.TarInfo
+    end: int
+
+
 class TarMember(NamedTuple):
     """A file in an archive: its name, and its bytes or the reason why it was not read."""
 
@@ -49,13 +56,36 @@ def read_tar(path: str, accepts: Callable[[str], bool], max_bytes: int) -> Itera
     compressed = _suffix(path) not in (None, ".tar")
     max_skipped = _MAX_SKIPPED if compressed else sys.maxsize
     try:
-        with _OPENERS[_suffix(path) or ".tar"](path) as file:
+        with open_tar(path) as file:
             yield from _read_members(path, _BoundedFile(file, max_bytes), accepts, max_bytes, max_skipped)
     except OSError as error:
-        message = f"archive {path!r} cannot be read: {error.strerror or 'damaged'}; download it again."
-        yield TarMember("", DataError(message, code="tar.unreadable", path=path))
+        yield TarMember("", _unreadable(path, error))
     except Exception:  # noqa: BLE001 - three decompressors raise many types for damaged archives
         yield TarMember("", _damaged(path))
+
+
+def open_tar(path: str) -> BinaryIO:
+    """Open an archive for reading its decompressed bytes. Raises OSError."""
+    return _OPENERS[_suffix(path) or ".tar"](path)
+
+
+def tar_headers(path: str) -> Iterator[TarHeader]:
+    """Yield the header of each member of an archive, of any kind. Raises DataError for a damaged archive."""
+    try:
+        with open_tar(path) as file:
+            bounded = _BoundedFile(file, 0)
+            with tarfile.open(fileobj=bounded, mode="r:") as archive:  # type: ignore[call-overload]
+                while (info := archive.next()) is not None:
+                    archive.members = []  # else all headers are kept in memory
+                    yield TarHeader(info, archive.offset)
+                if not _is_complete(bounded, archive.offset):
+                    raise _damaged(path)
+    except DataError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except Exception as error:  # three decompressors raise many types for damaged archives
+        raise _damaged(path) from error
 
 
 class _BoundedFile:
@@ -90,10 +120,15 @@ def _read_members(
             if skipped >= max_skipped:  # nothing was decompressed yet: that would happen with the next header
                 yield TarMember("", _too_much_skipped(path, info.name, max_skipped))
                 return
-        file.seek(archive.offset)
-        end = file.read(_BLOCK)
-        if len(end) < _BLOCK or end.strip(b"\0"):  # a complete archive ends with a block of zeros
+        if not _is_complete(file, archive.offset):
             yield TarMember("", _damaged(path))
+
+
+def _is_complete(file: _BoundedFile, offset: int) -> bool:
+    """Whether an archive ends with a block of zeros after its last member."""
+    file.seek(offset)
+    end = file.read(_BLOCK)
+    return len(end) == _BLOCK and not end.strip(b"\0")
 
 
 def _is_selected(info: tarfile.TarInfo, accepts: Callable[[str], bool]) -> bool:
@@ -135,6 +170,11 @@ def _too_much_skipped(path: str, member: str, max_skipped: int) -> DataError:
         path=path,
         member=member,
     )
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    message = f"archive {path!r} cannot be read: {error.strerror or 'damaged'}; download it again."
+    return DataError(message, code="tar.unreadable", path=path)
 
 
 def _damaged(path: str) -> DataError:

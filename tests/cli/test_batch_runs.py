@@ -5,10 +5,8 @@ import json
 import math
 import os
 import random
-import signal
 import sys
 import tarfile
-import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +17,7 @@ from batch_cases import FakeGenerator, as_file, write_texts
 from cli_cases import OK, draw, read_rows, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from killed_runs import run_and_kill
 
 from mmx.cli import app as cli
 from mmx.cli.rows import remaining_items
@@ -41,30 +40,8 @@ def image_names(ran) -> list[str]:
 # ---- killed, and started again ---------------------------------------------------------------------------------
 
 
-def run_and_kill(words: list[str], out: Path, lines: int, pause: float) -> bool:
-    """Run the program in a forked process and kill it shortly after the file has grown by some lines.
-
-    Returns whether it was killed before its end.
-    """
-    before = out.read_bytes().count(b"\n") if out.exists() else 0
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            sys.argv = ["mmx", *words]
-            cli.main()
-        except SystemExit as exit_error:
-            code = exit_error.code or 0
-        finally:
-            os._exit(code)
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
-        if out.exists() and out.read_bytes().count(b"\n") >= before + lines:
-            time.sleep(pause)
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            return os.WIFSIGNALED(status)
-        time.sleep(0.001)
-    return False
+def count_lines(out: Path) -> int:
+    return out.read_bytes().count(b"\n") if out.exists() else 0
 
 
 def check_kills(mmx, tmp_path, count: int, kills: int) -> None:
@@ -76,7 +53,7 @@ def check_kills(mmx, tmp_path, count: int, kills: int) -> None:
     words = ["caption", str(data), "--out", str(out), "--batch-size", "8"]
     step = count // (kills + 2)
     for _ in range(kills):
-        assert run_and_kill(words, out, generator.randint(1, step), generator.uniform(0, 0.003))
+        assert run_and_kill(words, lambda: count_lines(out), generator.randint(1, step), generator.uniform(0, 0.003))
     assert 0 < out.read_bytes().count(b"\n") < count
     assert mmx(*words).code == 1
     written = read_rows(out)
@@ -239,6 +216,14 @@ def test_questions_and_their_images_are_not_overwritten(mmx, fake, tmp_path, mon
         assert (error.code, error.details) == ("output.is_input", {"path": path})
     assert mmx("ask", "a.jpg", "x?", "--out", "a.jpg", *flag).refused().code == "output.is_input"
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_table_in_a_searched_folder_is_not_read(mmx, fake, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_texts(tmp_path, {"a.jpg": "a"})
+    for _ in range(2):
+        assert mmx("caption", "*.jpg", "--out", "b.jpg", "--format", "csv").outputs == OK
+        assert [row["image"] for row in read_rows(Path("b.jpg.jsonl"))] == ["a.jpg"]
 
 
 @pytest.mark.parametrize("name", ["in/*", "in/**", "in"])
