@@ -17,10 +17,12 @@ from torch import Tensor
 
 from mmx.encoders.base import Encoder
 from mmx.errors import EncoderError, MmxError, convert_errors, one_line_error
+from mmx.io.files import StoredBytes, read_stored
 from mmx.io.images import load_image
 from mmx.nn.features import Features
 
 PreparedInput = dict[str, Tensor]
+MAX_STORED_BYTES = 512 * 2**20  # of an input inside of a larger file; encoders have limits of their own
 PASSING = (MmxError, torch.OutOfMemoryError)  # exceptions that are not errors in an encoder's code
 
 
@@ -88,11 +90,14 @@ def to_stated_type(encoder: InputPreparer, raw: object) -> object:
     """Convert an input that a caller may give in more types than `Encoder.prepare` states for the modality.
 
     Paths become str, for images and audio other buffers become bytes, and image arrays and open image files become PIL
-    images. Everything else is returned as it is. Raises ImageError.
+    images. Of an input inside of a larger file, an image becomes a PIL image, and anything else bytes. Everything else
+    is returned as it is. Raises ImageError, or DataError for bytes that cannot be read.
     """
     if isinstance(raw, os.PathLike):
         return os.fsdecode(raw)
     modality = encoder.modality if isinstance(encoder, Encoder) else None
+    if isinstance(raw, StoredBytes):
+        return load_image(raw) if modality == "image" else read_stored(raw, MAX_STORED_BYTES)
     if modality in ("image", "audio") and isinstance(raw, bytearray | memoryview):
         return bytes(raw)
     is_open_file = callable(getattr(raw, "read", None))
