@@ -44,7 +44,7 @@ SUFFIXES = frozenset(f".{suffix}" for suffix in _KNOWN.split())
 _MESSAGES = {
     **failure_messages("image", MAX_BYTES),
     "type": "not a supported type; expected a path, bytes, a binary file, a PIL image or an array; convert it first",
-    "format": "unknown format, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, HEIC or JP2; convert",
+    "format": "unknown format, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, HEIC, JP2; convert",
     "heic_package": "a HEIC image; expected pillow-heif to be installed; type pip install 'mmx[heic]'",
     "pixels": f"too many pixels, or none; expected 1 to {MAX_PIXELS:,} of them; resize the image",
     "effort": "decoding would take too long; expected an ordinary image; save it as a plain JPEG or PNG",
