@@ -15,7 +15,7 @@ from mmx.errors import DataError
 from mmx.io import audio, images
 from mmx.io.tar import TarMember, is_compressed, is_tar, read_tar
 
-INPUT_SUFFIXES = {"image": images.SUFFIXES, "audio": audio.SUFFIXES}
+SOURCES = {**dict.fromkeys(images.SUFFIXES, "image"), **dict.fromkeys(audio.SUFFIXES, "audio")}  # by suffix
 TEXT_SUFFIXES = (".txt", ".caption", ".json")
 TEXT_FIELDS = {"caption", "captions", "question"}
 MAX_TEXT_BYTES = 2**20
@@ -46,7 +46,7 @@ def complete_samples(records: Iterable[Record], skipped: SkippedRecords) -> Iter
     for record in records:
         if isinstance(record.fields, DataError):
             yield record
-        elif not record.fields.keys() & INPUT_SUFFIXES.keys():
+        elif not record.fields.keys() & set(SOURCES.values()):
             skipped.add(record.location, "the sample has no image")
         elif not record.fields.keys() & TEXT_FIELDS:
             skipped.add(record.location, "the sample has no text")
@@ -60,10 +60,11 @@ def _read_samples(path: str) -> Iterator[Record]:
     for member in read_tar(path, _is_member, audio.MAX_BYTES, is_stored=lambda name: _source_of(name) is not None):
         if member.name == "":  # the archive is damaged from here on
             break
-        if _split(member.name)[0] != key and members:
+        member_key = _split(member.name)[0]
+        if member_key != key and members:
             yield _sample(path, members)
             members = []
-        key = _split(member.name)[0]
+        key = member_key
         members.append(member)
     else:
         member = None
@@ -81,12 +82,12 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _source_of(name: str) -> str | None:
-    suffix = _split(name)[1]
-    return next((source for source, suffixes in INPUT_SUFFIXES.items() if suffix in suffixes), None)
+    return SOURCES.get(_split(name)[1])
 
 
 def _is_member(name: str) -> bool:
-    return _split(name)[1] in TEXT_SUFFIXES or _source_of(name) is not None
+    suffix = _split(name)[1]
+    return suffix in TEXT_SUFFIXES or suffix in SOURCES
 
 
 def _sample(path: str, members: list[TarMember]) -> Record:

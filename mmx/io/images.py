@@ -100,6 +100,13 @@ def center_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
     return (x, y, 1 - x, 1 - y)
 
 
+def surrounding_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the square around an image of (width, height) pixels as x0, y0, x1, y1 in 0..1 of the image."""
+    width, height = size
+    left, top = ((max(size) - side) // 2 for side in size)  # whole pixels, as the image is pasted
+    return (-left / width, -top / height, (max(size) - left) / width, (max(size) - top) / height)
+
+
 # ---- decoding --------------------------------------------------------------------------------------------------
 
 
