@@ -40,13 +40,14 @@ class Memory:
         mask: bool [B, S].
         layout: the segments of S, in order and without gaps.
         stream_mask: bool [B, K, S], the slots that each of K streams may attend to, or None if all may attend to all.
-        windows: [B, S, 4], for each slot the region of the input that the grid of its source covers, see
-            `Encoder.window`; None if every grid covers its whole input.
         fingerprint: of the model that made the memory and can decode over it (`mmx.models.fingerprint`), or None for
             a memory that was made by hand.
+        windows: [B, S, 4], for each slot the region of the input that the grid of its source covers, see
+            `Encoder.window`; None if every grid covers its whole input.
 
     Raises:
-        MmxError: memory.shape, memory.mask, memory.stream_mask or memory.layout, if these do not fit together.
+        MmxError: memory.shape, memory.mask, memory.stream_mask, memory.windows or memory.layout, if these do not fit
+            together.
     """
 
     keys: Tensor
