@@ -466,3 +466,56 @@ def test_a_memory_that_cannot_be_written_is_an_error(tmp_path):
             replace(random_memory(1), fingerprint="0123456789abcdef").save(path)
         assert error.value.code == "memory.save"
         assert error.value.details["path"] == str(path)
+
+
+# ---- windows -----------------------------------------------------------------------------------------------------
+
+PADDED = (0.0, -0.5, 1.0, 1.5)  # a wide image, half as high as the square around it
+CROPPED = (0.25, 0.0, 0.75, 1.0)  # the center square of a wide image
+
+
+def windowed(memory, *windows):
+    """A memory whose grids cover these regions of the inputs, one for each memory."""
+    return replace(memory, windows=torch.tensor(windows)[:, None].expand(-1, memory.num_slots, -1))
+
+
+def rows_in_focus(memory):
+    """For each memory, the rows and columns of its grid that may be attended."""
+    grid = memory.mask[:, -16:].view(-1, 4, 4)
+    return [(cells.any(1).nonzero()[:, 0].tolist(), cells.any(0).nonzero()[:, 0].tolist()) for cells in grid]
+
+
+def test_focus_moves_the_box_to_the_window_of_each_memory():
+    memory = windowed(image_memory(4, 4, prefix=1, batch=2, slots_before=(2,)), PADDED, CROPPED)
+    lower_left = (0.0, 0.5, 0.5, 1.0)
+    expected = [([2], [0, 1]), ([2, 3], [0, 1])]
+    assert rows_in_focus(memory.focus(lower_left)) == expected
+    assert rows_in_focus(memory.select([1, 0]).focus(lower_left)) == expected[::-1]
+    assert rows_in_focus(memory.scatter(torch.tensor([2, 0]), 3).focus(lower_left))[::2] == expected[::-1]
+    assert rows_in_focus(cat(random_memory(2, 3, source="text"), memory).focus(lower_left)) == expected
+    of_streams = memory.focus([[lower_left, None], [None, lower_left]]).stream_mask
+    assert torch.equal(of_streams[0, 0, 3:], memory.focus(lower_left).mask[0, 3:])
+    assert torch.equal(of_streams[1, 1, 3:], memory.focus(lower_left).mask[1, 3:])
+    assert of_streams[0, 1].all()
+
+
+def test_a_box_beside_the_window_leaves_no_cell():
+    memory = windowed(image_memory(4, 4, batch=1), CROPPED)
+    assert not memory.focus((0.0, 0.0, 0.25, 1.0)).mask.any()
+    assert rows_in_focus(memory.focus((0.0, 0.0, 0.3, 1.0))) == [([0, 1, 2, 3], [0])]
+
+
+def test_windows_are_kept(tmp_path):
+    memory = windowed(with_fingerprint(image_memory(4, 4, batch=2)), PADDED, CROPPED)
+    memory.save(tmp_path / "memory")
+    assert torch.equal(Memory.load(tmp_path / "memory").windows, memory.windows)
+    folded = memory.fold_streams(2)
+    assert torch.equal(folded.windows[0, 16:], memory.windows[1])
+    half = memory.to(dtype=torch.float16)
+    assert half.windows.dtype == torch.float32
+    other = cat(memory, image_memory(2, 2, batch=2))
+    assert other.windows[0, -1].tolist() == [0, 0, 1, 1]
+    for wrong in (torch.zeros(2, 16, 2), torch.zeros(2, 15, 4), torch.zeros(2, 16, 4, dtype=torch.long)):
+        with pytest.raises(MmxError) as error:
+            replace(memory, windows=wrong)
+        assert error.value.code == "memory.windows"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from mmx.cli.inputs import Inputs, by_source, check_names, check_not_overwritten, display_name, normalize_path
+from mmx.cli.input_item import Inputs, display_name
+from mmx.cli.inputs import by_source, check_names, check_not_overwritten, normalize_path
 from mmx.cli.options import (
     BatchSizeOption,
     BoxOption,
@@ -47,7 +48,7 @@ def ask(
     image: Annotated[str | None, typer.Argument(metavar="IMAGE", help="The image.")] = None,
     questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="Questions about it.")] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="JSON lines with image and question.")
+        Path | None, typer.Option("--data", metavar="FILE", help="JSON lines, a table or a tar file of questions.")
     ] = None,
     box: BoxOption = None,
     source: SourceOption = None,

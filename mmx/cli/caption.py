@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmx.cli.input_item import InputItem, result_fields
 from mmx.cli.inputs import (
-    InputItem,
     check_names,
     check_not_overwritten,
     count_inputs,
     input_items,
     raw_inputs,
     require_input,
-    result_fields,
 )
 from mmx.cli.options import (
     BatchSizeOption,
@@ -62,7 +61,7 @@ if TYPE_CHECKING:
 def caption(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE", help="Images, folders, 'patterns/**/*.jpg', JSONL lists, tar files."),
+        typer.Argument(metavar="IMAGE", help="Images, folders, 'patterns/**/*.jpg', lists, tar files."),
     ],
     model: ModelOption = None,
     device: DeviceOption = "cpu",
@@ -90,7 +89,8 @@ def caption(
     the source `text` of a translation model. Audio that is longer than the model reads (30 seconds) is transcribed in
     windows.
 
-    A list has JSON lines with an image (or another source) each; a tar file has images. With --out, type the same
+    A list is JSON lines, CSV, TSV or parquet with an image (or another source) each, or hf:NAME:SPLIT of Hugging Face
+    datasets; a tar file has images. With --out, type the same
     command again after a stop to process what is missing; "--out -" prints JSON lines.
 
     With --sidecar or --xmp, captions are written beside the images. Images that have them are skipped, so a stopped run

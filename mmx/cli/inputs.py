@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from mmx.cli.input_item import InputItem, Inputs, display_name
+from mmx.cli.list_items import count_list_items, is_dataset, is_list_file, list_items
 from mmx.errors import MmxError
 from mmx.io.files import UNREAD_SUFFIXES, find_files, is_pattern
-from mmx.io.results_file import ID_FIELDS, RESULT_FIELDS, SPEECH_FIELDS, hash_id, output_files
+from mmx.io.results_file import hash_id, output_files
 from mmx.io.tar import is_tar, read_tar
 
 if TYPE_CHECKING:
-    from mmx.data.json_fields import RecordLocation
     from mmx.inference.pipeline import Pipeline
 
-TEXT_MODALITIES = ("image", "audio", "text")  # modalities whose inputs are paths, or the text itself
 MAX_NAMED = 5  # files that one message names
-Inputs = Mapping[str, object]  # raw inputs by source name; the source of "" is found by the path
-
-
-class InputItem(NamedTuple):
-    """One input of a command.
-
-    Attributes:
-        fields: the fields with which its row starts.
-        name: what messages call it.
-        inputs: what is read, by source name, or why it cannot be.
-        unreadable: whether an error is about this one input; else it is about the arguments (wrong usage).
-    """
-
-    fields: dict[str, object]
-    name: str
-    inputs: Inputs | MmxError
-    unreadable: bool = False
 
 
 def input_items(names: Sequence[str], pipeline: Pipeline, outputs: Sequence[Path] = ()) -> Iterator[InputItem]:
     """Yield the inputs that the arguments of a command stand for, in order.
 
-    Folders are searched for what the model reads; patterns also for manifests and archives. A file that a search finds
+    Folders are searched for what the model reads; patterns also for lists and archives. A file that a search finds
     again is skipped, and so are `outputs`, the files of --out. Images or audio in formats that are not read are an
     error after the other files of a folder, a pattern or an archive.
     """
@@ -51,7 +33,7 @@ def input_items(names: Sequence[str], pipeline: Pipeline, outputs: Sequence[Path
         if isinstance(entry, InputItem):
             yield entry
         elif _is_manifest(entry, pipeline):
-            yield from _or_error(_manifest_items(entry, pipeline), entry, "this list has no lines")
+            yield from _or_error(list_items(entry, pipeline), entry, "this list has no lines")
         elif _is_archive(entry, pipeline):
             yield from _or_error(_archive_items(entry, pipeline), entry, "this tar file has no images")
         else:
@@ -73,7 +55,7 @@ def require_input(items: Iterable[InputItem]) -> Iterator[InputItem]:
 
 
 def count_inputs(names: Sequence[str], pipeline: Pipeline, num_shards: int, outputs: Sequence[Path]) -> int | None:
-    """Return about how many inputs a shard has; None for tar archives, which would have to be read."""
+    """Return about how many inputs a shard has; None for archives and data sets, which would have to be read."""
     total = 0
     for entry in _expand(names, pipeline, outputs):
         if isinstance(entry, InputItem):
@@ -81,8 +63,10 @@ def count_inputs(names: Sequence[str], pipeline: Pipeline, num_shards: int, outp
         elif _is_archive(entry, pipeline):
             return None
         elif _is_manifest(entry, pipeline):
-            with open(entry, "rb") as file:
-                total += sum(1 for line in file if line.strip())
+            num_lines = count_list_items(entry)
+            if num_lines is None:
+                return None
+            total += num_lines
         else:
             total += 1
     return total // num_shards
@@ -124,17 +108,6 @@ def normalize_path(path: str) -> str:
     return path if is_url(path) and not os.path.exists(path) else str(Path(path))
 
 
-def result_fields(pipeline: Pipeline) -> frozenset[str]:
-    """Return the fields of a row that are results. A list may have them from an earlier run."""
-    reads_audio = any(encoder.modality == "audio" for encoder in pipeline.model.encoders.values())
-    return RESULT_FIELDS | SPEECH_FIELDS if reads_audio else RESULT_FIELDS
-
-
-def display_name(inputs: Inputs) -> str:
-    """Return what messages call inputs: their paths, or what else was typed."""
-    return " + ".join(str(raw) for raw in inputs.values())
-
-
 def by_source(inputs: Inputs, pipeline: Pipeline) -> dict[str, object]:
     """Return inputs by source name; the source of one without a name is found. Raises MmxError."""
     named = {name: raw for name, raw in inputs.items() if name}
@@ -160,6 +133,8 @@ def _expand(names: Sequence[str], pipeline: Pipeline, outputs: Sequence[Path]) -
         inputs = parse_named_input(name, pipeline)
         if inputs is not None:
             yield InputItem(dict(inputs), display_name(inputs), inputs)
+        elif is_dataset(name):
+            yield name
         elif os.path.isdir(name) or (is_pattern(name) and not is_url(name)):
             yield from _search(name, pipeline, results, found_paths)
         else:
@@ -259,7 +234,7 @@ def _is_one_of(path: str | os.PathLike[str], files: Sequence[Path]) -> bool:
 
 
 def _is_manifest(path: str, pipeline: Pipeline) -> bool:
-    return path.endswith(".jsonl") and os.path.isfile(path) and not pipeline.accepts(path)
+    return is_dataset(path) or (is_list_file(path) and os.path.isfile(path) and not pipeline.accepts(path))
 
 
 def _is_archive(path: str, pipeline: Pipeline) -> bool:
@@ -298,55 +273,6 @@ def _file_item(path: str, pipeline: Pipeline) -> InputItem:
         message = f"{path!r} is a path, and the model reads texts; type the text with its source, as text=..."
         return InputItem({source: path}, path, MmxError(message, code="input.not_text", path=path), unreadable=True)
     return InputItem({source: path}, path, {source: path})
-
-
-def _manifest_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:
-    """Yield an item for each line of a JSONL file; a wrong line is an error of its own."""
-    from mmx.data.json_fields import RecordLocation, numbered_lines
-
-    try:
-        for number, text in numbered_lines(Path(path)):
-            yield _manifest_item(RecordLocation(path, number), text, pipeline)
-    except OSError as error:
-        message = f"list {path!r} cannot be read: {error.strerror}; check the path."
-        yield InputItem({"input": path}, path, MmxError(message, code="input.unreadable", path=path))
-
-
-def _manifest_item(location: RecordLocation, text: str, pipeline: Pipeline) -> InputItem:
-    """The row keeps the fields of the line, apart from questions, reference texts and earlier results."""
-    from mmx.data.json_fields import parse_line
-    from mmx.data.manifest import TASK_FIELDS
-
-    try:
-        line = parse_line(location, text)
-        inputs = _line_inputs(location, line, pipeline)
-    except MmxError as error:
-        return InputItem({"input": str(location)}, str(location), error)
-    dropped = (TASK_FIELDS - set(ID_FIELDS)) | result_fields(pipeline) | inputs.keys()
-    kept = {key: value for key, value in line.items() if key not in dropped}
-    return InputItem({**inputs, **kept}, display_name(inputs), inputs)
-
-
-def _line_inputs(location: RecordLocation, line: Mapping[str, object], pipeline: Pipeline) -> dict[str, object]:
-    """Return the inputs of a line; paths are relative to the folder of its file. Raises MmxError."""
-    from mmx.data.examples import unknown_sources
-    from mmx.data.json_fields import resolve_path
-    from mmx.data.manifest import TASK_FIELDS
-
-    encoders = pipeline.model.encoders
-    inputs = {name: raw for name, raw in line.items() if name in encoders and raw is not None}
-    if not inputs:
-        unknown = line.keys() - TASK_FIELDS - RESULT_FIELDS
-        raise unknown_sources(str(location), unknown, encoders, path=location.path, line=location.line)
-    for name, raw in inputs.items():
-        modality = encoders[name].modality
-        if raw == "" or (modality in TEXT_MODALITIES and not isinstance(raw, str)):
-            expected = "a text" if modality == "text" else "the path of a file"
-            message = f"has {name!r}: {json.dumps(raw)[:60]}; expected {expected}, correct the line."
-            raise location.error("field_type", message, key=name, expected=expected)
-        if isinstance(raw, str) and modality != "text":
-            inputs[name] = resolve_path(raw, Path(location.path).parent)
-    return inputs
 
 
 def _archive_items(path: str, pipeline: Pipeline) -> Iterator[InputItem]:

@@ -47,25 +47,39 @@ class AugmentationConfig(FrozenModel):
 
 
 class DataConfig(FrozenModel):
-    """One data set. `path` is a file or folder in a supported format, or `scenes` for generated ones.
+    """One data set. `path` is a file or folder in a supported format, `hf:NAME:SPLIT`, or `scenes` for generated ones.
 
-    `fraction` selects examples by position, [from, to]. `sampling_weight` multiplies how often its examples are drawn
-    in training. `question_types` keeps only questions of these types (of scenes: exists, count, color, shape, size,
-    relation, position, pointed); `max_objects` keeps only scenes of at most so many shapes; `num_examples` is the
-    number of generated scenes. `derive_questions` adds questions that are answered by the captions (types color, count,
-    object, action, place, animal, subject, exists, verify; see `mmx.data.derived_questions`). `wordings` of these
-    questions: `first` asks each in one way; `seen` draws from several, with and without capitals and question mark;
-    `held_back` draws from others, for evaluation. `unanswerable`: fraction of these questions that have nothing to do
-    with their image and are answered "can't tell" (type unanswerable). `reward: cider` trains captions by self-critical
-    sequence training (see `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a
-    square of this many pixels a side, and kept in memory as uint8. `text` changes the texts of a task (see
-    `mmx.data.texts`).
+    `columns` names the columns of a table, such as {caption: description}. `fraction` selects examples by position,
+    [from, to]. `sampling_weight` multiplies how often its examples are drawn in training. `question_types` keeps only
+    questions of these types (of scenes: exists, count, color, shape, size, relation, position, pointed); `max_objects`
+    keeps only scenes of at most so many shapes; `num_examples` is the number of generated scenes. `derive_questions`
+    adds questions that are answered by the captions (types color, count, object, action, place, animal, subject,
+    exists, verify; see `mmx.data.derived_questions`). `wordings` of these questions: `first` asks each in one way;
+    `seen` draws from several, with and without capitals and question mark; `held_back` draws from others, for
+    evaluation. `unanswerable`: fraction of these questions that have nothing to do with their image and are answered
+    "can't tell" (type unanswerable). `reward: cider` trains captions by self-critical sequence training (see
+    `mmx.training.scst`). With `image_cache_size`, each image is decoded once, resized to a square of this many pixels a
+    side, and kept in memory as uint8. `text` changes the texts of a task (see `mmx.data.texts`).
     """
 
     path: str
-    format: Literal["auto", "manifest", "karpathy", "coco", "vqa", "folder", "scenes"] = "auto"
+    format: Literal[
+        "auto",
+        "manifest",
+        "csv",
+        "parquet",
+        "karpathy",
+        "coco",
+        "vqa",
+        "folder",
+        "sidecar",
+        "webdataset",
+        "hf",
+        "scenes",
+    ] = "auto"
     split: str | None = None
     annotations: str | None = None
+    columns: dict[str, str] = {}
     fraction: tuple[float, float] = (0.0, 1.0)
     sampling_weight: float = Field(1.0, gt=0)
     derive_questions: bool = False

@@ -197,6 +197,15 @@ class TrainingDataset(Dataset[PreparedExample]):
         if config.image_cache_size is None:
             return examples
         names = [name for name, encoder in self.encoders.items() if encoder.modality == "image"]
+        for name in names:
+            fit = getattr(self.encoders[name].options, "fit", "squash")
+            if fit != "squash":
+                raise DataError(
+                    f"image_cache_size squashes images, and source {name!r} has fit: {fit}; leave one of them out.",
+                    code="data.cache_fit",
+                    source=name,
+                    fit=fit,
+                )
         return CachedImages(examples, names, config.image_cache_size)
 
     def _prepare(self, example: Example, config: DataConfig, rng: Random, skipped: tuple[str, ...]) -> PreparedExample:

@@ -1,39 +1,47 @@
 """Reading data sets in published formats: one reader a format, which returns a list of examples.
 
-Formats: `manifest` (JSONL), `karpathy` (dataset_*.json), `coco` (captions JSON), `vqa` (VQAv2 questions + annotations),
-`folder` (HF ImageFolder: metadata.jsonl) and `scenes` (generated). Readers find image files but do not open them.
+Formats: `manifest` (JSONL), `csv` (also TSV), `parquet`, `karpathy` (dataset_*.json), `coco` (captions JSON), `vqa`
+(VQAv2 questions + annotations), `folder` (HF ImageFolder: metadata.jsonl), `sidecar` (a text file beside each image),
+`webdataset` (tar archives), `hf` (Hugging Face datasets) and `scenes` (generated). Readers do not open images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path, PureWindowsPath
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import derive_questions
-from mmx.data.examples import Example, TextTask, check_sources, join_tasks
+from mmx.data.examples import Example, TextTask, check_sources
+from mmx.data.hf_datasets import is_dataset_name, is_saved_dataset, read_dataset
+from mmx.data.image_files import find_image, find_vqa_image, join_equal_images
 from mmx.data.json_fields import (
     JsonObject,
     RecordLocation,
-    absolute_path,
     id_field,
     list_field,
     load_json,
     optional_text_field,
     text_field,
 )
-from mmx.data.manifest import read_folder, read_manifest
+from mmx.data.manifest import METADATA_FILES, read_folder, read_manifest, read_record_list
+from mmx.data.parquet import is_parquet
+from mmx.data.record_files import read_records
 from mmx.data.scene_examples import SceneExamples
 from mmx.data.selection import select_tasks
+from mmx.data.sidecar_folder import has_sidecars, read_sidecars
 from mmx.data.skipped import ReportSkipped, SkippedRecords, warn_skipped
+from mmx.data.tables import is_table
+from mmx.data.webdataset import complete_samples, find_archives, read_webdataset
 from mmx.errors import DataError, suggest
+from mmx.io.tar import is_tar
 from mmx.text.prompts import is_empty_question
 
-IMAGE_FOLDERS = ("images", "Images", "Flicker8k_Dataset", ".")
 EMPTY_CAPTION = "the caption is empty"
 NO_CAPTION = "the image has no caption"
+SPLIT_FORMATS = frozenset({"karpathy", "hf"})
+COLUMN_FORMATS = frozenset({"manifest", "csv", "parquet", "folder", "webdataset", "hf"})
 
 
 class VqaAnswers(NamedTuple):
@@ -69,16 +77,12 @@ def read_examples(
                 "scenes have their own questions; leave derive_questions out.", code="data.derive_questions"
             )
         return SceneExamples(config)
-    path = (base / config.path).expanduser()
-    if not path.exists():
-        raise DataError(
-            f"there is no data at {path}; expected a file or folder, set its path in the configuration.",
-            code="data.missing",
-            path=str(path),
-        )
+    path = _data_path(config, base)
     name = detect_format(path) if config.format == "auto" else config.format
-    if name != "karpathy":
+    if name not in SPLIT_FORMATS:
         _refuse_split(config, name)
+    if config.columns and name not in COLUMN_FORMATS:
+        raise _columns_not_used(config, name)
     skipped = SkippedRecords()
     examples = [example for example in READERS[name](path, config, sources, skipped) if example.tasks]
     for sentence in skipped.sentences():
@@ -94,12 +98,34 @@ def read_examples(
     return selected
 
 
+def _data_path(config: DataConfig, base: Path) -> Path:
+    """Return the path of a data set that exists, or the name of one of Hugging Face datasets. Raises DataError."""
+    if is_dataset_name(config.path):
+        return Path(config.path)
+    path = (base / config.path).expanduser()
+    if not path.exists():
+        raise DataError(
+            f"there is no data at {path}; expected a file or folder, set its path in the configuration.",
+            code="data.missing",
+            path=str(path),
+        )
+    return path
+
+
 def detect_format(path: Path) -> str:
     """Return the format of a file or folder, detected from its name and its first keys. Raises DataError."""
+    if is_dataset_name(str(path)):
+        return "hf"
     if path.is_dir():
-        return "folder"
+        return _detect_folder_format(path)
     if path.suffix == ".jsonl":
         return "manifest"
+    if is_table(path.name):
+        return "csv"
+    if is_parquet(path.name):
+        return "parquet"
+    if is_tar(path.name):
+        return "webdataset"
     document = _load_document(path)
     if "images" in document and "annotations" in document:
         return "coco"
@@ -110,6 +136,17 @@ def detect_format(path: Path) -> str:
     raise DataError(
         f"{path} has an unknown format; expected one of {', '.join(READERS)}.", code="data.format", path=str(path)
     )
+
+
+def _detect_folder_format(path: Path) -> str:
+    """Return `folder`, which refuses a folder without metadata, unless there is something else that can be read."""
+    if any((path / name).is_file() for name in METADATA_FILES):
+        return "folder"
+    if is_saved_dataset(path):
+        return "hf"
+    if find_archives(path):
+        return "webdataset"
+    return "sidecar" if has_sidecars(path) else "folder"
 
 
 def _select_examples(examples: Sequence[Example], config: DataConfig) -> list[Example]:
@@ -159,6 +196,16 @@ def _refuse_split(config: DataConfig, format_name: str) -> None:
         )
 
 
+def _columns_not_used(config: DataConfig, format_name: str) -> DataError:
+    formats = ", ".join(sorted(COLUMN_FORMATS))
+    return DataError(
+        f"{config.path} was given with columns, and {format_name} data has fields of fixed names; leave columns out "
+        f"(they are read with {formats}).",
+        code="data.no_columns",
+        format=format_name,
+    )
+
+
 # ---- readers ---------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +230,7 @@ def read_karpathy(
             split=config.split,
             known=sorted(splits),
         )
-    return _join_equal_images(examples)
+    return join_equal_images(examples)
 
 
 def _karpathy_example(
@@ -200,7 +247,7 @@ def _karpathy_example(
     if not captions:
         skipped.add(location, NO_CAPTION)
     tasks = (TextTask(tuple(captions)),) if captions else ()
-    return Example(name, {"image": _find_image(base, Path(folder) / name)}, tasks, str(location))
+    return Example(name, {"image": find_image(base, Path(folder) / name)}, tasks, str(location))
 
 
 def read_coco(
@@ -221,12 +268,12 @@ def read_coco(
         if not texts:
             skipped.add(location, NO_CAPTION)
         tasks = (TextTask(tuple(texts)),) if texts else ()
-        examples[key] = Example(str(key), {"image": _find_image(path.parent, Path(name))}, tasks, str(location))
+        examples[key] = Example(str(key), {"image": find_image(path.parent, Path(name))}, tasks, str(location))
     for orphans in captions.values():
         for location, text in orphans:
             if text:
                 skipped.add(location, "no image has its image_id")
-    return _join_equal_images(examples.values())
+    return join_equal_images(examples.values())
 
 
 def _read_coco_captions(
@@ -272,18 +319,50 @@ def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None, sk
     subtype = optional_text_field(document, "data_subtype", RecordLocation(str(path)))
     examples = []
     for image, image_tasks in tasks.items():
-        image_path = _find_vqa_image(path.parent, subtype, image)
+        image_path = find_vqa_image(path.parent, subtype, image)
         examples.append(Example(str(image), {"image": image_path}, tuple(image_tasks), str(path)))
-    return _join_equal_images(examples, join=tuple)  # equal questions with ids of their own are not joined
+    return join_equal_images(examples, join=tuple)  # equal questions with ids of their own are not joined
+
+
+def read_list(
+    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
+) -> list[Example]:
+    """Read a table. Paths of images are relative to its folder."""
+    return read_record_list(read_records(path), path.parent, sources, config.columns)
+
+
+def read_archives(
+    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
+) -> list[Example]:
+    """Read tar archives of samples. Those without an input or a text are reported as skipped."""
+    records = complete_samples(read_webdataset(path), skipped)
+    return read_record_list(records, path.parent, sources, config.columns)
+
+
+def read_sidecar_folder(
+    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
+) -> list[Example]:
+    """Read a folder of images with a text file beside each."""
+    return read_record_list(read_sidecars(path, skipped), path, sources, {})
+
+
+def read_hf(path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords) -> list[Example]:
+    """Read a map-style data set of Hugging Face datasets."""
+    return read_record_list(read_dataset(str(path), config.split), Path(), sources, config.columns)
 
 
 Reader = Callable[[Path, DataConfig, Collection[str] | None, SkippedRecords], list[Example]]
 READERS: dict[str, Reader] = {
     "manifest": lambda path, config, sources, skipped: read_manifest(path, config, sources),
+    "csv": read_list,
+    "parquet": read_list,
     "karpathy": read_karpathy,
     "coco": read_coco,
     "vqa": read_vqa,
     "folder": lambda path, config, sources, skipped: read_folder(path, config, sources),
+    "sidecar": read_sidecar_folder,
+    "webdataset": read_archives,
+    "hf": read_hf,
 }
 
 
@@ -310,35 +389,3 @@ def _read_vqa_answers(path: Path, skipped: SkippedRecords) -> dict[int | str, Vq
         else:
             found[key] = VqaAnswers(tuple(answers), answer_type, location)
     return found
-
-
-def _join_equal_images(
-    examples: Iterable[Example], join: Callable[[Iterable[TextTask]], tuple[TextTask, ...]] = join_tasks
-) -> list[Example]:
-    """Make one example of all records of one image file, in the order in which the images first appear."""
-    joined: dict[str, Example] = {}
-    for example in examples:
-        image = absolute_path(str(example.sources["image"]))
-        if image in joined:
-            first = joined[image]
-            example = replace(first, tasks=join((*first.tasks, *example.tasks)))
-        joined[image] = example
-    return list(joined.values())
-
-
-def _find_image(base: Path, name: Path) -> str:
-    """Return the path of an image in one of the usual folders next to its list, or in the first if it is in none."""
-    for spelling in dict.fromkeys((name, Path(PureWindowsPath(name).as_posix()))):
-        for folder in IMAGE_FOLDERS:
-            if (base / folder / spelling).exists():
-                return str(base / folder / spelling)
-    return str(base / IMAGE_FOLDERS[0] / name)
-
-
-def _find_vqa_image(base: Path, subtype: str | None, image: int | str) -> str:
-    """VQAv2 names images by number: val2014/COCO_val2014_000000000042.jpg. An id may also be the name of a file."""
-    by_id = _find_image(base, Path(str(image)))
-    if isinstance(image, str) or Path(by_id).is_file():
-        return by_id
-    name = f"COCO_{subtype}_{image:012d}.jpg" if subtype else f"{image:012d}.jpg"
-    return _find_image(base, Path(subtype or "") / name)

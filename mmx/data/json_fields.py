@@ -78,10 +78,7 @@ def parse_line(location: RecordLocation, text: str, finite: bool = True) -> Json
     Raises:
         DataError: the line is not UTF-8, not a JSON object, has a key twice, or a number that is not finite.
     """
-    content = text.encode("utf-8", "surrogateescape")
-    wrong = _wrong_byte(content)
-    if wrong is not None:
-        raise _not_utf8(location, content, wrong)
+    check_utf8_line(location, text)
     parse_number = _parse_finite if finite else float
     try:
         line = json.loads(
@@ -99,11 +96,19 @@ def parse_line(location: RecordLocation, text: str, finite: bool = True) -> Json
     return line
 
 
+def check_utf8_line(location: RecordLocation, text: str) -> None:
+    """Raise DataError for a line of `numbered_lines` that was not UTF-8, or has a zero byte."""
+    content = text.encode("utf-8", "surrogateescape")
+    wrong = _wrong_byte(content)
+    if wrong is not None:
+        raise _not_utf8(location, content, wrong)
+
+
 def load_json(path: Path, expected: str) -> JsonObject:
     """Return the JSON object in a file. Raises DataError; its message ends with `expected`."""
     details = {"code": "data.not_json", "path": str(path)}
     try:
-        document = json.loads(_read_utf8(path), object_pairs_hook=_object_of_pairs)
+        document = json.loads(read_utf8(path), object_pairs_hook=_object_of_pairs)
     except _RepeatedKeyError as error:
         raise _repeated_key(RecordLocation(str(path)), error) from None
     except json.JSONDecodeError as error:
@@ -115,7 +120,7 @@ def load_json(path: Path, expected: str) -> JsonObject:
     return document
 
 
-def _read_utf8(path: Path) -> str:
+def read_utf8(path: Path) -> str:
     """Return the text of a file without its byte order mark. Raises OSError, and DataError if it is not UTF-8."""
     content = path.read_bytes()
     wrong = _wrong_byte(content)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
 from mmx.data.examples import Example, TextTask, join_tasks, unknown_sources
+from mmx.data.hf_datasets import is_dataset_name
 from mmx.data.json_fields import (
     RecordLocation,
     absolute_path,
@@ -21,7 +22,10 @@ from mmx.data.json_fields import (
     text_field,
     texts_field,
 )
+from mmx.data.record_files import is_record_list, read_records
+from mmx.data.records import Record, normalize_record, rename_columns, valid_fields
 from mmx.errors import DataError
+from mmx.io.files import StoredBytes
 from mmx.io.results_file import ID_FIELDS
 from mmx.text.prompts import empty_question_error, is_empty_question
 
@@ -38,7 +42,9 @@ TASK_FIELDS = {
     "id",
     "question_id",
 }
-METADATA = "metadata.jsonl"
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+USUAL_SOURCES = ("image", "audio", "text")
+NO_COLUMNS: Mapping[str, str] = {}
 MIN_MISSPELT_LENGTH = 5  # shorter names, such as "ids", differ from others by one letter without being misspelt
 
 
@@ -75,37 +81,79 @@ def read_manifest(path: Path, config: DataConfig, sources: Collection[str] | Non
     lines = []
     for number, line in read_lines(path, finite=False):
         location = RecordLocation(str(path), number)
+        line = rename_columns(line, config.columns, location)
         _check_spelling(location, line, sources or ())
         lines.append(_parse_manifest_line(location, line))
     return join_lines(lines, path.parent, sources)
 
 
 def read_folder(path: Path, config: DataConfig, sources: Collection[str] | None = None) -> list[Example]:
-    """Read a folder in the layout of HF ImageFolder: `metadata.jsonl` with `file_name` and `text`."""
-    metadata = path / METADATA
-    if not metadata.is_file():
+    """Read a folder in the layout of HF ImageFolder: a list of METADATA_FILES with `file_name` and `text`."""
+    found = [path / name for name in METADATA_FILES if (path / name).is_file()]
+    if not found:
         raise DataError(
-            f"folder {path} has no {METADATA}; expected lines such as {{'file_name': …, 'text': …}}.",
+            f"folder {path} has no {METADATA_FILES[0]}; expected lines such as {{'file_name': …, 'text': …}}.",
             code="data.no_metadata",
             path=str(path),
         )
-    numbered = read_lines(metadata, finite=False)
-    lines = (_parse_metadata_line(RecordLocation(str(metadata), number), line) for number, line in numbered)
+    if len(found) > 1:
+        raise DataError(
+            f"folder {path} has both {found[0].name} and {found[1].name}; name the list that is meant as the path.",
+            code="data.two_lists",
+            path=str(path),
+        )
+    if found[0].suffix != ".jsonl":
+        return read_record_list(read_records(found[0]), path, sources, config.columns)
+    lines = []
+    for number, line in read_lines(found[0], finite=False):
+        location = RecordLocation(str(found[0]), number)
+        lines.append(_parse_metadata_line(location, rename_columns(line, config.columns, location)))
     return join_lines(lines, path, sources)
 
 
-def read_questions(path: Path) -> list[ManifestQuestion]:
-    """Return the questions of a manifest in order. Raises DataError."""
-    questions = []
-    for number, line in read_lines(path):
-        location = RecordLocation(str(path), number)
-        if not isinstance(line.get("question"), str):
-            message = 'has no \'question\'; expected {"image": "a.jpg", "question": "…"}.'
-            raise location.error("no_question", message, key="question")
-        written = _parse_inputs(location, line)
-        task = _parse_question(location, line)
-        ids = {name: line[name] for name in ID_FIELDS if name in line}
-        questions.append(ManifestQuestion(written, resolve_sources(written, path.parent), task, ids, location))
+def read_record_list(
+    records: Iterable[Record], base: Path, sources: Collection[str] | None, columns: Mapping[str, str]
+) -> list[Example]:
+    """Make examples of the records of a table, an archive, a folder or a data set, as of the lines of a manifest.
+
+    A record with `file_name` and without `image` is one of an ImageFolder, in which `text` is a caption.
+
+    Args:
+        base: folder that relative paths start from.
+        sources: names of the model's sources. None if they are unknown: then the columns USUAL_SOURCES are inputs.
+        columns: see `rename_columns`.
+    """
+    lines = [parse_record(normalize_record(record, columns), sources or ()) for record in records]
+    return join_lines(lines, base, USUAL_SOURCES if sources is None else sources)
+
+
+def parse_record(record: Record, sources: Collection[str]) -> ManifestLine:
+    """Parse a record as a line of a manifest. Raises DataError."""
+    fields = valid_fields(record)
+    _check_spelling(record.location, fields, sources)
+    if is_metadata(fields):
+        return _parse_metadata_line(record.location, fields)
+    return _parse_manifest_line(record.location, fields)
+
+
+def is_metadata(fields: Mapping[str, object]) -> bool:
+    """Return whether a record of a table is one of an ImageFolder, which names its image `file_name`."""
+    return "file_name" in fields and "image" not in fields
+
+
+def image_as_source(fields: Mapping[str, object]) -> dict[str, object]:
+    """Return the fields of a record of a table without its empty cells; `file_name` becomes `image`, without `text`."""
+    present = {name: value for name, value in fields.items() if value is not None}
+    if is_metadata(present):
+        present["image"] = present.pop("file_name")
+        present.pop("text", None)
+    return present
+
+
+def read_questions(path: Path, columns: Mapping[str, str] = NO_COLUMNS) -> list[ManifestQuestion]:
+    """Return the questions of a manifest, a table or an archive in order. Raises DataError."""
+    base = Path() if is_dataset_name(str(path)) else path.parent
+    questions = [_read_question(record, base) for record in _question_records(path, columns)]
     if not questions:
         raise DataError(
             f'{path} holds no questions; expected lines such as {{"image": "a.jpg", "question": "…"}}.',
@@ -113,6 +161,29 @@ def read_questions(path: Path) -> list[ManifestQuestion]:
             path=str(path),
         )
     return questions
+
+
+def _question_records(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
+    if not is_record_list(str(path)):
+        for number, line in read_lines(path):
+            yield Record(RecordLocation(str(path), number), line)
+        return
+    for record in read_records(path):
+        normalized = normalize_record(record, columns)
+        yield normalized._replace(fields=image_as_source(valid_fields(normalized)))
+
+
+def _read_question(record: Record, base: Path) -> ManifestQuestion:
+    location = record.location
+    line = valid_fields(record)
+    if not isinstance(line.get("question"), str):
+        message = 'has no \'question\'; expected {"image": "a.jpg", "question": "…"}.'
+        raise location.error("no_question", message, key="question")
+    inputs = _parse_inputs(location, line)
+    task = _parse_question(location, line)
+    ids = {name: line[name] for name in ID_FIELDS if name in line}
+    written = {name: str(value) if isinstance(value, StoredBytes) else value for name, value in inputs.items()}
+    return ManifestQuestion(written, resolve_sources(inputs, base), task, ids, location)
 
 
 def resolve_sources(written: Mapping[str, object], base: Path) -> dict[str, object]:
@@ -166,7 +237,7 @@ def _input_key(inputs: Mapping[str, object], base: Path) -> str:
     for name, value in resolve_sources(inputs, base).items():
         is_path = isinstance(value, str) and name != "text" and not is_url(value)
         resolved[name] = absolute_path(str(value)) if is_path else value
-    return json.dumps(resolved, sort_keys=True)
+    return json.dumps(resolved, sort_keys=True, default=str)
 
 
 def _no_input(location: RecordLocation) -> DataError:
@@ -230,7 +301,8 @@ def _parse_inputs(location: RecordLocation, line: Mapping[str, object]) -> dict[
     if not written:
         raise _no_input(location)
     for name in ("image", "text"):
-        optional_text_field(written, name, location)
+        if not isinstance(written.get(name), StoredBytes):
+            optional_text_field(written, name, location)
     return written
 
 

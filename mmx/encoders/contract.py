@@ -17,10 +17,12 @@ from torch import Tensor
 
 from mmx.encoders.base import Encoder
 from mmx.errors import EncoderError, MmxError, convert_errors, one_line_error
+from mmx.io.files import StoredBytes, read_stored
 from mmx.io.images import load_image
 from mmx.nn.features import Features
 
 PreparedInput = dict[str, Tensor]
+MAX_STORED_BYTES = 512 * 2**20  # of an input inside of a larger file; encoders have limits of their own
 PASSING = (MmxError, torch.OutOfMemoryError)  # exceptions that are not errors in an encoder's code
 
 
@@ -88,11 +90,14 @@ def to_stated_type(encoder: InputPreparer, raw: object) -> object:
     """Convert an input that a caller may give in more types than `Encoder.prepare` states for the modality.
 
     Paths become str, for images and audio other buffers become bytes, and image arrays and open image files become PIL
-    images. Everything else is returned as it is. Raises ImageError.
+    images. Of an input inside of a larger file, an image becomes a PIL image, and anything else bytes. Everything else
+    is returned as it is. Raises ImageError, or DataError for bytes that cannot be read.
     """
     if isinstance(raw, os.PathLike):
         return os.fsdecode(raw)
     modality = encoder.modality if isinstance(encoder, Encoder) else None
+    if isinstance(raw, StoredBytes):
+        return load_image(raw) if modality == "image" else read_stored(raw, MAX_STORED_BYTES)
     if modality in ("image", "audio") and isinstance(raw, bytearray | memoryview):
         return bytes(raw)
     is_open_file = callable(getattr(raw, "read", None))
@@ -111,14 +116,16 @@ class _FeatureChecker:
     def check(self, features: object, device: torch.device | None) -> Features:
         if not _is_features(features):
             raise self._error(_element_types(features), "Features(states, mask, grid)")
-        states, mask, grid = Features(*features[:3])  # type: ignore[index]  # checked above
+        states, mask, grid, window = Features(*features[:4])  # type: ignore[index]  # checked above
         self._check_states(states, device)
         self._check_mask(mask, states)
         if self.encoder.dimensions == 2 or grid is not None:
             self._check_grid(grid, states.shape[1])
         if not torch.is_grad_enabled():
             self._check_values(states, mask)
-        return Features(states, mask, None if grid is None else (grid[0], grid[1]))
+        if window is not None:
+            self._check_window(window, states)
+        return Features(states, mask, None if grid is None else (grid[0], grid[1]), window)
 
     def _check_states(self, states: Tensor, device: torch.device | None) -> None:
         width = self.encoder.width
@@ -144,6 +151,11 @@ class _FeatureChecker:
         if not _is_grid(grid, num_slots):
             expected = "(rows, columns) covering its last rows*columns slots"
             raise self._error(f"grid {grid} for {num_slots} slots", expected)
+
+    def _check_window(self, window: Tensor, states: Tensor) -> None:
+        if not isinstance(window, Tensor) or window.shape != (len(states), 4) or not window.is_floating_point():
+            given = f"a window {list(window.shape)}" if isinstance(window, Tensor) else f"a window {_type_name(window)}"
+            raise self._error(given, f"floating-point {[len(states), 4]}, x0, y0, x1, y1 of each input, or None")
 
     def _check_values(self, states: Tensor, mask: Tensor) -> None:
         """Check the values themselves, which on a GPU waits for the computation."""

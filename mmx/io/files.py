@@ -7,7 +7,9 @@ Images and audio share the ways in which reading can fail: `read_source` raises 
 import os
 import re
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.client import HTTPException
 from pathlib import Path
@@ -29,7 +31,7 @@ class BinaryFile(Protocol):
 
 
 _UNREAD_IMAGES = """
-    3fr ai arw bpg cr2 cr3 crw cur dds dng emf eps erf exr hdp hdr heic heics heif hif icns ico iiq jls jxl jxr mef mos
+    3fr ai arw bpg cr2 cr3 crw cur dds dng emf eps erf exr hdp hdr heics icns ico iiq jls jxl jxr mef mos
     mrw nef nrw orf pcx pef psb psd qoi raf ras raw rw2 rwl sgi srw svg svgz tga wdp wmf x3f xbm xcf xpm
 """
 _UNREAD_AUDIO = "3ga aac ac3 alac amr ape awb dsf dts m4a m4b mka mpc mp2 oma ra wma wv"
@@ -39,8 +41,49 @@ UNREAD_SUFFIXES: Mapping[str, frozenset[str]] = {
     "audio": frozenset(f".{suffix}" for suffix in _UNREAD_AUDIO.split()),
 }
 
+
+class StoredBytes(ABC):
+    """The bytes of an input inside of something larger, such as an archive or a table; read when they are needed.
+
+    Subclasses are frozen: equal ones are the same input. name: what messages and rows call the input.
+    """
+
+    name: str
+
+    @abstractmethod
+    def load(self, max_bytes: int) -> bytes:
+        """Return the bytes, at most one byte more than `max_bytes`. Raises ReadFailure."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class FilePart(StoredBytes):
+    """Some bytes of a file, such as a member of an uncompressed archive. offset, size: in bytes."""
+
+    name: str
+    path: str
+    offset: int
+    size: int
+
+    def load(self, max_bytes: int) -> bytes:
+        """Read the bytes. Raises ReadFailure."""
+        if self.size > max_bytes:
+            raise ReadFailure("too_large")
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError:
+            raise ReadFailure("unreadable") from None
+        if len(data) < self.size:
+            raise ReadFailure("damaged")
+        return data
+
+
 # What the bytes of an input can be read from: a path (or, on request, a URL), the bytes, or an open binary file.
-FileInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile
+FileInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | StoredBytes
 
 
 class ReadFailure(Exception):  # noqa: N818 - never leaves mmx.io
@@ -72,6 +115,8 @@ def read_source(source: object, max_bytes: int, allow_urls: bool = False) -> byt
     """Return the bytes of a `FileInput`, at least one and at most `max_bytes`. Raises ReadFailure."""
     if isinstance(source, bytes | bytearray | memoryview):
         data = _copy_bytes(source, max_bytes)
+    elif isinstance(source, StoredBytes):
+        data = source.load(max_bytes)
     elif isinstance(source, str | os.PathLike):
         name = os.fsdecode(source)
         is_http = _HTTP_URL.match(name) is not None
@@ -107,10 +152,21 @@ def read_file(path: str, max_bytes: int) -> bytes:
         raise ReadFailure("url" if _URL.match(path) else "unreadable") from None
 
 
+def read_stored(source: StoredBytes, max_bytes: int) -> bytes:
+    """Return the bytes of an input inside of something larger. Raises DataError."""
+    try:
+        return source.load(max_bytes)
+    except ReadFailure:
+        message = f"{_quoted(source.name)} is gone, damaged or too large; expected a complete file; write it again."
+        raise DataError(message, code="data.stored_bytes", source=source.name) from None
+
+
 def display_name(source: object, kind: str) -> tuple[str, str]:
     """Return what a message calls a source (short, printable), and its full name for `details["source"]`."""
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{kind} data of {len(source):,} bytes", "bytes"
+    if isinstance(source, StoredBytes):
+        return _quoted(source.name), source.name
     name = getattr(source, "name", None) if callable(getattr(source, "read", None)) else source
     if isinstance(name, str | os.PathLike):
         return _quoted(os.fsdecode(name)), os.fsdecode(name)

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from mmx.errors import ImageError
-from mmx.io.files import BinaryFile, ReadFailure, display_name, failure_messages, read_source
+from mmx.io.files import BinaryFile, ReadFailure, StoredBytes, display_name, failure_messages, read_source
+from mmx.io.heic import decode_heic, is_heic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ImageInput: TypeAlias = Union[  # noqa: UP007 - the name of a type that is not imported here
-    str, os.PathLike[str], bytes, bytearray, memoryview, BinaryFile, Image.Image, np.ndarray, "Tensor"
+    str, os.PathLike[str], bytes, bytearray, memoryview, BinaryFile, StoredBytes, Image.Image, np.ndarray, "Tensor"
 ]
 
 MAX_BYTES = 32 * 2**20
@@ -29,18 +30,22 @@ MAX_SCANS = 200  # scans of a progressive JPEG: each costs a pass over all pixel
 MAX_READS = 100_000  # reads for a header: one with a million comments takes hours; pixels may take 40 times as many
 MAX_EXIF = 2**17  # bytes: 5,000 tags that all point to the same bytes are copied 5,000 times
 
-# ICO is missing on purpose: the library decodes it while opening, before its size can be checked.
-# So are formats without a signature (any bytes would do) and those that start another program (EPS, WMF).
+# HEIC is read without a plugin of the library, see mmx.io.heic. ICO is missing on purpose: the library decodes it while
+# opening, before its size can be checked. So are formats without a signature (any bytes would do) and those that start
+# another program (EPS, WMF).
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
-_KNOWN = "apng avif bmp gif j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pfm pgm png pnm ppm tif tiff webp"
+_KNOWN = """
+    apng avif bmp gif heic heif hif j2c j2k jfif jp2 jpc jpe jpeg jpf jpg jpx mpo pbm pfm pgm png pnm ppm tif tiff webp
+"""
 SUFFIXES = frozenset(f".{suffix}" for suffix in _KNOWN.split())
 
 # Last part of the error code -> the problem; what was expected; what to do.
 _MESSAGES = {
     **failure_messages("image", MAX_BYTES),
     "type": "not a supported type; expected a path, bytes, a binary file, a PIL image or an array; convert it first",
-    "format": "unknown format, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, JP2, PPM; convert",
+    "format": "unknown format, or damaged at the start; use PNG, JPEG, GIF, BMP, TIFF, WEBP, AVIF, HEIC, JP2; convert",
+    "heic_package": "a HEIC image; expected pillow-heif to be installed; type pip install 'mmx[heic]'",
     "pixels": f"too many pixels, or none; expected 1 to {MAX_PIXELS:,} of them; resize the image",
     "effort": "decoding would take too long; expected an ordinary image; save it as a plain JPEG or PNG",
     "color_mode": "this color mode cannot be converted to RGB; expected RGB, gray or CMYK; convert it first",
@@ -95,6 +100,13 @@ def center_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
     return (x, y, 1 - x, 1 - y)
 
 
+def surrounding_square(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Return the square around an image of (width, height) pixels as x0, y0, x1, y1 in 0..1 of the image."""
+    width, height = size
+    left, top = ((max(size) - side) // 2 for side in size)  # whole pixels, as the image is pasted
+    return (-left / width, -top / height, (max(size) - left) / width, (max(size) - top) / height)
+
+
 # ---- decoding --------------------------------------------------------------------------------------------------
 
 
@@ -133,7 +145,8 @@ def _decode(source: object, allow_urls: bool) -> Image.Image:
     elif _is_array(source):
         return _array_to_image(source)
     else:
-        image = _open(read_source(source, MAX_BYTES, allow_urls))
+        data = read_source(source, MAX_BYTES, allow_urls)
+        image = decode_heic(data, _check_pixels) if is_heic(data) else _open(data)
     _check_pixels(image.width, image.height)
     image.load()
     return image

@@ -13,6 +13,7 @@ from lzma import LZMAFile
 from typing import BinaryIO, NamedTuple
 
 from mmx.errors import DataError
+from mmx.io.files import FilePart
 
 _OPENERS: dict[str, Callable[[str], BinaryIO]] = {
     ".tar": lambda path: open(path, "rb"),  # noqa: SIM115 - closed by read_tar
@@ -34,10 +35,10 @@ class TarHeader(NamedTuple):
 
 
 class TarMember(NamedTuple):
-    """A file in an archive: its name, and its bytes or the reason why it was not read."""
+    """A file in an archive: its name, and its bytes, the place of its bytes, or the reason why it was not read."""
 
     name: str
-    data: bytes | DataError
+    data: bytes | FilePart | DataError
 
 
 def is_tar(path: str) -> bool:
@@ -45,19 +46,29 @@ def is_tar(path: str) -> bool:
     return _suffix(path) is not None
 
 
-def read_tar(path: str, accepts: Callable[[str], bool], max_bytes: int) -> Iterator[TarMember]:
+def is_compressed(path: str) -> bool:
+    """Return whether a file name is that of a compressed archive, whose members cannot be read in any order."""
+    return _suffix(path) not in (None, ".tar")
+
+
+def read_tar(
+    path: str, accepts: Callable[[str], bool], max_bytes: int, is_stored: Callable[[str], bool] | None = None
+) -> Iterator[TarMember]:
     """Yield the members whose names are accepted, in order, with one in memory at a time.
 
     Hidden members are skipped, as in folders: archives made on macOS have a "._a.jpg" for each "a.jpg". Links, devices,
     sparse files, names that lead out of the folder and members over `max_bytes` are yielded as errors. A damaged
     archive ends with an error under the name "", and so does a compressed archive in which a gibibyte or more would
     have to be decompressed to skip unread members.
+
+    Args:
+        is_stored: members whose bytes are not read now: in an uncompressed archive their `data` is a FilePart.
     """
-    compressed = _suffix(path) not in (None, ".tar")
-    max_skipped = _MAX_SKIPPED if compressed else sys.maxsize
+    max_skipped = _MAX_SKIPPED if is_compressed(path) else sys.maxsize
+    stored = None if is_compressed(path) else is_stored
     try:
         with open_tar(path) as file:
-            yield from _read_members(path, _BoundedFile(file, max_bytes), accepts, max_bytes, max_skipped)
+            yield from _read_members(path, _BoundedFile(file, max_bytes), accepts, max_bytes, max_skipped, stored)
     except OSError as error:
         yield TarMember("", _unreadable(path, error))
     except Exception:  # noqa: BLE001 - three decompressors raise many types for damaged archives
@@ -104,13 +115,19 @@ class _BoundedFile:
 
 
 def _read_members(
-    path: str, file: _BoundedFile, accepts: Callable[[str], bool], max_bytes: int, max_skipped: int
+    path: str,
+    file: _BoundedFile,
+    accepts: Callable[[str], bool],
+    max_bytes: int,
+    max_skipped: int,
+    is_stored: Callable[[str], bool] | None,
 ) -> Iterator[TarMember]:
     with tarfile.open(fileobj=file, mode="r:") as archive:  # type: ignore[call-overload]
         skipped = 0  # bytes since the last member that was read
         while (info := archive.next()) is not None:
             archive.members = []  # else all headers are kept in memory
-            member = _read_member(path, archive, info, max_bytes) if _is_selected(info, accepts) else None
+            stored = is_stored is not None and is_stored(info.name)
+            member = _read_member(path, archive, info, max_bytes, stored) if _is_selected(info, accepts) else None
             if member is not None:
                 yield member
             if member is not None and isinstance(member.data, bytes):
@@ -136,12 +153,14 @@ def _is_selected(info: tarfile.TarInfo, accepts: Callable[[str], bool]) -> bool:
     return not hidden and not info.isdir() and accepts(info.name)
 
 
-def _read_member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int) -> TarMember:
+def _read_member(path: str, archive: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int, stored: bool) -> TarMember:
     problem = _find_problem(info, max_bytes)
     if problem is not None:
         reason, message = problem
         error = DataError(f"{f'{path}/{info.name}'!r}: {message}.", code=f"tar.{reason}", path=path, member=info.name)
         return TarMember(info.name, error)
+    if stored:
+        return TarMember(info.name, FilePart(f"{path}/{info.name}", path, info.offset_data, info.size))
     file = archive.extractfile(info)
     return TarMember(info.name, b"" if file is None else file.read(info.size))
 

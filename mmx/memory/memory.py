@@ -26,6 +26,7 @@ from mmx.memory.validation import (
     common_fingerprint,
     validate_layout,
     validate_tensors,
+    validate_windows,
 )
 
 
@@ -41,9 +42,12 @@ class Memory:
         stream_mask: bool [B, K, S], the slots that each of K streams may attend to, or None if all may attend to all.
         fingerprint: of the model that made the memory and can decode over it (`mmx.models.fingerprint`), or None for
             a memory that was made by hand.
+        windows: [B, S, 4], for each slot the region of the input that the grid of its source covers, see
+            `Encoder.window`; None if every grid covers its whole input.
 
     Raises:
-        MmxError: memory.shape, memory.mask, memory.stream_mask or memory.layout, if these do not fit together.
+        MmxError: memory.shape, memory.mask, memory.stream_mask, memory.windows or memory.layout, if these do not fit
+            together.
     """
 
     keys: Tensor
@@ -52,9 +56,11 @@ class Memory:
     layout: tuple[Segment, ...]
     stream_mask: Tensor | None = None
     fingerprint: str | None = None
+    windows: Tensor | None = None
 
     def __post_init__(self) -> None:
         validate_tensors(self.keys, self.values, self.mask, self.stream_mask)
+        validate_windows(self.windows, self.mask)
         validate_layout(self.layout, self.num_slots)
 
     def __repr__(self) -> str:
@@ -120,6 +126,7 @@ class Memory:
             values=apply(self.values, 1),
             mask=apply(self.mask, 0),
             stream_mask=stream_mask,
+            windows=None if self.windows is None else apply(self.windows, 0),
         )
 
     # ---- streams -----------------------------------------------------------------------------------------------
@@ -137,7 +144,8 @@ class Memory:
             layout += [segment.shift(k * self.num_slots) for segment in self.layout]
         own_slots = torch.eye(streams, dtype=torch.bool, device=mask.device).repeat_interleave(self.num_slots, 1)
         stream_mask = own_slots.expand(len(mask), -1, -1)
-        return replace(self, keys=keys, values=values, mask=mask, layout=tuple(layout), stream_mask=stream_mask)
+        windows = None if self.windows is None else self.windows.unflatten(0, (-1, streams)).flatten(1, 2)
+        return Memory(keys, values, mask, tuple(layout), stream_mask, self.fingerprint, windows)
 
     def stream_mask_for(self, streams: int) -> Tensor | None:
         """Return the slots that each of K `streams` may attend to, bool [B, K, S]; None if all may attend to all.
@@ -185,7 +193,10 @@ class Memory:
         return replace(self, mask=self.mask & ~slots)
 
     def focus(self, box: BoxInput) -> Memory:
-        """Restrict every source that has a grid to the cells that overlap a box.
+        """Restrict every source that has a grid to the cells that overlap a box of the input.
+
+        Where a grid covers a part of the input only, or padding around it, the box is moved to the window of the grid.
+        No cell is left of a source whose window lies outside of the box.
 
         Slots of such a source that describe the whole input (class tokens) are masked out too, because they depend on
         what is outside the box. Sources without a grid are kept. Nothing is encoded again.
@@ -198,10 +209,12 @@ class Memory:
             MmxError: memory.box.
         """
         boxes = validate_boxes(box, self.batch_size).to(self.mask.device)
+        if boxes.ndim == 2:
+            boxes = boxes.expand(self.batch_size, -1)
         inside = boxes.new_ones(*boxes.shape[:-1], self.num_slots, dtype=torch.bool)
         for segment in self.layout:
             if segment.grid is not None:
-                cells = cells_in_boxes(boxes, segment.grid)
+                cells = cells_in_boxes(self._boxes_on_grid(boxes, segment), segment.grid)
                 inside[..., segment.start : segment.stop] = False
                 inside[..., segment.stop - cells.shape[-1] : segment.stop] = cells
         inside |= boxes.isnan().any(-1, keepdim=True)
@@ -210,6 +223,17 @@ class Memory:
         stream_mask = self.stream_mask_for(boxes.shape[1])
         return replace(self, stream_mask=inside if stream_mask is None else stream_mask & inside)
 
+    def _boxes_on_grid(self, boxes: Tensor, segment: Segment) -> Tensor:
+        """Return boxes of the input, [B, 4] or [B, K, 4], in coordinates 0..1 of the grid of a segment."""
+        if self.windows is None:
+            return boxes
+        window = self.windows[:, segment.stop - 1].to(boxes)  # [B, 4], equal for all slots of the segment
+        if boxes.ndim == 3:
+            window = window[:, None]
+        start = window[..., [0, 1, 0, 1]]
+        size = (window[..., 2:] - window[..., :2]).clamp(min=1e-6)  # zero in a row without the source
+        return (boxes - start) / torch.cat([size, size], -1)
+
     # ---- device, files -----------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
@@ -217,7 +241,9 @@ class Memory:
         keys = self.keys.to(device, dtype)
         values = self.values.to(device, dtype)
         stream_mask = None if self.stream_mask is None else self.stream_mask.to(device)
-        return replace(self, keys=keys, values=values, mask=self.mask.to(device), stream_mask=stream_mask)
+        windows = None if self.windows is None else self.windows.to(device)
+        mask = self.mask.to(device)
+        return replace(self, keys=keys, values=values, mask=mask, stream_mask=stream_mask, windows=windows)
 
     def save(self, path: str | Path) -> None:
         """Write the memory to a safetensors file.
@@ -239,6 +265,8 @@ class Memory:
         tensors = {"keys": self.keys, "values": self.values, "mask": self.mask}
         if self.stream_mask is not None:
             tensors["stream_mask"] = self.stream_mask
+        if self.windows is not None:
+            tensors["windows"] = self.windows
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         metadata = {"layout": json.dumps(layout), "fingerprint": self.fingerprint}
         try:
@@ -268,6 +296,7 @@ class Memory:
                 mask = file.get_tensor("mask")
                 names = file.keys()
                 stream_mask = file.get_tensor("stream_mask") if "stream_mask" in names else None
+                windows = file.get_tensor("windows") if "windows" in names else None
             segments = [
                 Segment(source, start, stop, tuple(grid) if grid else None) for source, start, stop, grid in layout
             ]
@@ -284,7 +313,7 @@ class Memory:
                 code="memory.no_fingerprint",
                 path=str(path),
             )
-        return Memory(keys, values, mask, tuple(segments), stream_mask, metadata["fingerprint"])
+        return Memory(keys, values, mask, tuple(segments), stream_mask, metadata["fingerprint"], windows)
 
     @staticmethod
     def empty(
@@ -332,7 +361,19 @@ def cat(*memories: Memory) -> Memory:
         tuple(layout),
         _cat_stream_masks(memories),
         fingerprint,
+        _cat_windows(memories),
     )
+
+
+def _cat_windows(memories: Sequence[Memory]) -> Tensor | None:
+    """The windows [B, S, 4] of concatenated memories; a memory without them covers whole inputs."""
+    if all(memory.windows is None for memory in memories):
+        return None
+    windows = []
+    for memory in memories:
+        whole = memory.mask.new_tensor([0, 0, 1, 1], dtype=torch.float32).expand(*memory.mask.shape, 4)
+        windows.append(whole if memory.windows is None else memory.windows)
+    return torch.cat(windows, 1)
 
 
 def _cat_stream_masks(memories: Sequence[Memory]) -> Tensor | None:

@@ -60,6 +60,18 @@ def validate_tensors(keys: Tensor, values: Tensor, mask: Tensor, stream_mask: Te
         )
 
 
+def validate_windows(windows: Tensor | None, mask: Tensor) -> None:
+    """Raise MmxError unless windows are floats [B, S, 4], or None."""
+    expected = [*mask.shape, 4]
+    if windows is not None and (list(windows.shape) != expected or not windows.is_floating_point()):
+        raise MmxError(
+            f"the windows are {windows.dtype} {list(windows.shape)}; expected floats [B, S, 4] = {expected}.",
+            code="memory.windows",
+            shape=list(windows.shape),
+            expected=expected,
+        )
+
+
 def _fits_mask(stream_mask: Tensor, mask: Tensor) -> bool:
     return stream_mask.ndim == 3 and stream_mask.dtype == torch.bool and stream_mask[:, 0].shape == mask.shape
 

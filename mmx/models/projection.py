@@ -110,7 +110,10 @@ class KeyValueProjection(nn.Module):
         keys = self._split_layers(self.key(with_positions.to(content.dtype)))  # sinusoidal positions are float32
         values = self._split_layers(self.value(content))
         segment = Segment(self.source, 0, features.states.shape[1], features.grid)
-        return Memory(keys, values, features.mask, (segment,))
+        windows = None
+        if features.window is not None:
+            windows = features.window.float()[:, None].expand(-1, features.states.shape[1], -1)
+        return Memory(keys, values, features.mask, (segment,), windows=windows)
 
     def _split_layers(self, x: Tensor) -> Tensor:
         """[B, S, L*H*D] -> [L, B, H, S, D]."""

@@ -462,7 +462,7 @@ def test_a_pattern_matches_lists_and_archives_in_a_searched_folder(mmx, fake, tm
 
 def write_odd_images(folder: Path) -> None:
     """One image beside two whose formats are not read, a file of another kind, and a hidden one."""
-    write_texts(folder, {"a.jpg": "a", "b.HEIC": "b", "deep/c.jxl": "c", "notes.txt": "d", ".hidden.heic": "e"})
+    write_texts(folder, {"a.jpg": "a", "b.CR2": "b", "deep/c.jxl": "c", "notes.txt": "d", ".hidden.cr2": "e"})
 
 
 def test_images_in_a_folder_that_are_not_read_are_named(mmx, fake, tmp_path) -> None:
@@ -473,7 +473,7 @@ def test_images_in_a_folder_that_are_not_read_are_named(mmx, fake, tmp_path) -> 
         assert (ran.code, ran.lines) == (1, [f"{folder / 'a.jpg'}\ta"])
         assert len(ran.err.splitlines()) == 1
         assert "2 files" in ran.err
-        assert str(folder / "b.HEIC") in ran.err
+        assert str(folder / "b.CR2") in ran.err
         assert str(folder / "deep" / "c.jxl") in ran.err
         assert "notes" not in ran.err
         assert "hidden" not in ran.err
@@ -488,31 +488,31 @@ def test_images_that_are_not_read_are_an_error_row(mmx, fake, tmp_path) -> None:
         assert mmx("caption", tmp_path / "in", "--out", out, *options).code == 1
         assert [row["image"] for row in read_rows(out)] == [str(tmp_path / "in" / "a.jpg"), str(tmp_path / "in")]
         assert "error" in read_rows(out)[1]
-    for name in ("b.HEIC", "deep/c.jxl"):
+    for name in ("b.CR2", "deep/c.jxl"):
         (tmp_path / "in" / name).unlink()
     assert mmx("caption", tmp_path / "in", "--out", out, "--retry-errors").code == 0
     assert [row["caption"] for row in read_rows(out)] == ["a"]
 
 
 def test_only_the_first_few_images_that_are_not_read_are_named(mmx, fake, tmp_path) -> None:
-    write_texts(tmp_path / "in", {f"{number:03}.heic": "x" for number in range(300)})
+    write_texts(tmp_path / "in", {f"{number:03}.cr2": "x" for number in range(300)})
     ran = mmx("caption", tmp_path / "in")
     assert ran.outputs[:2] == (1, "")
     assert "300 files" in ran.err
     assert "295 more" in ran.err
-    assert ran.err.count(".heic") == 5
+    assert ran.err.count(".cr2") == 5
 
 
 def test_images_in_an_archive_that_are_not_read_are_named(mmx, fake, tmp_path) -> None:
     with tarfile.open(tmp_path / "in.tar", "w") as archive:
-        for name in ("a.jpg", "b.heic", "c.txt"):
+        for name in ("a.jpg", "b.cr2", "c.txt"):
             info = tarfile.TarInfo(name)
             content, info.size = as_file(name.encode())
             archive.addfile(info, content)
     ran = mmx("caption", tmp_path / "in.tar")
     assert (ran.code, len(ran.lines)) == (1, 1)
     assert "1 file has" in ran.err
-    assert "b.heic" in ran.err
+    assert "b.cr2" in ran.err
 
 
 def test_files_of_a_folder_are_captioned_once(mmx, fake, tmp_path) -> None:

@@ -44,7 +44,7 @@ def write_inputs() -> None:
     Path("mixed/damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     Path("unread").mkdir()
     shutil.copy(IMAGES[0], "unread/good.png")
-    Path("unread/photo.heic").write_bytes(b"heic")
+    Path("unread/photo.cr2").write_bytes(b"cr2")
     Path("empty").mkdir()
     write_archives()
     write_lists()

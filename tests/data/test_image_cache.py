@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 from toy_runs import RecordingTrainer, state_bytes
 
-from mmx.config.schema import DataConfig, RunConfig
+from mmx.config.schema import DataConfig, RunConfig, SourceConfig, TrainingConfig
 from mmx.data import image_cache
+from mmx.data.batching import TrainingDataset
 from mmx.data.examples import Example, TextTask
 from mmx.data.formats import read_examples
 from mmx.data.image_cache import CachedImages
-from mmx.errors import ImageError, TrainingError
+from mmx.errors import DataError, ImageError, TrainingError
+from mmx.testing import tiny_model
 
 
 def image_examples(folder: Path, count: int = 3) -> list[Example]:
@@ -107,3 +109,13 @@ def test_training_with_a_cache_is_bit_equal_also_with_workers_and_resumed(tmp_pa
         stopped.run()
     assert stopped.recorded + recorded_run(scene_config(tmp_path / "resumed", 128), resume=True) == expected
     assert state_bytes(tmp_path / "resumed") == state_bytes(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_cache_of_squashed_images_is_refused_for_another_fit(tmp_path, fit):
+    source = SourceConfig(encoder="image", options={"backbone": "test_resnet", "size": 32, "fit": fit})
+    config = DataConfig(path="unused", image_cache_size=32)
+    sets = [(config, image_examples(tmp_path))]
+    with pytest.raises(DataError) as error:
+        TrainingDataset(tiny_model({"image": source}), sets, TrainingConfig(max_steps=1))
+    assert error.value.code == "data.cache_fit"

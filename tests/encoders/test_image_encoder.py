@@ -15,6 +15,7 @@ from mmx.encoders.contract import check_features
 from mmx.encoders.image import RESERVED_ARGUMENTS, ImageEncoder
 from mmx.errors import ConfigError, EncoderError, ImageError
 from mmx.models.checkpoint import load_model, save_model
+from mmx.models.source import collate_inputs, prepare_inputs
 from mmx.testing import tiny_model
 
 SMALL = {"embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -386,6 +387,37 @@ def test_squash_keeps_the_image_and_crop_its_center():
     assert squashed.mean() == pytest.approx(1 / 3, abs=0.02)
     assert squashed[:, :, :8].min() > 0.95
     assert cropped.max() < 0.05
+
+
+@pytest.mark.parametrize("size, window", [((96, 32), (0, -1, 1, 2)), ((30, 45), (-7 / 30, 0, 38 / 30, 1))])
+def test_pad_keeps_the_image_and_its_shape(size, window):
+    """The padding has the mean color: zero after the normalization. The window is the square around the image."""
+    encoder = build(fit="pad", size=48, mean=(0.2, 0.4, 0.6), std=(0.5, 0.5, 0.5))
+    image = Image.new("RGB", size, "white")
+    prepared = encoder.prepare(image)
+    inside = (prepared["pixels"][0] > 0.5).nonzero()
+    sides = inside.amax(0) - inside.amin(0) + 1
+    assert abs(sides[1] / sides[0] - size[0] / size[1]) < 0.1
+    assert prepared["pixels"][:, 0, 0].abs().max() < 0.01
+    assert encoder.window(image) == pytest.approx(window)
+    assert prepared["window"].tolist() == pytest.approx(window)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_boxes_are_regions_of_the_image_for_each_fit(fit):
+    """A box on the right half of a wide image leaves the cells over this half, without those over the padding."""
+    model = build_model(size=128, fit=fit)
+    inputs = [prepare_inputs(model.encoders, {"image": Image.new("RGB", size)}) for size in ((128, 64), (64, 64))]
+    with torch.no_grad():
+        memory = model.encode(collate_inputs(model.encoders, inputs), 2)
+    rows, columns = memory.layout[0].grid
+    assert rows % 4 == 0
+    cells = memory.focus((0.5, 0.0, 1.0, 1.0)).mask[:, -rows * columns :].view(2, rows, columns)
+    right_half = [column >= columns // 2 for column in range(columns)]
+    assert [image.any(0).tolist() for image in cells] == [right_half, right_half]
+    assert cells[1].any(1).all()
+    middle = [rows // 4 <= row < 3 * rows // 4 for row in range(rows)]
+    assert cells[0].any(1).tolist() == (middle if fit == "pad" else [True] * rows)
 
 
 @pytest.fixture(scope="module")

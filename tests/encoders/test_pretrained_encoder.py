@@ -361,7 +361,8 @@ def test_layer_selects_a_hidden_state(name):
         batch = {key: tensor[:1, :length] for key, tensor in batch.items()}
     inputs = {}
     for key, tensor in batch.items():
-        inputs[INPUT_NAMES[key]] = tensor.long() if key == "mask" else tensor
+        if key != "window":  # where the image is cropped, not an input of the model
+            inputs[INPUT_NAMES[key]] = tensor.long() if key == "mask" else tensor
     if "samples" in batch:
         del inputs["attention_mask"]
     with torch.no_grad():

@@ -6,9 +6,11 @@ that cannot be used. Some data sets are spoiled: they must be refused with the p
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from random import Random
 
@@ -50,6 +52,74 @@ def write_folder(random: Random, folder: Path, images: Sequence[GeneratedImage])
     written = _write_line_form(random, folder / "metadata.jsonl", lines, list(images), ("image",))
     written.config = DataConfig(path=str(folder))
     return written
+
+
+def write_table(random: Random, folder: Path, images: Sequence[GeneratedImage]) -> WrittenData:
+    """Write a CSV or TSV list: cells with commas, quotes and line breaks, lists as JSON or as numbered columns."""
+    name, image_column, caption_column = random.choice(
+        [("list.csv", "image", "caption"), ("list.tsv", "image", "caption"), ("metadata.csv", "file_name", "text")]
+    )
+    path = folder / name
+    sources = random.choice([None, ("image",), ("audio", "image")])
+    lines: list[Record] = []
+    for image in images:
+        for line in _image_lines(random, image, caption_column, "captions"):
+            lines.append({image_column: spelling(random, folder, f"images/{image.name}"), **line})
+    random.shuffle(lines)
+    numbered = random.random() < 0.3 and all("captions" not in line or len(line["captions"]) < 4 for line in lines)
+    if numbered:
+        lines = [_with_numbered_captions(line) for line in lines]
+    columns = list(dict.fromkeys(column for line in lines for column in line))
+    random.shuffle(columns)
+    config = DataConfig(path=str(folder if name.startswith("metadata") else path))
+    written = WrittenData(config, list(images), sum(_num_texts(line) for line in lines), sources=sources)
+    delimiter = "\t" if name.endswith("tsv") else ","
+    rows = [[_cell(line.get(column)) for column in columns] for line in lines]
+    spoiled = random.randrange(len(lines)) if random.random() < 0.15 else None
+    if spoiled is not None:
+        rows[spoiled], code = _spoiled_row(random, columns, rows[spoiled])
+    buffer = StringIO(newline="")
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator=random.choice(["\n", "\r\n"]))
+    writer.writerow(columns)
+    for number, row in enumerate(rows):
+        line_number = buffer.getvalue().count("\n") + 1
+        writer.writerow(row)
+        if number == spoiled:
+            written.refusal = Refusal(code, path, line_number)
+    write_text(random, path, buffer.getvalue(), written)
+    return written
+
+
+def _with_numbered_captions(line: Record) -> Record:
+    captions = line.get("captions")
+    if not isinstance(captions, list):
+        return line
+    others = {name: value for name, value in line.items() if name != "captions"}
+    return {**others, **{f"caption_{number}": caption for number, caption in enumerate(captions)}}
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _spoiled_row(random: Random, columns: list[str], cells: list[str]) -> tuple[list[str], str]:
+    """Return a row that must be refused, and the code."""
+    texts = [index for index, name in enumerate(columns) if name not in ("image", "file_name")]
+    without_texts = ["" if index in texts else cell for index, cell in enumerate(cells)]
+    choices = [
+        ([*cells, "one more"], "data.row_length"),
+        (cells[:-1] or ["", ""], "data.row_length"),
+        (without_texts, "data.no_task"),
+    ]
+    for name, wrong in (("captions", '["a dog'), ("captions", "['a dog', 'a cat']"), ("box", "0, 0, 1, 1")):
+        if name in columns:
+            changed = list(cells)
+            changed[columns.index(name)] = wrong
+            if name == "captions" or "question" in columns and changed[columns.index("question")]:
+                choices.append((changed, "data.field_type"))
+    return random.choice(choices)
 
 
 def _image_lines(random: Random, image: GeneratedImage, one: str, several: str) -> list[Record]:
@@ -117,7 +187,8 @@ def _num_texts(line: Record) -> int:
     captions = line.get("captions", [])
     answers = line.get("answers", [])
     assert isinstance(captions, list) and isinstance(answers, list)
-    count = len(captions) + ("caption" in line) + ("text" in line)
+    numbered = sum(name.startswith("caption_") for name in line)
+    count = len(captions) + numbered + ("caption" in line) + ("text" in line)
     return count + max(1, len(answers)) if "question" in line else count
 
 
@@ -324,6 +395,7 @@ def _file_fields(random: Random, folder: Path, name: str) -> Record:
 WRITERS: dict[str, Callable[[Random, Path, Sequence[GeneratedImage]], WrittenData]] = {
     "manifest": write_manifest,
     "folder": write_folder,
+    "table": write_table,
     "karpathy": write_karpathy,
     "coco": write_coco,
     "vqa": write_vqa,

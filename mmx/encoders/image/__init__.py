@@ -18,7 +18,7 @@ from mmx.config.schema import FrozenModel
 from mmx.encoders.base import Encoder, Features
 from mmx.encoders.image.backbones import Preprocessing, create_backbone, load_weights, preprocessing_of
 from mmx.errors import EncoderError, convert_errors
-from mmx.io.images import SUFFIXES, center_square, load_image
+from mmx.io.images import SUFFIXES, center_square, load_image, surrounding_square
 
 # Arguments of timm.create_model that other options set, or that would read a file that is not part of the checkpoint.
 RESERVED_ARGUMENTS = {
@@ -48,7 +48,7 @@ class ImageEncoder(Encoder):
         weights: .safetensors file of its weights, under timm's names.
         size: side of the square input in pixels; default: that of the backbone.
         stage: index of the feature map to use; later layers are removed. Default: the last map.
-        fit: squash the image to a square, or crop its center square.
+        fit: squash the image to a square, crop its center square, or pad it to a square with the mean color.
         mean, std, interpolation: preprocessing; default: that of the backbone.
         arguments: further arguments of timm.create_model.
 
@@ -60,7 +60,7 @@ class ImageEncoder(Encoder):
         weights: str | None = None
         size: PositiveInt | None = None
         stage: int | None = Field(None, ge=0)
-        fit: Literal["squash", "crop"] = "squash"
+        fit: Literal["squash", "crop", "pad"] = "squash"
         mean: tuple[float, float, float] | None = None
         std: tuple[float, float, float] | None = None
         interpolation: Literal["bilinear", "bicubic", "nearest"] | None = None
@@ -100,25 +100,35 @@ class ImageEncoder(Encoder):
         self.width = self._measure_width()
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
-        """Image (anything that `load_image` reads) to {"pixels": float [3, size, size]}."""
-        return {"pixels": self._transform(load_image(cast(Any, raw)))}
+        """Image (anything that `load_image` reads) to {"pixels": [3, size, size]}, and "window" [4] unless squashed.
+
+        The window is the region of the image that the pixels show, see `window`.
+        """
+        image = load_image(cast(Any, raw))
+        prepared = {"pixels": self._transform(image)}
+        if self.options.fit != "squash":
+            prepared["window"] = torch.tensor(self._window(image.size))
+        return prepared
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """Encode {"pixels": [B, 3, size, size]} to Features with the backbone's grid."""
         pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
         states, grid = self._encode(pixels)
         mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        return Features(states, mask, grid)
+        return Features(states, mask, grid, batch.get("window"))
 
     def accepts(self, path: str) -> bool:
         """Return whether the file name has the suffix of an image."""
         return Path(path).suffix.lower() in SUFFIXES
 
     def window(self, raw: object) -> tuple[float, float, float, float]:
-        """Return the whole image, or its center square with `fit: crop`."""
+        """Return the whole image, with `fit: crop` its center square, and with `fit: pad` the square around it."""
         if self.options.fit == "squash":
             return (0.0, 0.0, 1.0, 1.0)
-        return center_square(load_image(cast(Any, raw)).size)
+        return self._window(load_image(cast(Any, raw)).size)
+
+    def _window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        return surrounding_square(size) if self.options.fit == "pad" else center_square(size)
 
     def _resolve_preprocessing(self, options: Options) -> Preprocessing:
         """Return the preprocessing of the options, completed by that of the backbone. It is saved with the weights."""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +27,26 @@ class Preprocessing(NamedTuple):
     interpolation: str
 
     def transform(self, fit: str) -> Callable[[Image.Image], Tensor]:
-        """Return timm's evaluation transform: an image to [3, size, size], squashed or cropped to a square."""
+        """Return timm's evaluation transform: an image to [3, size, size], squashed, cropped or padded to a square."""
         from timm.data.transforms_factory import create_transform
 
-        transform: Callable[[Image.Image], Tensor] = create_transform(
+        squash: Callable[[Image.Image], Tensor] = create_transform(
             (3, self.size, self.size),
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
             crop_pct=1.0,
-            crop_mode="squash" if fit == "squash" else "center",
+            crop_mode="center" if fit == "crop" else "squash",
         )
-        return transform
+        return partial(self._pad_and_transform, squash) if fit == "pad" else squash
+
+    def _pad_and_transform(self, transform: Callable[[Image.Image], Tensor], image: Image.Image) -> Tensor:
+        """Center an image on a square of the mean color, which is zero after the normalization, and transform it."""
+        side = max(image.size)
+        mean = tuple(round(255 * value) for value in self.mean)
+        square = Image.new("RGB", (side, side), mean)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return transform(square)
 
 
 def create_backbone(

@@ -85,16 +85,19 @@ class _ImageAdapter(InputAdapter):
         self.width = self._measure_width(model)
 
     def prepare(self, raw: object) -> dict[str, Tensor]:
-        """Image to {"pixels": [3, H, W]}."""
+        """Image to {"pixels": [3, H, W]}, and "window" [4] if a part of the image is left out."""
         image = images.load_image(cast(Any, raw))
         shortest_edge = self._shortest_edge
+        window = {"window": torch.tensor(self._window(image.size))} if shortest_edge else {}
         # ConvNeXT crops images below 384 pixels without a field that says so.
         if shortest_edge and (self.preprocessing.get("do_center_crop") or shortest_edge < 384):
             image = _limit_aspect_ratio(image)
-        return {"pixels": self.processor(image, return_tensors="pt")["pixel_values"][0]}
+        return {"pixels": self.processor(image, return_tensors="pt")["pixel_values"][0], **window}
 
     def window(self, raw: object) -> tuple[float, float, float, float]:
-        size = images.load_image(cast(Any, raw)).size
+        return self._window(images.load_image(cast(Any, raw)).size)
+
+    def _window(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         shortest_edge = self._shortest_edge
         if not shortest_edge:
             return WHOLE_INPUT
@@ -115,7 +118,8 @@ class _ImageAdapter(InputAdapter):
             states = states.flatten(2).transpose(1, 2)
         else:
             grid = self._grid(pixels.shape[2], pixels.shape[3])
-        return Features(states, states.new_ones(states.shape[:2], dtype=torch.bool), grid)
+        mask = states.new_ones(states.shape[:2], dtype=torch.bool)
+        return Features(states, mask, grid, batch.get("window"))
 
     @property
     def _shortest_edge(self) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from mmx.errors import MmxError
 from mmx.inference.generator import TextGenerator
 from mmx.inference.outputs import GeneratedText, ModelInput
+from mmx.io.files import StoredBytes
 from mmx.models.source import Encoders, find_source
 
 CACHE_SIZE = 8192  # results kept: about 25 MB with the scores of their tokens
@@ -88,7 +89,7 @@ def identity_key(image: object) -> Hashable:
         return tuple((name, identity_key(raw)) for name, raw in image.items())
     if isinstance(image, os.PathLike):
         return os.fspath(image)
-    if isinstance(image, str | bytes):
+    if isinstance(image, str | bytes | StoredBytes):
         return image
     return id(image)
 
