@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmx.cli.inputs import normalize_path, result_fields
+from mmx.cli.input_item import result_fields
+from mmx.cli.inputs import normalize_path
 from mmx.cli.output_target import OutputTarget
 from mmx.cli.rows import Row, RowFiles, error_row
 from mmx.errors import DataError, MmxError, one_line
