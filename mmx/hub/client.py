@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,8 @@ def hub_errors(name: str, failure: str, advice: str, revision: str | None = None
         advice: end of the sentence if the name does not exist or the Hub is not reached.
     """
     try:
-        yield
+        with _quiet_hub():
+            yield
     except (MmxError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
@@ -79,6 +81,24 @@ def hub_errors(name: str, failure: str, advice: str, revision: str | None = None
         raise CheckpointError(
             f"{failure}: {problem.reason}", code=problem.code, name=name, revision=revision, status=status
         ) from error
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Let huggingface_hub print no warnings, and draw progress bars on a terminal only."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    verbosity = logging.get_verbosity()
+    hides_bars = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if hides_bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if hides_bars:
+            enable_progress_bars()
 
 
 def _describe_refusal(error: BaseException, status: int, revision: str | None) -> HubProblem:

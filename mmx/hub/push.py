@@ -25,7 +25,9 @@ from mmx.models.checkpoint import (
 )
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+
+    Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 FURTHER_FILES = (CARD, "LICENSE", "LICENSE.*")
@@ -84,7 +86,7 @@ def push_checkpoint(folder: str | Path, name: str, options: PushOptions | None =
             api.create_branch(name, branch=options.revision, exist_ok=True)
         head = _read_head(api, name, options.revision)
         _check_replaceable(name, head)
-        operations = [*_additions(place, files), *_deletions(head, files)]
+        operations: list[Operation] = [*_additions(place, files), *_deletions(head, files)]
         if CARD not in files and not _has_own_card(api, name, head):
             operations.append(_generated_card(model_card(name, place, model, options.license_name)))
         commit = api.create_commit(
@@ -143,7 +145,7 @@ def _token(name: str) -> str:
 
 
 def _read_head(api: HfApi, name: str, revision: str | None) -> RepositoryHead:
-    info = api.repo_info(name, revision=revision)
+    info = api.model_info(name, revision=revision)
     return RepositoryHead(info.sha, frozenset(sibling.rfilename for sibling in info.siblings or ()))
 
 

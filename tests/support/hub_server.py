@@ -12,8 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
 
 TOKEN = "hf_a_token_of_the_stand_in"
 LFS_SUFFIX = ".safetensors"
@@ -261,9 +265,15 @@ def describe(name: str, content: bytes) -> dict:
 
 
 @contextmanager
-def running_hub() -> Iterator[HubServer]:
-    """Serve in a thread."""
+def running_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[HubServer]:
+    """Serve in a thread; mmx and huggingface_hub talk to it, with a token and a cache in `folder`."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the stand-in knows LFS only
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("MMX_CACHE", str(folder / "cache"))
     with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:
