@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ def _quiet_hub() -> Iterator[None]:
 
     verbosity = logging.get_verbosity()
     hides_bars = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(ERROR)
     if hides_bars:
         disable_progress_bars()
     try:
