@@ -23,7 +23,7 @@ from mmx.errors import ConfigError, InputError, MmxError, one_line
 app = typer.Typer(
     name="mmx",
     help="Caption images and ask questions about them; train a decoder over any encoder.",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -50,6 +50,7 @@ app.command("ask")(ask)
 app.command("look")(look.look)
 app.command("demo")(demo.demo)
 app.command("import")(hub.import_model)
+app.command("push")(hub.push)
 app.command("train")(train)
 app.command("eval")(evaluate_model)
 app.command("new-encoder")(encoders.new_encoder)

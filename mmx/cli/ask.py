@@ -86,7 +86,7 @@ def ask(
         "max_new_tokens": max_new_tokens,
         "guidance_scale": guidance_scale,
     }
-    config = run_config("ask", model, dtype, pipeline.generation_config(options))
+    config = run_config("ask", model, dtype, pipeline.generation_config(options), pipeline.folder)
     items = [_question_item(request, region, pipeline) for request in requests]
     check_not_overwritten(output.files, [data, *(raw for item in items for raw in item.inputs.values())])
     run = BatchRun(

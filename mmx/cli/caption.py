@@ -114,7 +114,7 @@ def caption(
         "task": parse_task(task),
     }
     pipeline = load_pipeline(model, device, dtype)
-    config = run_config("caption", model, dtype, pipeline.generation_config(options))
+    config = run_config("caption", model, dtype, pipeline.generation_config(options), pipeline.folder)
     check_not_overwritten(output.files, (raw for name in images for raw in raw_inputs(name, pipeline)))
     sources = tuple(pipeline.model.encoders)
     results = result_fields(pipeline)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from mmx.config.environment import DEVICE_VARIABLE, MODEL_VARIABLE
 from mmx.errors import MmxError
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from mmx.config.schema import GenerationConfig, Precision, SpeechTask
     from mmx.inference.pipeline import Pipeline
 
-_MODEL_HELP = "A checkpoint folder, or the folder or public name of a published model. Default: the bundled model."
+_MODEL_HELP = "Folder or public name of a checkpoint or a published model. Default: MMX_MODEL, or the bundled model."
+_DEVICE_HELP = "cpu, cuda, cuda:1, mps, ... MMX_DEVICE sets the default."
 _DTYPE_HELP = "Type of the decoder's weights: float32, bfloat16, or int8 (CPU only)."
 _GUIDANCE_HELP = "Classifier-free guidance: 1 is off, more follows the input more closely. Needs a second pass."
 _LANGUAGE_HELP = "Language of speech, such as de or German. Default: the language of each audio is detected."
@@ -28,9 +30,13 @@ _SHARD_HELP = "Process one of N parts, counted from 0."
 _BOX_HELP = "Attend to this region only: left, top, right, bottom in 0..1."
 _SOURCE_HELP = "Another input for a source of the model, such as audio=b.wav."
 
-ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help=_MODEL_HELP)]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="NAME", envvar=MODEL_VARIABLE, show_envvar=False, help=_MODEL_HELP)
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", metavar="TYPE", help=_DTYPE_HELP)]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ...")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="NAME", envvar=DEVICE_VARIABLE, show_envvar=False, help=_DEVICE_HELP)
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Inputs in one batch.")]
 NumBeamsOption = Annotated[int | None, typer.Option("--num-beams", metavar="N", min=1, help="Beams of the search.")]
 MaxNewTokensOption = Annotated[
@@ -135,13 +141,18 @@ def parse_sources(texts: Sequence[str] | None) -> dict[str, str]:
     return sources
 
 
-def run_config(command: str, model: str | None, dtype: str, options: GenerationConfig) -> dict[str, object]:
-    """Return what all rows of a results file have in common: the command, the model and its weights, the options."""
+def run_config(
+    command: str, model: str | None, dtype: str, options: GenerationConfig, folder: Path | None = None
+) -> dict[str, object]:
+    """Return what all rows of a results file have in common: the command, the model and its weights, the options.
+
+    folder: the checkpoint of the model, if it is one of mmx. That of a public name lies in the cache.
+    """
     from mmx.models.checkpoint import BUNDLED, PROVENANCE, load_provenance
 
-    folder = Path(BUNDLED if model is None else model)
-    is_own = (folder / PROVENANCE).is_file()
-    weights = load_provenance(folder).get("sha256") if is_own else _weights_fingerprint(folder)
+    place = folder or Path(BUNDLED if model is None else model)
+    is_own = (place / PROVENANCE).is_file()
+    weights = load_provenance(place).get("sha256") if is_own else _weights_fingerprint(place)
     return {
         "command": command,
         "model": model or "bundled",

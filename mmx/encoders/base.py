@@ -14,7 +14,10 @@ from mmx.config.schema import FrozenModel
 from mmx.errors import EncoderError, MmxError
 from mmx.nn.features import Features
 
-__all__ = ["Encoder", "Features"]
+__all__ = ["CONTRACT_VERSION", "Encoder", "Features"]
+
+# Of the methods and attributes below. It is raised when an encoder written for them would no longer work.
+CONTRACT_VERSION = 1
 
 
 class Encoder(nn.Module):
@@ -26,6 +29,8 @@ class Encoder(nn.Module):
         dimensions: 2 if the features lie on a grid over the input, otherwise 1.
         max_audio_seconds: longest audio that it reads, or None. Captions of longer audio are made of windows, which
             it is given as (samples, rate) with `sampling_rate`.
+        contract_version: version of this contract that it was written for, `CONTRACT_VERSION` at that time. A version
+            of mmx with another one refuses the encoder. Packages should state it; otherwise it is not checked.
         uses_tokenizer: True if it is built as `cls(options, tokenizer)` and reads text as the model's own tokens.
         Options: pydantic model of its options, usually a nested subclass of `FrozenModel`.
 
@@ -37,6 +42,7 @@ class Encoder(nn.Module):
     dimensions: int = 1
     max_audio_seconds: float | None = None
     sampling_rate: int = 16_000
+    contract_version: ClassVar[int] = CONTRACT_VERSION
     uses_tokenizer: ClassVar[bool] = False
     width: int
     options: FrozenModel

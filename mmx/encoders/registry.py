@@ -14,7 +14,7 @@ from operator import attrgetter
 
 from pydantic import BaseModel
 
-from mmx.encoders.base import Encoder
+from mmx.encoders.base import CONTRACT_VERSION, Encoder
 from mmx.errors import EncoderError, convert_errors, one_line_error, suggest
 
 GROUP = "mmx.encoders"
@@ -95,9 +95,19 @@ def check_class(encoder: type[Encoder], origin: str | None = None) -> type[Encod
 
     Raises EncoderError, whose message begins with `origin` (by default the name of the class).
     """
+    name = origin or f"encoder {encoder.__name__}"
+    if encoder.contract_version != CONTRACT_VERSION:
+        raise EncoderError(
+            f"{name} states contract_version {encoder.contract_version!r:.20}, and this version of mmx has "
+            f"{CONTRACT_VERSION}; install a release of the encoder, or of mmx, that fits the other.",
+            code="encoder.contract_version",
+            encoder=encoder.__name__,
+            given=encoder.contract_version,
+            expected=CONTRACT_VERSION,
+        )
     if problem := _class_problem(encoder):
         raise EncoderError(
-            f"{origin or f'encoder {encoder.__name__}'} {problem}; see the contract in mmx.encoders.base.",
+            f"{name} {problem}; see the contract in mmx.encoders.base.",
             code="encoder.contract",
             encoder=encoder.__name__,
             problem=problem,

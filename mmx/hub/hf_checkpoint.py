@@ -18,6 +18,8 @@ from torch import Tensor
 
 from mmx.encoders.pretrained.architecture import hf_errors
 from mmx.errors import CheckpointError, convert_errors
+from mmx.hub.client import download
+from mmx.models.checkpoint import CHECKPOINT_FILES, PICKLED_FILES
 
 HFConfig = dict[str, Any]  # a parsed JSON file; values are validated where our configuration is built from them
 CONFIG = "config.json"
@@ -137,12 +139,24 @@ def open_hf_checkpoint(name: str, revision: str | None = None, allow_pickled_wei
 
     Raises CheckpointError if there is none.
     """
-    folder = Path(os.path.expanduser(name))
-    if not folder.is_dir():
-        folder = _download(name, revision, allow_pickled_weights)
+    folder = find_folder(name, revision, allow_pickled_weights)
     checkpoint = HFCheckpoint(name, folder, allow_pickled_weights)
     checkpoint.read_json(CONFIG)
     return checkpoint
+
+
+def find_folder(name: str, revision: str | None = None, allow_pickled_weights: bool = False) -> Path:
+    """Return the folder of a model: the one given, or that of a public name, which is downloaded.
+
+    A public name may be that of a published model or of a checkpoint of mmx. Raises CheckpointError if there is none.
+    """
+    folder = Path(os.path.expanduser(name))
+    if folder.is_dir():
+        return folder
+    patterns = [*DOWNLOADED_FILES, *CHECKPOINT_FILES]
+    if allow_pickled_weights:
+        patterns.append("*.bin")
+    return download(name, revision, patterns, PICKLED_FILES)
 
 
 def conversion_errors(checkpoint: HFCheckpoint, family: str) -> AbstractContextManager[None]:
@@ -158,20 +172,6 @@ def conversion_errors(checkpoint: HFCheckpoint, family: str) -> AbstractContextM
 def read_errors(checkpoint: HFCheckpoint, what: str) -> AbstractContextManager[None]:
     """Convert exceptions raised while a library reads a file to CheckpointError."""
     return hf_errors(checkpoint.name, what, "the files of a published model", CheckpointError, "hub.unreadable")
-
-
-def _download(name: str, revision: str | None, allow_pickled_weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    def describe(error: BaseException) -> str:
-        return (
-            f"{name!r} is no folder here and could not be downloaded (no such name, no network, or HF_HUB_OFFLINE=1 is "
-            "set); check the name, or give a folder: runs/NAME/best of mmx train, or that of a downloaded model."
-        )
-
-    patterns = [*DOWNLOADED_FILES, "*.bin"] if allow_pickled_weights else DOWNLOADED_FILES
-    with convert_errors(CheckpointError, describe, code="hub.not_found", name=name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
 def _missing(path: Path) -> CheckpointError:

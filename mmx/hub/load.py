@@ -55,14 +55,21 @@ def load_hf_model(
     Raises CheckpointError for an unsupported family, a missing or unexpected tensor, a damaged file or a pickle.
     """
     checkpoint = open_hf_checkpoint(name, revision, allow_pickled_weights)
+    return convert_hf_model(checkpoint, revision, device)
+
+
+def convert_hf_model(
+    checkpoint: HFCheckpoint, revision: str | None = None, device: str | torch.device = "cpu"
+) -> HFModel:
+    """Convert a published model that was opened; see `load_hf_model`."""
     family, convert_family = find_converter(checkpoint)
     with conversion_errors(checkpoint, family):
         spec = convert_family(checkpoint)
     _check_special_tokens(checkpoint, spec)
     check_tokenizer(checkpoint, spec.tokenizer, spec.config.decoder.padded_vocab_size or len(spec.tokenizer))
     model = Model(spec.config, spec.tokenizer)
-    load_strict(model, _convert_tensors(checkpoint, spec, model), repr(name))
-    provenance = {"imported_from": name, "family": family, "revision": revision}
+    load_strict(model, _convert_tensors(checkpoint, spec, model), repr(checkpoint.name))
+    provenance = {"imported_from": checkpoint.name, "family": family, "revision": revision}
     return HFModel(model.to(device).eval(), spec.generation, provenance)
 
 

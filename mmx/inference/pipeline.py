@@ -19,20 +19,20 @@ from mmx.boxes import Box
 from mmx.config.schema import GenerationConfig, Precision
 from mmx.errors import MmxError
 from mmx.generation import score_texts
-from mmx.hub import load_hf_model
-from mmx.inference.arguments import check_candidates, check_device, check_inputs, check_questions
+from mmx.inference.arguments import check_candidates, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import TextGenerator, check_question
+from mmx.inference.generator import check_question
 from mmx.inference.inputs import InputWindow, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
+from mmx.inference.pretrained import PretrainedGenerator
 from mmx.inference.windows import caption_windows, stream_windows
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
 from mmx.memory import Memory
 from mmx.models.batching import pad_texts
-from mmx.models.checkpoint import BUNDLED, HF_CONFIG, is_checkpoint, load_generation, load_model
+from mmx.models.checkpoint import BUNDLED
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch
 from mmx.text.prompts import normalize_question
@@ -40,15 +40,21 @@ from mmx.text.prompts import normalize_question
 InputT = TypeVar("InputT", bound="ModelInput | MmxError")
 
 
-def load(model: str | Path | None = None, device: str | torch.device = "cpu", dtype: Precision = "float32") -> Pipeline:
+def load(
+    model: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: Precision = "float32",
+    revision: str | None = None,
+) -> Pipeline:
     """Load a model for inference.
 
     Args:
-        model: a checkpoint folder of mmx; a folder or public name of a published model (ViT-GPT2, TrOCR, BLIP, Marian,
+        model: a folder or public name of a checkpoint of mmx or of a published model (ViT-GPT2, TrOCR, BLIP, Marian,
             Whisper); or None, the bundled model.
         device: where the model runs, such as "cpu" or "cuda:0".
         dtype: type of the decoder's weights; "int8" runs on a CPU only. On a CPU the weights are prepacked for
             single-token decoding, so the model cannot be trained; use `mmx.models.checkpoint.load_model` for that.
+        revision: branch, tag or commit of a public name.
 
     Raises:
         CheckpointError: the model does not exist, is damaged, or belongs to a family that is not supported.
@@ -64,26 +70,18 @@ def load(model: str | Path | None = None, device: str | torch.device = "cpu", dt
             f"load was given a {type(name).__name__}; expected a folder or a public name, such as 'runs/mine/best'.",
             code="model.type",
         )
-    check_device(device)
-    is_folder_of_ours = Path(name).is_dir() and not (Path(name) / HF_CONFIG).exists()
-    if is_checkpoint(name) or is_folder_of_ours:
-        loaded = load_model(name, device)
-        generation = load_generation(name)
-    else:
-        loaded, generation, _ = load_hf_model(str(name), device=device)
-    loaded.prepare_for_inference(dtype)
-    return Pipeline(loaded, generation)
+    return Pipeline.from_pretrained(name, revision, device, dtype)
 
 
-class Pipeline(TextGenerator):
+class Pipeline(PretrainedGenerator):
     """Captions, answers and attention maps of one model. `load` makes one.
 
     Decoding options are keyword arguments named as in transformers' GenerationConfig, such as `num_beams=5` or
     `do_sample=True, temperature=0.8`; see `mmx.inference.options`. An option that is not given keeps its default.
     """
 
-    def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
-        super().__init__(model, generation)
+    def __init__(self, model: Model, generation: GenerationConfig | None = None, folder: Path | None = None) -> None:
+        super().__init__(model, generation, folder)
         # Displacement of each encoder's grid, measured when first needed: see `mmx.interpret.grid.displacement`.
         self._grid_displacements: dict[str, tuple[float, float]] = {}
 

@@ -39,6 +39,8 @@ TOKENIZER = "tokenizer.json"
 PROVENANCE = "provenance.json"
 GENERATION = "generation.yaml"
 SOURCES = "sources"
+CHECKPOINT_FILES = (CONFIG, WEIGHTS, TOKENIZER, PROVENANCE, GENERATION, f"{SOURCES}/*")  # patterns of paths
+PICKLED_FILES = ("*.pkl", "*.pickle", "*.pt", "*.pth", "*.ckpt", "*.joblib")
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
         ConfigError: its configuration is not valid.
         EncoderError: one of its encoders is not installed or cannot be built.
     """
-    folder = _open_folder(folder)
+    folder = open_checkpoint(folder)
     config = load_config(folder / CONFIG, ModelConfig)
     tokenizer = Tokenizer.from_json(_read_text(folder / TOKENIZER), str(folder / TOKENIZER), config.special_tokens)
     model = _build_model(folder, config, tokenizer)
@@ -177,12 +179,12 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Model:
 
 def load_model_config(folder: str | Path) -> ModelConfig:
     """Return the configuration of the model of a checkpoint folder."""
-    return load_config(_open_folder(folder) / CONFIG, ModelConfig)
+    return load_config(open_checkpoint(folder) / CONFIG, ModelConfig)
 
 
 def load_generation(folder: str | Path) -> GenerationConfig:
     """Return the default generation options of a checkpoint folder."""
-    path = _open_folder(folder) / GENERATION
+    path = open_checkpoint(folder) / GENERATION
     return load_config(path, GenerationConfig) if path.exists() else GenerationConfig()
 
 
@@ -198,8 +200,13 @@ def load_provenance(folder: str | Path) -> dict[str, object]:
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether this is `bundled`, or a folder with a checkpoint of mmx."""
-    return str(folder) == "bundled" or (folder_or_backup(Path(folder)) / CONFIG).is_file()
+    """Whether this is `bundled`, or a folder with a checkpoint of mmx.
+
+    A published model that has a config.yaml of its own is none.
+    """
+    place = folder_or_backup(Path(folder))
+    is_published = (place / HF_CONFIG).is_file() and not (place / PROVENANCE).is_file()
+    return str(folder) == "bundled" or ((place / CONFIG).is_file() and not is_published)
 
 
 def check_format(folder: Path) -> None:
@@ -223,8 +230,11 @@ def check_format(folder: Path) -> None:
     )
 
 
-def _open_folder(folder: str | Path) -> Path:
-    """Return the folder to read, or its backup, once its files and its format are those of a checkpoint."""
+def open_checkpoint(folder: str | Path) -> Path:
+    """Return the folder to read, or its backup, once its files and its format are those of a checkpoint.
+
+    Raises CheckpointError for any other folder.
+    """
     folder = Path(folder)
     if str(folder) == "bundled" and not folder.exists():
         return BUNDLED

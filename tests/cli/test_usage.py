@@ -18,6 +18,7 @@ COMMANDS = (
     "look",
     "demo",
     "import",
+    "push",
     "train",
     "eval",
     "new-encoder",

@@ -23,6 +23,7 @@ PLUGINS = {  # name: (code of its module, expected problem or None)
     "process-exit": ("import os; os._exit(7)", "ended the process (exit code 7) while it was imported"),
     "hanging": ("import time; time.sleep(600)" + GOOD, "did not return within 3 s"),
     "no-class": ("Plugin = 3", "no subclass of mmx.Encoder"),
+    "other-version": (GOOD + "    contract_version = 99\n", "states contract_version 99"),
     "no-modality": (GOOD + "    modality = None\n", "states no modality"),
     "no-methods": (
         "from mmx import Encoder\nclass Plugin(Encoder):\n    modality = 'audio'",

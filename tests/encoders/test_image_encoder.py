@@ -131,6 +131,22 @@ def test_more_backbone_families(backbone, stage):
     rebuilt.load_state_dict(encoder.state_dict())
 
 
+def test_pretrained_weights_are_downloaded_into_the_cache_of_the_environment(monkeypatch, tmp_path):
+    folders = []
+    create_model = timm.create_model
+
+    def record(name, **arguments):
+        folders.append(arguments.pop("cache_dir"))
+        return create_model(name, **arguments)
+
+    monkeypatch.setattr(timm, "create_model", record)
+    for value in (None, "", str(tmp_path)):
+        if value is not None:
+            monkeypatch.setenv("MMX_CACHE", value)
+        ImageEncoder(ImageEncoder.Options(backbone="test_resnet", size=64, stage=1))
+    assert list(dict.fromkeys(folders)) == [None, tmp_path]
+
+
 def test_prefix_tokens_come_before_the_cells():
     encoder = build("test_vit", size=96)
     pixels = torch.ones(1, 3, 96, 96)

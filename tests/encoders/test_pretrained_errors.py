@@ -207,3 +207,20 @@ def test_code_in_a_folder_is_never_run(copy, tmp_path):
     assert torch.equal(encode(encoder, inputs).states, encode(load("vit"), inputs).states)
     assert not created.exists()
     assert "evil" not in encoder.options.model_dump_json().lower()
+
+
+def test_files_are_downloaded_into_the_cache_of_the_environment(monkeypatch, tmp_path):
+    """A name that is in this cache, as huggingface_hub lays it out, is found; without the variable it is not."""
+    commit = "0" * 40
+    repository = tmp_path / "models--anna--vit"
+    shutil.copytree(folder("vit"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    options = PretrainedEncoder.Options(name="anna/vit")
+    with pytest.raises(EncoderError) as caught:
+        PretrainedEncoder(options)
+    assert caught.value.code == "encoder.not_found"
+    monkeypatch.setenv("MMX_CACHE", str(tmp_path))
+    images = [random_image(70, 50)]
+    found = encode(PretrainedEncoder(options).eval(), images)
+    assert torch.equal(found.states, encode(load("vit"), images).states)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from mmx.encoders.base import CONTRACT_VERSION
 from mmx.encoders.image import ImageEncoder
 from mmx.encoders.registry import BUILT_IN, describe, entries, resolve
 from mmx.encoders.text import TextEncoder
@@ -32,6 +33,9 @@ BROKEN = {  # code of a module: the problem
     GOOD + "    forward = __import__('mmx').encoders.base.Encoder.forward": "defines no forward",
     GOOD + "    Options = dict": "has Options that are no pydantic model",
     GOOD + "    Options = None": "has Options that are no pydantic model",
+    GOOD + "    contract_version = 2": "states contract_version 2",
+    GOOD + "    contract_version = '1'": "states contract_version '1'",
+    GOOD + "    contract_version = None": "states contract_version None",
 }
 
 
@@ -143,6 +147,18 @@ def test_broken_plugin_is_described_and_affects_no_other(install, source):
     assert found["broken", "broken"].problem == str(caught.value)
     assert [found[name].problem for name in [("image", "mmx"), ("text", "mmx"), ("plugin", "first")]] == [None] * 3
     assert resolve("plugin").modality == "audio"
+
+
+def test_the_contract_version_is_checked(install, monkeypatch):
+    install("stating", GOOD + f"    contract_version = {CONTRACT_VERSION}\n", ["stating"])
+    install("silent", GOOD, ["silent"])
+    assert resolve("stating").contract_version == resolve("silent").contract_version == CONTRACT_VERSION
+    monkeypatch.setattr("mmx.encoders.registry.CONTRACT_VERSION", CONTRACT_VERSION + 1)
+    with pytest.raises(EncoderError) as caught:
+        resolve("stating")
+    assert caught.value.code == "encoder.contract_version"
+    assert caught.value.details == {"encoder": "Plugin", "given": CONTRACT_VERSION, "expected": CONTRACT_VERSION + 1}
+    assert describe_all()["stating", "stating"].problem == str(caught.value)
 
 
 def test_keyboard_interrupt_is_raised(install):

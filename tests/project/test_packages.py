@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mmx.encoders.base import CONTRACT_VERSION
 from mmx.errors import EncoderError
 from mmx.testing.scaffold import write_encoder_package
 
@@ -117,6 +118,8 @@ def test_new_encoder_package_is_complete(tmp_path):
     paths = [path for path in folder.rglob("*") if path.is_file()]
     assert {str(path.relative_to(folder)) for path in paths} == PACKAGE_FILES
     assert not any("$" in path.read_text() for path in paths)
+    source = (folder / "src" / "mmx_bird_song" / "__init__.py").read_text()
+    assert f"    contract_version = {CONTRACT_VERSION}" in source
 
 
 @pytest.mark.parametrize(

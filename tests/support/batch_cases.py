@@ -36,6 +36,8 @@ class FakeGenerator:
     room: how many streams fit into its memory; device: the device type it reports; seconds: time for each stream.
     """
 
+    folder = None
+
     def __init__(self, room=10**9, device="cpu", seconds=0.0, out_of_memory=lambda: RuntimeError(NO_MEMORY)):
         image = SimpleNamespace(modality="image", accepts=lambda path: path.endswith((".jpg", ".png")))
         text = SimpleNamespace(modality="text", accepts=lambda path: False)

@@ -28,6 +28,7 @@ RESERVED_ARGUMENTS = {
     "features_only",
     "out_indices",
     "checkpoint_path",
+    "cache_dir",
     "pretrained",
     "pretrained_cfg",
     "pretrained_cfg_overlay",

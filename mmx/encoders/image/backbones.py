@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mmx.config.environment import cache_folder
 from mmx.errors import EncoderError
 
 Arguments = dict[str, Any]  # keyword arguments of timm.create_model, which depend on the model
@@ -127,6 +128,7 @@ def _create_with_size(name: str, size: int | None, arguments: Arguments) -> nn.M
     """Pass the size to models that accept it (for position embeddings or windows); most CNNs do not."""
     import timm
 
+    arguments = {**arguments, "cache_dir": cache_folder()}
     if size:
         try:
             sized: nn.Module = timm.create_model(name, img_size=size, **arguments)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from mmx.config.environment import cache_folder
 from mmx.encoders.pretrained.architecture import (
     JsonObject,
     PretrainedOptions,
@@ -54,7 +55,7 @@ class WeightSource(NamedTuple):
         """Keyword arguments of `from_pretrained`."""
         if self.state_dict is not None:
             return {"pretrained_model_name_or_path": None, "state_dict": self.state_dict}
-        return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
+        return {"pretrained_model_name_or_path": self.path, "revision": self.revision, "cache_dir": cache_folder()}
 
     def has_file(self, file: str) -> bool:
         """Return whether the folder or Hub repository has a file. It is downloaded if needed."""
@@ -62,7 +63,7 @@ class WeightSource(NamedTuple):
 
         path = self.path or ""
         with suppress(Exception):
-            return cached_file(path, file, revision=self.revision) is not None
+            return cached_file(path, file, revision=self.revision, cache_dir=cache_folder()) is not None
         return False
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 
+from mmx.encoders.base import CONTRACT_VERSION
 from mmx.encoders.registry import entries
 from mmx.errors import EncoderError
 
@@ -31,7 +32,12 @@ def write_encoder_package(name: str, folder: Path) -> Path:
             code="encoder.folder_exists",
             path=str(folder),
         )
-    names = {"name": name, "module": f"mmx_{name.replace('-', '_')}", "class_": _class_name(name)}
+    names = {
+        "name": name,
+        "module": f"mmx_{name.replace('-', '_')}",
+        "class_": _class_name(name),
+        "contract_version": str(CONTRACT_VERSION),
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         package = Path(temporary) / folder.name

@@ -21,6 +21,7 @@ class LogMelEncoder(Encoder):
     """Audio to one slot for every four frames of its spectrogram (40 ms with the default options)."""
 
     modality = "audio"
+    contract_version = 1
 
     class Options(FrozenModel):
         """Options of the spectrogram and the transformer.
