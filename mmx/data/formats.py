@@ -199,7 +199,9 @@ def _karpathy_example(
             skipped.add(RecordLocation(location.path, record=f"{location.record}, sentence {number}"), EMPTY_CAPTION)
     if not captions:
         skipped.add(location, NO_CAPTION)
-    tasks = (TextTask(tuple(captions)),) if captions else ()
+    has_id = isinstance(image, Mapping) and image.get("cocoid") is not None
+    key = id_field(image, "cocoid", location) if has_id else None
+    tasks = (TextTask(tuple(captions), id=key),) if captions else ()
     return Example(name, {"image": _find_image(base, Path(folder) / name)}, tasks, str(location))
 
 
@@ -220,7 +222,7 @@ def read_coco(
         texts = [text for _, text in captions.pop(key, []) if text]
         if not texts:
             skipped.add(location, NO_CAPTION)
-        tasks = (TextTask(tuple(texts)),) if texts else ()
+        tasks = (TextTask(tuple(texts), id=key),) if texts else ()
         examples[key] = Example(str(key), {"image": _find_image(path.parent, Path(name))}, tasks, str(location))
     for orphans in captions.values():
         for location, text in orphans:
@@ -265,7 +267,7 @@ def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None, sk
         if config.annotations and key not in answers:
             skipped.add(location, "no annotation has its question_id", "without answers")
         found = answers.get(key, VqaAnswers())
-        tasks.setdefault(image, []).append(TextTask(found.answers, text, found.answer_type))
+        tasks.setdefault(image, []).append(TextTask(found.answers, text, found.answer_type, id=key))
     for key, orphan in answers.items():
         if key not in question_ids and orphan.location is not None:
             skipped.add(orphan.location, "no question has its question_id")

@@ -70,22 +70,30 @@ def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
     two that are equally close. As in coco-caption's BleuScorer a missing n-gram length gives nearly zero, not zero.
     """
     _check_tokens(candidates, references)
-    matches = [0] * MAX_N
-    totals = [0] * MAX_N
-    candidate_length = 0
-    reference_length = 0
-    for candidate, targets in zip(candidates, references, strict=True):
-        candidate_length += len(candidate)
-        reference_length += _closest_length(len(candidate), [len(target) for target in targets])
-        for n in range(MAX_N):
-            counts = _ngrams(candidate, n + 1)
-            matches[n] += (counts & _max_counts(targets, n + 1)).total()  # & takes the smaller count: clipped precision
-            totals[n] += counts.total()
+    counts = [bleu_counts(candidate, targets) for candidate, targets in zip(candidates, references, strict=True)]
+    return bleu_of_counts([sum(column) for column in zip(*counts, strict=True)])
+
+
+def bleu_counts(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
+    """What one image adds to corpus BLEU: matches of n-grams of length 1 to 4, their totals, and the two lengths."""
+    matches = []
+    totals = []
+    for n in range(1, MAX_N + 1):
+        counts = _ngrams(candidate, n)
+        matches.append((counts & _max_counts(references, n)).total())  # & takes the smaller count: clipped precision
+        totals.append(counts.total())
+    reference_length = _closest_length(len(candidate), [len(target) for target in references])
+    return [*matches, *totals, len(candidate), reference_length]
+
+
+def bleu_of_counts(counts: Sequence[float]) -> BleuScores:
+    """BLEU of a corpus from the sums of `bleu_counts` over its images."""
+    *ngrams, candidate_length, reference_length = counts
     penalty = _brevity_penalty(candidate_length, reference_length)
     product = 1.0
     scores = []
     for n in range(MAX_N):
-        product *= (matches[n] + 1e-15) / (totals[n] + 1e-9)
+        product *= (ngrams[n] + 1e-15) / (ngrams[MAX_N + n] + 1e-9)
         scores.append(penalty * product ** (1 / (n + 1)))
     return BleuScores(*scores)
 
@@ -102,7 +110,7 @@ def _closest_length(length: int, lengths: Sequence[int]) -> int:
     return min(lengths, key=lambda other: (abs(other - length), other))
 
 
-def _brevity_penalty(candidate_length: int, reference_length: int) -> float:
+def _brevity_penalty(candidate_length: float, reference_length: float) -> float:
     ratio = (candidate_length + 1e-15) / (reference_length + 1e-9)
     return exp(min(0.0, 1 - 1 / ratio))
 
@@ -113,11 +121,12 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     As in coco-caption, precision and recall are the maxima over the references, not necessarily of the same one.
     """
     _check_tokens(candidates, references)
-    scores = [_rouge_l_of_image(c, targets) for c, targets in zip(candidates, references, strict=True)]
+    scores = [rouge_l_of_image(c, targets) for c, targets in zip(candidates, references, strict=True)]
     return sum(scores) / len(scores)
 
 
-def _rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
+def rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
+    """ROUGE-L F-score of one candidate."""
     candidate = candidate or [""]  # coco-caption treats an empty sentence as one empty word
     precision = 0.0
     recall = 0.0
