@@ -80,7 +80,7 @@ def bleu_counts(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
     totals = []
     for n in range(1, MAX_N + 1):
         counts = _ngrams(candidate, n)
-        matches.append((counts & _max_counts(references, n)).total())  # & takes the smaller count: clipped precision
+        matches.append(_clipped_matches(counts, [_ngrams(reference, n) for reference in references]))
         totals.append(counts.total())
     reference_length = _closest_length(len(candidate), [len(target) for target in references])
     return [*matches, *totals, len(candidate), reference_length]
@@ -98,12 +98,13 @@ def bleu_of_counts(counts: Sequence[float]) -> BleuScores:
     return BleuScores(*scores)
 
 
-def _max_counts(references: Sequence[Tokens], n: int) -> NgramCounts:
-    """The largest count of each n-gram in any reference."""
-    counts: NgramCounts = Counter()
-    for reference in references:
-        counts |= _ngrams(reference, n)
-    return counts
+def _clipped_matches(counts: NgramCounts, references: Sequence[NgramCounts]) -> int:
+    """How many n-grams of the candidate are in a reference, each at most as often as in the reference that has most."""
+    matches = 0
+    for ngram, count in counts.items():
+        largest = max(reference.get(ngram, 0) for reference in references)
+        matches += min(count, largest)
+    return matches
 
 
 def _closest_length(length: int, lengths: Sequence[int]) -> int:
@@ -141,15 +142,19 @@ def rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
 
 
 def _common_subsequence_length(first: Tokens, second: Tokens) -> int:
-    """Length of the longest common subsequence, by dynamic programming with one row."""
-    row = [0] * (len(second) + 1)
-    for word in first:
-        diagonal = 0
-        for j, other in enumerate(second, start=1):
-            above = row[j]
-            row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
-            diagonal = above
-    return row[-1]
+    """Length of the longest common subsequence: the zero bits that a column of the table is left with.
+
+    A column is the bits of an integer (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004, section 4).
+    """
+    positions: dict[str, int] = {}
+    for index, word in enumerate(first):
+        positions[word] = positions.get(word, 0) | 1 << index
+    mask = (1 << len(first)) - 1
+    column = mask
+    for word in second:
+        matched = column & positions.get(word, 0)
+        column = (column + matched | column - matched) & mask
+    return len(first) - column.bit_count()
 
 
 def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
@@ -235,7 +240,7 @@ def _length_penalty(candidate: Tokens, target: Tokens) -> float:
 
 
 def _ngrams(tokens: Tokens, n: int) -> NgramCounts:
-    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def _check_ids(predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> None:
