@@ -255,14 +255,13 @@ def _name_keys(prediction: Prediction) -> Iterator[tuple[str, object]]:
 
 
 def _names_agree(prediction: Prediction, example: Example) -> bool:
-    """Whether the image of a prediction may be that of an example, such as 9.jpg and COCO_val2014_9.jpg."""
+    """Whether the image of a prediction may be that of an example: 9.jpg and COCO_val_9.jpg, not 9.jpg and 19.jpg."""
     ours = prediction.inputs.get("image")
     theirs = example.sources.get("image")
     if ours is None or not isinstance(theirs, str):
         return True
-    first = Path(_file_name(ours)).stem
-    second = Path(_file_name(theirs)).stem
-    return first.endswith(second) or second.endswith(first)
+    shorter, longer = sorted((Path(_file_name(ours)).stem, Path(_file_name(theirs)).stem), key=len)
+    return shorter == longer or (longer.endswith(shorter) and not longer[-len(shorter) - 1].isalnum())
 
 
 def _file_name(path: str) -> str:
