@@ -58,9 +58,11 @@ def test_all_kinds_of_files_have_equal_scores(mmx, data) -> None:
     write_jsonl(data / "rows.jsonl", *({"image": f"{row['image_id']}.jpg", "caption": row["caption"]} for row in rows))
     lines = ["file_name,caption", *(f"{row['image_id']}.jpg,{row['caption']}" for row in rows)]
     (data / "rows.csv").write_text("\n".join(lines))
-    expected = mmx("score", data / "good.json", "--data", data / "captions.json").outputs
+    expected = mmx("score", data / "good.json", "--data", data / "captions.json").out
     for name in ("rows.jsonl", "rows.csv"):
-        assert mmx("score", data / name, "--data", data / "captions.json").outputs == expected
+        ran = mmx("score", data / name, "--data", data / "captions.json")
+        assert (ran.code, ran.out) == (0, expected)
+        assert "60 of 60" in ran.err, "joined by the names of files"
 
 
 def test_what_does_not_join_is_named_and_the_exit_code_is_1(mmx, data) -> None:
