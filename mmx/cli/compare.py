@@ -13,8 +13,11 @@ from mmx.cli.options import BatchSizeOption, DeviceOption, JsonOption, QuietOpti
 from mmx.cli.score import (
     ClipOption,
     DataOption,
+    InstancesOption,
     MetricsOption,
+    ObjectsOption,
     OverridesArgument,
+    ScoringOptions,
     ScoringRun,
     SeedOption,
     count_texts,
@@ -39,6 +42,8 @@ def compare(
     resamples: Annotated[int, typer.Option("--resamples", metavar="N", min=1, help=_RESAMPLES_HELP)] = 1000,
     seed: SeedOption = 0,
     clip: ClipOption = None,
+    objects: ObjectsOption = None,
+    instances: InstancesOption = None,
     device: DeviceOption = "cpu",
     batch_size: BatchSizeOption = 32,
     as_json: JsonOption = False,
@@ -52,7 +57,8 @@ def compare(
     """
     from mmx.evaluation.bootstrap import compare_metrics
 
-    run = ScoringRun(data, overrides or [], parse_metrics(metrics), clip, device, batch_size, quiet)
+    options = ScoringOptions(parse_metrics(metrics), clip, objects, instances, device, batch_size, quiet)
+    run = ScoringRun(data, overrides or [], options)
     ours = run.join(first)
     theirs = run.join(second)
     ours, theirs = _common(ours, theirs)

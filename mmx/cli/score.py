@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +29,8 @@ _DATA_HELP = "A data file or folder with reference texts."
 _METRICS_HELP = "Only these metrics, such as CIDEr,BLEU-4. Default: all that the texts allow."
 _RESAMPLES_HELP = "Bootstrap samples for intervals; 0 for none."
 _CLIP_HELP = "Also CLIPScore and RefCLIPScore with this CLIP: a folder, or a public name."
+_OBJECTS_HELP = "Also CHAIR: a file with one object a line, its name and other words for it, with commas."
+_INSTANCES_HELP = "For CHAIR: COCO instances, whose objects are in the images too."
 _OUT_DIR_HELP = "Write scores.json here. Default: nothing is written."
 
 DataOption = Annotated[str | None, typer.Option("--data", metavar="PATH", help=_DATA_HELP)]
@@ -38,6 +40,8 @@ OverridesArgument = Annotated[
 MetricsOption = Annotated[str | None, typer.Option("--metrics", metavar="NAME,...", help=_METRICS_HELP)]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the bootstrap samples.")]
 ClipOption = Annotated[str | None, typer.Option("--clip", metavar="NAME", help=_CLIP_HELP)]
+ObjectsOption = Annotated[Path | None, typer.Option("--objects", metavar="FILE", help=_OBJECTS_HELP)]
+InstancesOption = Annotated[Path | None, typer.Option("--instances", metavar="FILE", help=_INSTANCES_HELP)]
 OutDirOption = Annotated[str | None, typer.Option("--out-dir", metavar="FOLDER", help=_OUT_DIR_HELP)]
 
 
@@ -49,6 +53,8 @@ def score(
     resamples: Annotated[int, typer.Option("--resamples", metavar="N", min=0, help=_RESAMPLES_HELP)] = 1000,
     seed: SeedOption = 0,
     clip: ClipOption = None,
+    objects: ObjectsOption = None,
+    instances: InstancesOption = None,
     device: DeviceOption = "cpu",
     batch_size: BatchSizeOption = 32,
     out_dir: OutDirOption = None,
@@ -67,11 +73,15 @@ def score(
 
     --clip NAME: also CLIPScore, and RefCLIPScore with --data. Without --data, only
     CLIPScore of captions.
+
+    --objects FILE: also CHAIR, the fraction of mentioned objects that neither the
+    references nor --instances have, and that of captions with one.
     """
     from mmx.evaluation.bootstrap import score_intervals
 
     out = parse_out_dir(out_dir)
-    run = ScoringRun(data, overrides or [], parse_metrics(metrics), clip, device, batch_size, quiet)
+    options = ScoringOptions(parse_metrics(metrics), clip, objects, instances, device, batch_size, quiet)
+    run = ScoringRun(data, overrides or [], options)
     joined = run.join(predictions)
     scores = score_intervals(run.statistics(joined.texts), resamples, seed)
     document = _document(scores, joined, resamples, seed)
@@ -82,32 +92,49 @@ def score(
     exit_with_status(run.succeeded)
 
 
-@dataclass
-class ScoringRun:
-    """The references and metrics of a command. `succeeded`: whether everything joined so far."""
+@dataclass(frozen=True)
+class ScoringOptions:
+    """Which metrics are computed, and how. metrics: names; all that the texts allow if there are none."""
 
-    data: str | None
-    overrides: Sequence[str]
     metrics: Sequence[str]
     clip: str | None
+    objects: Path | None
+    instances: Path | None
     device: str
     batch_size: int
     quiet: bool
-    succeeded: bool = True
-    references: References | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        """Read the references. Raises MmxError if there is nothing to score with."""
+    def check(self, overrides: Sequence[str], has_references: bool) -> None:
+        """Raise MmxError for a device that is not available, and for options without the one that they need."""
         check_device(self.device)
-        if self.data is not None:
-            self.references = self._read_references(self.data)
-        elif self.clip is None:
+        if self.instances is not None and self.objects is None:
+            message = "--instances was given without the words of its objects; type --objects FILE, or leave it out."
+            raise MmxError(message, code="option.unused", option="--instances")
+        if has_references:
+            return
+        if self.clip is None:
             message = "no references were given; type --data PATH, or --clip NAME for CLIPScore, which needs none."
             raise MmxError(message, code="score.no_data")
-        elif self.overrides or self.metrics:
-            given = "--metrics" if self.metrics else self.overrides[0]
-            message = f"{given} was given without references; type --data PATH, or leave it out."
-            raise MmxError(message, code="option.unused", option=given)
+        given = [*overrides, *(["--metrics"] if self.metrics else []), *(["--objects"] if self.objects else [])]
+        if given:
+            message = f"{given[0]} was given without references; type --data PATH, or leave it out."
+            raise MmxError(message, code="option.unused", option=given[0])
+
+
+class ScoringRun:
+    """The references and metrics of a command.
+
+    Attributes:
+        succeeded: whether everything was read, joined and scored so far.
+    """
+
+    def __init__(self, data: str | None, overrides: Sequence[str], options: ScoringOptions) -> None:
+        """Read the references. Raises MmxError if there is nothing to score with."""
+        options.check(overrides, data is not None)
+        self.succeeded = True
+        self._reported: set[str] = set()
+        self._options = options
+        self._references = None if data is None else self._read_references(data, overrides)
 
     def join(self, path: str) -> JoinedPredictions:
         """Read the predictions of a file and join them to the references. Problems are printed on stderr."""
@@ -115,7 +142,7 @@ class ScoringRun:
         from mmx.evaluation.predictions import read_predictions
 
         predictions = read_predictions(Path(path))
-        joined = without_references(predictions) if self.references is None else self.references.join(predictions)
+        joined = without_references(predictions) if self._references is None else self._references.join(predictions)
         for problem in joined.problems:
             self._report(problem)
         if joined.num_by_name:
@@ -128,33 +155,49 @@ class ScoringRun:
         """Return all metrics of texts."""
         from mmx.evaluation.scores import score_texts
 
-        metrics = [] if self.references is None else score_texts(texts, self.metrics)
-        if self.clip is not None:
-            metrics += self._clip_statistics(texts, self.clip)
+        options = self._options
+        metrics = [] if self._references is None else score_texts(texts, options.metrics)
+        if options.clip is not None:
+            metrics += self._clip_statistics(texts, options.clip)
+        if options.objects is not None:
+            metrics += self._chair_statistics(texts, options.objects)
         return metrics
+
+    def _chair_statistics(self, texts: Sequence[ScoredText], objects: Path) -> list[MetricStatistics]:
+        from mmx.evaluation.chair import chair, read_instances, read_objects
+
+        words = read_objects(objects)
+        path = self._options.instances
+        result = chair(texts, words, None if path is None else read_instances(path, words))
+        for problem in result.problems:
+            self._report(problem)
+        return result.metrics
 
     def _clip_statistics(self, texts: Sequence[ScoredText], clip: str) -> list[MetricStatistics]:
         from mmx.evaluation.clip_score import clip_score
         from mmx.hub.clip import load_clip
 
-        model = load_clip(clip, self.device)
-        with progress_bar(len(texts), self.quiet) as bar:
-            result = clip_score(texts, model, self.batch_size, bar.update)
+        model = load_clip(clip, self._options.device)
+        with progress_bar(len(texts), self._options.quiet) as bar:
+            result = clip_score(texts, model, self._options.batch_size, bar.update)
         for problem in result.problems:
             self._report(problem)
         return result.metrics
 
-    def _read_references(self, data: str) -> References:
+    def _read_references(self, data: str, overrides: Sequence[str]) -> References:
         from mmx.config.loader import override_config
         from mmx.config.schema import DataConfig
         from mmx.data.formats import read_examples
         from mmx.evaluation.joining import References
 
-        config = override_config(DataConfig(path=data), list(self.overrides))
+        config = override_config(DataConfig(path=data), list(overrides))
         return References(data, read_examples(config, on_skipped=self._report))
 
     def _report(self, problem: str) -> None:
-        print(one_line(problem), file=sys.stderr)
+        """Print a problem once: `mmx compare` may meet that of an image twice."""
+        if problem not in self._reported:
+            print(one_line(problem), file=sys.stderr)
+        self._reported.add(problem)
         self.succeeded = False
 
 

@@ -108,9 +108,12 @@ class References:
                 by_name += match.by_name
         if not found:
             raise self._nothing_joined(predictions[0], skipped)
-        missing = self._report_missing(found, {prediction.is_answer for prediction in predictions}, skipped)
+        missing = self._missing(found, {prediction.is_answer for prediction in predictions})
+        reason = f"no prediction of {predictions[0].location.path} is for these references"
+        for reference in missing:
+            skipped.add(RecordLocation(self._path, record=_display_name(reference)), reason, NOT_SCORED)
         texts = [self._text(index, found[index]) for index in sorted(found)]
-        return JoinedPredictions(texts, skipped.sentences(), len(predictions) - len(found), missing, by_name)
+        return JoinedPredictions(texts, skipped.sentences(), len(predictions) - len(found), len(missing), by_name)
 
     # ---- the index -----------------------------------------------------------------------------------------------
 
@@ -160,15 +163,13 @@ class References:
             sources=reference.example.sources,
         )
 
-    def _report_missing(self, found: Collection[int], kinds: Collection[bool], skipped: SkippedRecords) -> int:
-        """Report references without a prediction; questions only if there are answers, and so captions."""
-        count = 0
+    def _missing(self, found: Collection[int], kinds: Collection[bool]) -> list[_Reference]:
+        """Return the references without a prediction; questions only if there are answers, and so captions."""
+        missing = []
         for number, reference in enumerate(self._references):
             if number not in found and (reference.task.question is not None) in kinds:
-                location = RecordLocation(self._path, record=_display_name(reference))
-                skipped.add(location, "no prediction is for these references", NOT_SCORED)
-                count += 1
-        return count
+                missing.append(reference)
+        return missing
 
     def _nothing_joined(self, first: Prediction, skipped: SkippedRecords) -> DataError:
         message = (

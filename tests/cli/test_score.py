@@ -154,6 +154,9 @@ def test_compare_uses_the_references_that_both_have_texts_for(mmx, data) -> None
         (("--data", "captions.json", "--metrics", "METEOR"), "score.unknown_metric"),
         (("--data", "captions.json", "--out-dir", ""), "option.out_dir"),
         (("--clip", "none", "--metrics", "CIDEr"), "option.unused"),
+        (("--clip", "none", "--objects", "objects.txt"), "option.unused"),
+        (("--data", "captions.json", "--instances", "instances.json"), "option.unused"),
+        (("--data", "captions.json", "--objects", "none.txt"), "data.missing"),
         (("--data", "captions.json", "--device", "tpu"), "option.device"),
         (("--data", "none.json"), "data.missing"),
     ],
@@ -175,6 +178,23 @@ def test_clipscore_without_references(mmx, tmp_path) -> None:
     (document,) = ran.rows
     assert ran.code == 0
     assert {"CIDEr", "CLIPScore", "RefCLIPScore"} <= document["metrics"].keys()
+
+
+def test_chair_of_two_results(mmx, data) -> None:
+    (data / "objects.txt").write_text("dog\ncat\nperson, man\nball\n")
+    words = ("--data", data / "captions.json", "--objects", data / "objects.txt", "--metrics", "ROUGE-L", "--json")
+    (scored,) = mmx("score", data / "good.json", *words).rows
+    assert list(scored["metrics"]) == ["ROUGE-L", "CHAIRi", "CHAIRs"]
+    assert 0 < scored["metrics"]["CHAIRi"]["low"] < scored["metrics"]["CHAIRi"]["value"] < 0.3
+    (compared,) = mmx("compare", data / "bad.json", data / "good.json", *words).rows
+    assert compared["metrics"]["CHAIRs"]["difference"] < 0
+    categories = [{"id": n, "name": name} for n, name in enumerate(["dog", "cat", "person", "ball"])]
+    annotations = [{"image_id": image, "category_id": n} for image in range(60) for n in range(4)]
+    images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(60)]
+    document = {"categories": categories, "images": images, "annotations": annotations}
+    (data / "instances.json").write_text(json.dumps(document))
+    (everything,) = mmx("score", data / "good.json", *words, "--instances", data / "instances.json").rows
+    assert everything["metrics"]["CHAIRi"]["value"] == 0
 
 
 def test_five_thousand_rows_are_scored_in_time(mmx, tmp_path) -> None:
