@@ -185,7 +185,7 @@ def test_chair_of_two_results(mmx, data) -> None:
     words = ("--data", data / "captions.json", "--objects", data / "objects.txt", "--metrics", "ROUGE-L", "--json")
     (scored,) = mmx("score", data / "good.json", *words).rows
     assert list(scored["metrics"]) == ["ROUGE-L", "CHAIRi", "CHAIRs"]
-    assert 0 < scored["metrics"]["CHAIRi"]["low"] < scored["metrics"]["CHAIRi"]["value"] < 0.3
+    assert 0 <= scored["metrics"]["CHAIRi"]["low"] < scored["metrics"]["CHAIRi"]["value"] < 0.3
     (compared,) = mmx("compare", data / "bad.json", data / "good.json", *words).rows
     assert compared["metrics"]["CHAIRs"]["difference"] < 0
     categories = [{"id": n, "name": name} for n, name in enumerate(["dog", "cat", "person", "ball"])]
