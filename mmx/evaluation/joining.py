@@ -6,6 +6,7 @@ Everything that a prediction names must lead to the same reference. What does no
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
@@ -74,12 +75,13 @@ class References:
     """The reference texts of a data set, by what predictions may name them with. Texts without references are left out.
 
     Args:
-        path: what messages call the data.
+        path: of the data.
         examples: as read by `read_examples`.
     """
 
     def __init__(self, path: str, examples: Sequence[Example]) -> None:
         self._path = path
+        self._folder = Path(path) if Path(path).is_dir() else Path(path).parent
         self._references: list[_Reference] = []
         self._by_key: dict[tuple[str, object], set[int]] = {}
         for index, example in enumerate(examples):
@@ -123,23 +125,30 @@ class References:
         for key in _reference_keys(reference):
             self._by_key.setdefault(key, set()).add(number)
 
-    def _candidates(self, keys: Iterable[tuple[str, object]]) -> set[int]:
-        return set().union(*(self._by_key.get(key, ()) for key in keys))
+    def _with_key(self, name: str, value: object) -> AbstractSet[int]:
+        """Return the references with a key. The set may hold most of the data and is not copied."""
+        return self._by_key.get((name, value), frozenset())
+
+    def _with_any(self, keys: Iterable[tuple[str, object]]) -> set[int]:
+        return set().union(*(self._with_key(*key) for key in keys))
 
     def _find(self, prediction: Prediction) -> _Match:
         """Find the one reference that everything in a prediction fits."""
         kind = "answer" if prediction.is_answer else "caption"
-        inputs = self._candidates(_input_keys(prediction))
-        named = set() if inputs else self._candidates(_name_keys(prediction))
+        inputs = self._with_any(_input_keys(prediction, self._folder))
+        named = set() if inputs else self._with_any(_name_keys(prediction))
         if len({self._references[number].example_index for number in named}) > 1:
             named = set()  # several images have this name
-        ids = [self._candidates([(f"{kind} {name}", key)]) for name, key in prediction.ids.items()]
+        ids = [self._with_key(f"{kind} {name}", key) for name, key in prediction.ids.items()]
         groups = [group for group in (inputs, named, *ids) if group]
         if not groups:
             return _Match(problem="no reference has its id or its path")
-        remaining = set.intersection(self._by_key.get(("kind", kind), set()), *groups)
+        remaining = set(groups[0]).intersection(*groups[1:]) & self._with_key("kind", kind)
         if prediction.question is not None:
-            remaining &= self._candidates([("question", _normalize(prediction.question))])
+            remaining &= self._with_key("question", _normalize(prediction.question))
+        with_box = remaining & self._with_key("box", prediction.box)
+        if with_box or prediction.box is not None:  # without a box, a question is about the whole image if it can be
+            remaining = with_box
         if not remaining:
             return _Match(problem="its id, path and question are of different references, or there are none for it")
         if len(remaining) > 1:
@@ -231,6 +240,7 @@ def _reference_keys(reference: _Reference) -> Iterator[tuple[str, object]]:
     else:
         yield "answer question_id", task.id
         yield "question", _normalize(task.question)
+        yield "box", task.box
     for name, value in reference.example.sources.items():
         if name == TEXT_SOURCE:
             yield name, value
@@ -239,13 +249,13 @@ def _reference_keys(reference: _Reference) -> Iterator[tuple[str, object]]:
             yield f"name of {name}", _file_name(value)
 
 
-def _input_keys(prediction: Prediction) -> Iterator[tuple[str, object]]:
-    """Yield the inputs of a prediction; a path may start from the current folder or from that of the file."""
+def _input_keys(prediction: Prediction, folder: Path) -> Iterator[tuple[str, object]]:
+    """Yield the inputs of a prediction; a path may start from the current folder, or that of the file or the data."""
     for name, value in prediction.inputs.items():
         if name == TEXT_SOURCE:
             yield name, value
             continue
-        for base in (Path(), Path(prediction.location.path).parent):
+        for base in (Path(), Path(prediction.location.path).parent, folder):
             path = resolve_path(value, base)
             yield name, path if is_url(path) else absolute_path(path)
 

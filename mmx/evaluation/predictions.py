@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmx.data.json_fields import RecordLocation, id_field, load_json_value, optional_text_field, read_lines
+from mmx.boxes import Box
+from mmx.data.json_fields import (
+    RecordLocation,
+    box_field,
+    id_field,
+    load_json_value,
+    optional_text_field,
+    read_lines,
+)
 from mmx.errors import DataError
 
 Record = Mapping[str, object]
@@ -32,6 +40,7 @@ class Prediction:
         is_answer: whether it is an answer, also if the row does not repeat the question.
         ids: by the name of their field.
         inputs: the other fields that are texts, among them the paths of inputs by source name.
+        box: the region that the question is about.
     """
 
     location: RecordLocation
@@ -40,6 +49,7 @@ class Prediction:
     question: str | None
     ids: Mapping[str, int | str]
     inputs: Mapping[str, str]
+    box: Box | None = None
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -111,4 +121,5 @@ def _parse_prediction(location: RecordLocation, record: Record) -> Prediction:
         if name in inputs:
             inputs.setdefault("image", inputs.pop(name))
     is_answer = question is not None or "question_id" in ids or found == [ANSWER]
-    return Prediction(location, text, is_answer, question, ids, inputs)
+    box = box_field(record, "box", location) if isinstance(record.get("box"), list) else None
+    return Prediction(location, text, is_answer, question, ids, inputs, box)

@@ -53,6 +53,22 @@ def test_score_prints_metrics_with_intervals(mmx, data) -> None:
     assert table[-1].split() == ["captions", "60"]
 
 
+def test_predictions_of_eval_have_the_scores_that_eval_prints(mmx, tmp_path, model, images) -> None:
+    left = [0, 0, 0.5, 1]
+    rows: list[dict] = [{"image": str(image), "captions": ["a b", "b c"]} for image in images]
+    rows += [{"image": str(image), "question": "what?", "answers": ["a", "b"]} for image in images]
+    rows += [{"image": str(image), "question": "what?", "box": left, "answer": "c"} for image in images]
+    data = write_jsonl(tmp_path / "list.jsonl", *rows)
+    (evaluated,) = mmx("eval", model, "--data", data, "--out-dir", tmp_path / "results", "--json").rows
+    ran = mmx("score", tmp_path / "results" / "predictions.jsonl", "--data", data, "--json")
+    (document,) = ran.rows
+    assert (ran.code, ran.err, document["captions"], document["answers"]) == (0, "", 5, 10)
+    values = {name: score["value"] for name, score in document["metrics"].items()}
+    del values["ANLS"]
+    assert len(values) == 8
+    assert values == pytest.approx({name: evaluated[name] for name in values}, abs=1e-12)
+
+
 def test_all_kinds_of_files_have_equal_scores(mmx, data) -> None:
     rows = json.loads((data / "good.json").read_text())
     write_jsonl(data / "rows.jsonl", *({"image": f"{row['image_id']}.jpg", "caption": row["caption"]} for row in rows))

@@ -24,7 +24,7 @@ def document(path, value):
 
 def join(data, predictions, **fields):
     examples = read_examples(DataConfig(path=str(data), **fields))
-    return References("the data", examples).join(read_predictions(predictions))
+    return References(str(data), examples).join(read_predictions(predictions))
 
 
 def pairs(joined):
@@ -49,6 +49,8 @@ def test_paths_start_from_the_current_folder_or_from_that_of_the_file(tmp_path, 
     here = join(captions, lines(tmp_path / "elsewhere" / "rows.jsonl", *rows))
     assert pairs(here) == [("1", ("a one", "a two")), ("2", ("other a",))]
     assert (here.num_predictions, here.num_references, here.num_by_name) == (0, 2, 0)
+    of_data = join(captions, lines(tmp_path / "elsewhere" / "rows.jsonl", {"image": "y/a.jpg", "caption": "4"}))
+    assert (pairs(of_data), of_data.num_by_name) == ([("4", ("other a",))], 0)
     beside = join(captions, lines(tmp_path / "data" / "rows.jsonl", {"image": "x/b.jpg", "caption": "3"}))
     assert pairs(beside) == [("3", ("b",))]
 
@@ -120,6 +122,18 @@ def test_answers_join_by_question_id_or_by_image_and_question(tmp_path):
     joined = join(data, lines(tmp_path / "rows.jsonl", *rows), annotations="annotations.json")
     assert pairs(joined) == [("a", ("70",)), ("b", ("80",))]
     assert (joined.num_predictions, joined.num_references) == (2, 1)
+
+
+def test_equal_questions_join_by_their_boxes(tmp_path):
+    left = [0.0, 0.0, 0.5, 1.0]
+    right = [0.5, 0, 1, 1]
+    question = {"image": "a.jpg", "question": "what is this?"}
+    rows = ({**question, "box": left, "answer": "left"}, {**question, "box": right, "answer": "right"})
+    data = lines(tmp_path / "list.jsonl", *rows)
+    joined = join(data, lines(tmp_path / "rows.jsonl", *rows))
+    assert pairs(joined) == [("left", ("left",)), ("right", ("right",))]
+    joined = join(data, lines(tmp_path / "rows.jsonl", rows[0], {**question, "answer": "which?"}))
+    assert (pairs(joined), joined.num_predictions) == ([("left", ("left",))], 1)
 
 
 def test_questions_are_not_missed_where_only_captions_are_predicted(tmp_path):
