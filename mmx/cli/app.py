@@ -16,7 +16,9 @@ from mmx.cli import demo, encoders, hub, look, scenes, study
 from mmx.cli.ask import ask
 from mmx.cli.bench import bench
 from mmx.cli.caption import caption
+from mmx.cli.compare import compare
 from mmx.cli.evaluate import evaluate_model
+from mmx.cli.score import score
 from mmx.cli.train import train
 from mmx.errors import ConfigError, InputError, MmxError, one_line
 
@@ -53,6 +55,8 @@ app.command("import")(hub.import_model)
 app.command("push")(hub.push)
 app.command("train")(train)
 app.command("eval")(evaluate_model)
+app.command("score")(score)
+app.command("compare")(compare)
 app.command("new-encoder")(encoders.new_encoder)
 app.command("scenes")(scenes.scenes)
 app.command("bench")(bench)

@@ -76,7 +76,7 @@ def evaluate_model(
     from mmx.config.loader import override_config
     from mmx.config.schema import DataConfig
 
-    out = _parse_out_dir(out_dir)
+    out = parse_out_dir(out_dir)
     config = override_config(DataConfig(path=data), overrides or [])
     if maps:
         given = {
@@ -117,12 +117,12 @@ def evaluate_model(
         print(one_line(report.cut_sentence()), file=sys.stderr)
     if out is not None:
         report.save(out)
-        _print_written(out / METRICS_FILE, out / PREDICTIONS_FILE)
+        print_written(out / METRICS_FILE, out / PREDICTIONS_FILE)
     print(json.dumps(report.metrics) if as_json else format_metrics(report.metrics))
     exit_with_status(not report.skipped and not unused)
 
 
-def _parse_out_dir(text: str | None) -> Path | None:
+def parse_out_dir(text: str | None) -> Path | None:
     """Check --out-dir. Raises MmxError for an empty one: an unset shell variable must not stand for this folder."""
     if text == "":
         message = "--out-dir was given as '', which is not a folder; type . for the current folder."
@@ -135,7 +135,7 @@ def _create(folder: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def _print_written(*paths: Path) -> None:
+def print_written(*paths: Path) -> None:
     """Name the files on stderr, because stdout has the metrics."""
     for path in paths:
         print(f"{path} was written.", file=sys.stderr)
@@ -183,5 +183,5 @@ def _evaluate_maps(model: str, config: DataConfig, device: str, out: Path | None
     report = {"pointing": asdict(pointing), "deletion": asdict(deletion)}
     if out is not None:
         write_json(out / MAPS_FILE, report)
-        _print_written(out / MAPS_FILE)
+        print_written(out / MAPS_FILE)
     print(json.dumps(report) if as_json else f"{pointing.table(pointing.main_methods)}\n\n{deletion.table()}")

@@ -4,7 +4,7 @@ All captions of an image, and all questions about it, are tasks of one example, 
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mmx.boxes import Box
 from mmx.errors import DataError, MmxError
@@ -20,6 +20,8 @@ class TextTask:
         question_type: groups questions in reports.
         box: region (0..1) that the question is about; it is part of the prompt, and only this region is attended.
         evidence: region where the answer can be seen. It is used by evaluation only.
+        id: the id that the data gives to the text, such as a question_id, or to its image; of joined tasks the first.
+            Tasks that differ in nothing else are equal.
     """
 
     targets: tuple[str, ...]
@@ -27,6 +29,7 @@ class TextTask:
     question_type: str | None = None
     box: Box | None = None
     evidence: Box | None = None
+    id: int | str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

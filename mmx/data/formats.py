@@ -7,24 +7,14 @@ Formats: `manifest` (JSONL), `csv` (also TSV), `parquet`, `karpathy` (dataset_*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mmx.config.schema import DataConfig
 from mmx.data.derived_questions import derive_questions
-from mmx.data.examples import Example, TextTask, check_sources
+from mmx.data.examples import Example, check_sources
 from mmx.data.hf_datasets import is_dataset_name, is_saved_dataset, read_dataset
-from mmx.data.image_files import find_image, find_vqa_image, join_equal_images
-from mmx.data.json_fields import (
-    JsonObject,
-    RecordLocation,
-    id_field,
-    list_field,
-    load_json,
-    optional_text_field,
-    text_field,
-)
+from mmx.data.json_data_sets import load_document, read_coco, read_karpathy, read_vqa
 from mmx.data.manifest import METADATA_FILES, read_folder, read_manifest, read_record_list
 from mmx.data.parquet import is_parquet
 from mmx.data.record_files import read_records
@@ -34,22 +24,11 @@ from mmx.data.sidecar_folder import has_sidecars, read_sidecars
 from mmx.data.skipped import ReportSkipped, SkippedRecords, warn_skipped
 from mmx.data.tables import is_table
 from mmx.data.webdataset import complete_samples, find_archives, read_webdataset
-from mmx.errors import DataError, suggest
+from mmx.errors import DataError
 from mmx.io.tar import is_tar
-from mmx.text.prompts import is_empty_question
 
-EMPTY_CAPTION = "the caption is empty"
-NO_CAPTION = "the image has no caption"
 SPLIT_FORMATS = frozenset({"karpathy", "hf"})
 COLUMN_FORMATS = frozenset({"manifest", "csv", "parquet", "folder", "webdataset", "hf"})
-
-
-class VqaAnswers(NamedTuple):
-    """The answers of annotators to one question, the type that VQAv2 gives them, and where they were read."""
-
-    answers: tuple[str, ...] = ()
-    answer_type: str | None = None
-    location: RecordLocation | None = None
 
 
 def read_examples(
@@ -126,7 +105,7 @@ def detect_format(path: Path) -> str:
         return "parquet"
     if is_tar(path.name):
         return "webdataset"
-    document = _load_document(path)
+    document = load_document(path)
     if "images" in document and "annotations" in document:
         return "coco"
     if "questions" in document:
@@ -209,121 +188,6 @@ def _columns_not_used(config: DataConfig, format_name: str) -> DataError:
 # ---- readers ---------------------------------------------------------------------------------------------------
 
 
-def read_karpathy(
-    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
-) -> list[Example]:
-    """Read the JSON of the Karpathy splits. Images of the split `restval` count as train, as is usual."""
-    examples = []
-    splits = set()
-    for number, image in enumerate(list_field(_load_document(path), "images", RecordLocation(str(path)))):
-        location = RecordLocation(str(path), record=f"image {number}")
-        name = text_field(image, "filename", location)
-        split = image.get("split") if isinstance(image, Mapping) else None
-        splits.add(str(split))
-        if config.split in (None, split, "train" if split == "restval" else None):
-            examples.append(_karpathy_example(image, name, path.parent, location, skipped))
-    if config.split is not None and not examples:
-        raise DataError(
-            f"{path} has no split {config.split!r}; {suggest(config.split, sorted(splits))}",
-            code="data.unknown_split",
-            path=str(path),
-            split=config.split,
-            known=sorted(splits),
-        )
-    return join_equal_images(examples)
-
-
-def _karpathy_example(
-    image: object, name: str, base: Path, location: RecordLocation, skipped: SkippedRecords
-) -> Example:
-    folder = optional_text_field(image, "filepath", location) or ""
-    captions = []
-    for number, sentence in enumerate(list_field(image, "sentences", location)):
-        caption = text_field(sentence, "raw", location).strip()
-        if caption:
-            captions.append(caption)
-        else:
-            skipped.add(RecordLocation(location.path, record=f"{location.record}, sentence {number}"), EMPTY_CAPTION)
-    if not captions:
-        skipped.add(location, NO_CAPTION)
-    tasks = (TextTask(tuple(captions)),) if captions else ()
-    return Example(name, {"image": find_image(base, Path(folder) / name)}, tasks, str(location))
-
-
-def read_coco(
-    path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
-) -> list[Example]:
-    """Read COCO captions JSON: images and annotations, joined by image id."""
-    document = _load_document(path)
-    captions = _read_coco_captions(document, path, skipped)
-    examples: dict[int | str, Example] = {}
-    for number, image in enumerate(list_field(document, "images", RecordLocation(str(path)))):
-        location = RecordLocation(str(path), record=f"image {number}")
-        key = id_field(image, "id", location)
-        name = text_field(image, "file_name", location)
-        if key in examples:
-            skipped.add(location, "an earlier image has the same id")
-            continue
-        texts = [text for _, text in captions.pop(key, []) if text]
-        if not texts:
-            skipped.add(location, NO_CAPTION)
-        tasks = (TextTask(tuple(texts)),) if texts else ()
-        examples[key] = Example(str(key), {"image": find_image(path.parent, Path(name))}, tasks, str(location))
-    for orphans in captions.values():
-        for location, text in orphans:
-            if text:
-                skipped.add(location, "no image has its image_id")
-    return join_equal_images(examples.values())
-
-
-def _read_coco_captions(
-    document: JsonObject, path: Path, skipped: SkippedRecords
-) -> dict[int | str, list[tuple[RecordLocation, str]]]:
-    """Return the captions by image id, and where they were read. Those that are empty are reported."""
-    captions: dict[int | str, list[tuple[RecordLocation, str]]] = {}
-    for number, annotation in enumerate(list_field(document, "annotations", RecordLocation(str(path)))):
-        location = RecordLocation(str(path), record=f"annotation {number}")
-        key = id_field(annotation, "image_id", location)
-        text = text_field(annotation, "caption", location).strip()
-        if not text:
-            skipped.add(location, EMPTY_CAPTION)
-        captions.setdefault(key, []).append((location, text))
-    return captions
-
-
-def read_vqa(path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords) -> list[Example]:
-    """Read VQAv2: a questions JSON, and the annotations JSON of `config.annotations` (without it, no answers)."""
-    document = _load_document(path)
-    answers = _read_vqa_answers(path.parent / config.annotations, skipped) if config.annotations else {}
-    tasks: dict[int | str, list[TextTask]] = {}
-    question_ids = set()
-    for number, question in enumerate(list_field(document, "questions", RecordLocation(str(path)))):
-        location = RecordLocation(str(path), record=f"question {number}")
-        key = id_field(question, "question_id", location)
-        image = id_field(question, "image_id", location)
-        text = text_field(question, "question", location)
-        if key in question_ids:
-            skipped.add(location, "an earlier question has the same question_id")
-            continue
-        question_ids.add(key)
-        if is_empty_question(text):
-            skipped.add(location, "the question is empty")
-            continue
-        if config.annotations and key not in answers:
-            skipped.add(location, "no annotation has its question_id", "without answers")
-        found = answers.get(key, VqaAnswers())
-        tasks.setdefault(image, []).append(TextTask(found.answers, text, found.answer_type))
-    for key, orphan in answers.items():
-        if key not in question_ids and orphan.location is not None:
-            skipped.add(orphan.location, "no question has its question_id")
-    subtype = optional_text_field(document, "data_subtype", RecordLocation(str(path)))
-    examples = []
-    for image, image_tasks in tasks.items():
-        image_path = find_vqa_image(path.parent, subtype, image)
-        examples.append(Example(str(image), {"image": image_path}, tuple(image_tasks), str(path)))
-    return join_equal_images(examples, join=tuple)  # equal questions with ids of their own are not joined
-
-
 def read_list(
     path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
 ) -> list[Example]:
@@ -364,28 +228,3 @@ READERS: dict[str, Reader] = {
     "webdataset": read_archives,
     "hf": read_hf,
 }
-
-
-def _load_document(path: Path) -> JsonObject:
-    return load_json(path, f"expected one of the formats {', '.join(READERS)}.")
-
-
-def _read_vqa_answers(path: Path, skipped: SkippedRecords) -> dict[int | str, VqaAnswers]:
-    """Return the answers by question id. Of several annotations with one id, the first is used."""
-    found: dict[int | str, VqaAnswers] = {}
-    for number, annotation in enumerate(list_field(_load_document(path), "annotations", RecordLocation(str(path)))):
-        location = RecordLocation(str(path), record=f"annotation {number}")
-        key = id_field(annotation, "question_id", location)
-        answers = []
-        for answer in list_field(annotation, "answers", location):
-            text = text_field(answer, "answer", location)
-            if text.strip():
-                answers.append(text)
-            else:
-                skipped.add(location, "an answer is empty")
-        answer_type = optional_text_field(annotation, "answer_type", location)
-        if key in found:
-            skipped.add(location, "an earlier annotation has the same question_id")
-        else:
-            found[key] = VqaAnswers(tuple(answers), answer_type, location)
-    return found

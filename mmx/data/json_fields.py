@@ -106,18 +106,24 @@ def check_utf8_line(location: RecordLocation, text: str) -> None:
 
 def load_json(path: Path, expected: str) -> JsonObject:
     """Return the JSON object in a file. Raises DataError; its message ends with `expected`."""
+    document = load_json_value(path, expected)
+    if not isinstance(document, dict):
+        message = f"{path} does not hold a JSON object; {expected}"
+        raise DataError(message, code="data.not_json", path=str(path))
+    return document
+
+
+def load_json_value(path: Path, expected: str) -> object:
+    """Return the JSON value in a file, such as a list. Raises DataError; its message ends with `expected`."""
     details = {"code": "data.not_json", "path": str(path)}
     try:
-        document = json.loads(read_utf8(path), object_pairs_hook=_object_of_pairs)
+        return json.loads(read_utf8(path), object_pairs_hook=_object_of_pairs)
     except _RepeatedKeyError as error:
         raise _repeated_key(RecordLocation(str(path)), error) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno} is not JSON; {expected}", line=error.lineno, **details) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON; {expected}", **details) from error
-    if not isinstance(document, dict):
-        raise DataError(f"{path} does not hold a JSON object; {expected}", **details)
-    return document
 
 
 def read_utf8(path: Path) -> str:

@@ -15,6 +15,7 @@ from mmx.data.json_fields import (
     RecordLocation,
     absolute_path,
     box_field,
+    id_field,
     is_url,
     optional_text_field,
     read_lines,
@@ -277,7 +278,7 @@ def _parse_line(
     tasks = []
     captions = texts_field(line, caption_fields, location)
     if captions:
-        tasks.append(TextTask(captions))
+        tasks.append(TextTask(captions, id=_parse_id(location, line)))
     if "question" in line:
         tasks.append(_parse_question(location, line))
     else:
@@ -317,7 +318,16 @@ def _parse_question(location: RecordLocation, line: Mapping[str, object]) -> Tex
         raise location.error("bbox", message, key="bbox", expected="box")
     box = box_field(line, "box", location)
     evidence = box_field(line, "evidence", location)
-    return TextTask(answers, question, question_type, box, evidence)
+    return TextTask(answers, question, question_type, box, evidence, _parse_id(location, line))
+
+
+def _parse_id(location: RecordLocation, line: Mapping[str, object]) -> int | str | None:
+    """Return the id of a line's texts: that of the question before that of the line. Other values are no ids."""
+    for name in reversed(ID_FIELDS):
+        value = line.get(name)
+        if isinstance(value, int | str) and not isinstance(value, bool):
+            return id_field(line, name, location)
+    return None
 
 
 def _parse_metadata_line(location: RecordLocation, line: Mapping[str, object]) -> ManifestLine:

@@ -253,6 +253,7 @@ def _predict(
                     targets=task.targets,
                     logprob=best.logprob,
                     probability=best.probability,
+                    box=task.box,
                 )
             )
     return predictions

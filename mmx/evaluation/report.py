@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmx.boxes import Box
 from mmx.errors import DataError
 from mmx.io.atomic import atomic_write_text
 
@@ -40,6 +41,7 @@ class EvaluatedText:
         targets: reference captions or answers.
         logprob: of the prediction, see `GeneratedText.logprob`.
         probability: of the prediction, see `GeneratedText.probability`.
+        box: region that the question is about.
     """
 
     key: tuple[int, int]
@@ -51,6 +53,7 @@ class EvaluatedText:
     targets: tuple[str, ...]
     logprob: float = math.nan
     probability: float = math.nan
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class EvaluationReport:
         """Write metrics.json and predictions.jsonl, each atomically. Raises DataError if that is not possible."""
         rows = []
         for text in self.predictions:
-            row = {
+            row: dict[str, object] = {
                 "id": text.id,
                 "question": text.question,
                 "question_type": text.question_type,
@@ -93,6 +96,8 @@ class EvaluationReport:
                 "score": text.score,
                 "targets": text.targets,
             }
+            if text.box is not None:
+                row["box"] = text.box
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
         try:
             atomic_write_text(folder / PREDICTIONS_FILE, "".join(rows))

@@ -70,39 +70,48 @@ def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
     two that are equally close. As in coco-caption's BleuScorer a missing n-gram length gives nearly zero, not zero.
     """
     _check_tokens(candidates, references)
-    matches = [0] * MAX_N
-    totals = [0] * MAX_N
-    candidate_length = 0
-    reference_length = 0
-    for candidate, targets in zip(candidates, references, strict=True):
-        candidate_length += len(candidate)
-        reference_length += _closest_length(len(candidate), [len(target) for target in targets])
-        for n in range(MAX_N):
-            counts = _ngrams(candidate, n + 1)
-            matches[n] += (counts & _max_counts(targets, n + 1)).total()  # & takes the smaller count: clipped precision
-            totals[n] += counts.total()
+    counts = [bleu_counts(candidate, targets) for candidate, targets in zip(candidates, references, strict=True)]
+    return bleu_of_counts([sum(column) for column in zip(*counts, strict=True)])
+
+
+def bleu_counts(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
+    """What one image adds to corpus BLEU: matches of n-grams of length 1 to 4, their totals, and the two lengths."""
+    matches = []
+    totals = []
+    for n in range(1, MAX_N + 1):
+        counts = _ngrams(candidate, n)
+        matches.append(_clipped_matches(counts, [_ngrams(reference, n) for reference in references]))
+        totals.append(counts.total())
+    reference_length = _closest_length(len(candidate), [len(target) for target in references])
+    return [*matches, *totals, len(candidate), reference_length]
+
+
+def bleu_of_counts(counts: Sequence[float]) -> BleuScores:
+    """BLEU of a corpus from the sums of `bleu_counts` over its images."""
+    *ngrams, candidate_length, reference_length = counts
     penalty = _brevity_penalty(candidate_length, reference_length)
     product = 1.0
     scores = []
     for n in range(MAX_N):
-        product *= (matches[n] + 1e-15) / (totals[n] + 1e-9)
+        product *= (ngrams[n] + 1e-15) / (ngrams[MAX_N + n] + 1e-9)
         scores.append(penalty * product ** (1 / (n + 1)))
     return BleuScores(*scores)
 
 
-def _max_counts(references: Sequence[Tokens], n: int) -> NgramCounts:
-    """The largest count of each n-gram in any reference."""
-    counts: NgramCounts = Counter()
-    for reference in references:
-        counts |= _ngrams(reference, n)
-    return counts
+def _clipped_matches(counts: NgramCounts, references: Sequence[NgramCounts]) -> int:
+    """How many n-grams of the candidate are in a reference, each at most as often as in the reference that has most."""
+    matches = 0
+    for ngram, count in counts.items():
+        largest = max(reference.get(ngram, 0) for reference in references)
+        matches += min(count, largest)
+    return matches
 
 
 def _closest_length(length: int, lengths: Sequence[int]) -> int:
     return min(lengths, key=lambda other: (abs(other - length), other))
 
 
-def _brevity_penalty(candidate_length: int, reference_length: int) -> float:
+def _brevity_penalty(candidate_length: float, reference_length: float) -> float:
     ratio = (candidate_length + 1e-15) / (reference_length + 1e-9)
     return exp(min(0.0, 1 - 1 / ratio))
 
@@ -113,11 +122,12 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     As in coco-caption, precision and recall are the maxima over the references, not necessarily of the same one.
     """
     _check_tokens(candidates, references)
-    scores = [_rouge_l_of_image(c, targets) for c, targets in zip(candidates, references, strict=True)]
+    scores = [rouge_l_of_image(c, targets) for c, targets in zip(candidates, references, strict=True)]
     return sum(scores) / len(scores)
 
 
-def _rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
+def rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
+    """ROUGE-L F-score of one candidate."""
     candidate = candidate or [""]  # coco-caption treats an empty sentence as one empty word
     precision = 0.0
     recall = 0.0
@@ -132,15 +142,19 @@ def _rouge_l_of_image(candidate: Tokens, references: Sequence[Tokens]) -> float:
 
 
 def _common_subsequence_length(first: Tokens, second: Tokens) -> int:
-    """Length of the longest common subsequence, by dynamic programming with one row."""
-    row = [0] * (len(second) + 1)
-    for word in first:
-        diagonal = 0
-        for j, other in enumerate(second, start=1):
-            above = row[j]
-            row[j] = diagonal + 1 if word == other else max(above, row[j - 1])
-            diagonal = above
-    return row[-1]
+    """Length of the longest common subsequence: the zero bits that a column of the table is left with.
+
+    A column is the bits of an integer (Hyyrö, "Bit-parallel LCS-length computation revisited", 2004, section 4).
+    """
+    positions: dict[str, int] = {}
+    for index, word in enumerate(first):
+        positions[word] = positions.get(word, 0) | 1 << index
+    mask = (1 << len(first)) - 1
+    column = mask
+    for word in second:
+        matched = column & positions.get(word, 0)
+        column = (column + matched | column - matched) & mask
+    return len(first) - column.bit_count()
 
 
 def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
@@ -226,7 +240,7 @@ def _length_penalty(candidate: Tokens, target: Tokens) -> float:
 
 
 def _ngrams(tokens: Tokens, n: int) -> NgramCounts:
-    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def _check_ids(predictions: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> None:

@@ -1,8 +1,9 @@
-"""Makes the golden files in this folder. Needs Java, pycocoevalcap 1.2, pytest, and the official `vqaEval.py`.
+"""Makes the golden files in this folder. Needs Java, pycocoevalcap 1.2, jiwer 4.0, pytest, the official `vqaEval.py`.
 
     python tests/evaluation/metrics/golden/make_golden.py captions
     python tests/evaluation/metrics/golden/make_golden.py tokens dataset_flickr8k.json
     python tests/evaluation/metrics/golden/make_golden.py answers FOLDER_OF_vqaEval.py
+    python tests/evaluation/metrics/golden/make_golden.py error_rates
 
 The inputs come from the tests, so that a golden file holds little more than the output of the reference.
 """
@@ -127,5 +128,21 @@ def make_answers(folder):
     write("answers", accuracy=accuracy, repaired=changed)
 
 
+def make_error_rates():
+    import jiwer
+
+    test = runpy.run_path(str(TESTS / "test_edit_distance.py"))
+    corpora = [test["corpus"](seed) for seed in range(test["CORPORA"])]
+    wer = [round(jiwer.wer(references, predictions), 9) for predictions, references in corpora]
+    cer = [round(jiwer.cer(references, predictions), 9) for predictions, references in corpora]
+    write("error_rates", wer=wer, cer=cer)
+
+
 if __name__ == "__main__":
-    {"captions": make_captions, "tokens": make_tokens, "answers": make_answers}[sys.argv[1]](*sys.argv[2:])
+    makers = {
+        "captions": make_captions,
+        "tokens": make_tokens,
+        "answers": make_answers,
+        "error_rates": make_error_rates,
+    }
+    makers[sys.argv[1]](*sys.argv[2:])
