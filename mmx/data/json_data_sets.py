@@ -19,7 +19,7 @@ from mmx.data.json_fields import (
     text_field,
 )
 from mmx.data.skipped import SkippedRecords
-from mmx.errors import DataError
+from mmx.errors import DataError, suggest
 from mmx.text.prompts import is_empty_question
 
 EMPTY_CAPTION = "the caption is empty"

@@ -87,7 +87,8 @@ def hub_errors(name: str, failure: str, advice: str, revision: str | None = None
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
     """Let huggingface_hub print no warnings, and draw progress bars on a terminal only."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     verbosity = logging.get_verbosity()
     hides_bars = not sys.stderr.isatty() and not are_progress_bars_disabled()

@@ -131,6 +131,7 @@ def test_ask_rank_candidates_and_select_a_region(page, scene) -> None:
         box = region.bounding_box()
         region.click(position={"x": x * box["width"], "y": y * box["height"]})
         before = image_url(page, "#region", before)
+    playwright.expect(page.get_by_label("Left")).not_to_have_value("0")  # the fields follow the image
     sides = [float(page.get_by_label(name).input_value()) for name in ("Left", "Top", "Right", "Bottom")]
     assert sides == pytest.approx([0.3, 0.3, 0.7, 0.6], abs=0.02)
     page.get_by_label("Question").fill("what is this?")
