@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from mmx.cli.generation_options import (
+    LengthPenaltyOption,
+    NumReturnSequencesOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from mmx.cli.inputs import Inputs, by_source, check_names, check_not_overwritten, display_name, normalize_path
 from mmx.cli.options import (
     BatchSizeOption,
@@ -38,7 +47,7 @@ from mmx.errors import MmxError, one_line
 if TYPE_CHECKING:
     from mmx.boxes import Box
     from mmx.data.manifest import ManifestQuestion
-    from mmx.inference.options import DecodingOptions
+    from mmx.inference.options import GenerationOptions
     from mmx.inference.pipeline import Pipeline
 
 
@@ -56,6 +65,13 @@ def ask(
     batch_size: BatchSizeOption = 16,
     num_beams: NumBeamsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    num_return_sequences: NumReturnSequencesOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
     guidance_scale: GuidanceScaleOption = None,
     shard: ShardOption = None,
     out: OutOption = None,
@@ -77,9 +93,16 @@ def ask(
     region = parse_box(box)
     requests = _read_requests(image, questions or [], data, parse_sources(source))
     pipeline = load_pipeline(model, device, dtype)
-    options: DecodingOptions = {
+    options: GenerationOptions = {
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "num_return_sequences": num_return_sequences,
+        "length_penalty": length_penalty,
+        "repetition_penalty": repetition_penalty,
         "guidance_scale": guidance_scale,
     }
     config = run_config("ask", model, dtype, pipeline.generation_config(options))
@@ -156,7 +179,7 @@ def _question_item(request: ManifestQuestion, region: Box | None, pipeline: Pipe
 
 
 def _answer_rows(
-    items: Iterable[_QuestionItem], pipeline: Pipeline, batch_size: int, options: DecodingOptions
+    items: Iterable[_QuestionItem], pipeline: Pipeline, batch_size: int, options: GenerationOptions
 ) -> Iterator[Row]:
     """Yield the row of each question, in order."""
     items = list(items)

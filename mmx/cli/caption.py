@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmx.cli.generation_options import (
+    LengthPenaltyOption,
+    NumReturnSequencesOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+)
 from mmx.cli.inputs import (
     InputItem,
     check_names,
@@ -45,7 +54,7 @@ from mmx.errors import MmxError, one_line
 from mmx.io.results_file import row_id
 
 if TYPE_CHECKING:
-    from mmx.inference.options import DecodingOptions
+    from mmx.inference.options import GenerationOptions
     from mmx.inference.pipeline import Pipeline
 
 
@@ -60,6 +69,13 @@ def caption(
     batch_size: BatchSizeOption = 16,
     num_beams: NumBeamsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    num_return_sequences: NumReturnSequencesOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
     guidance_scale: GuidanceScaleOption = None,
     language: LanguageOption = None,
     task: TaskOption = None,
@@ -84,9 +100,16 @@ def caption(
     """
     check_names(images)
     output = OutputOptions.parse(out, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
-    options: DecodingOptions = {
+    options: GenerationOptions = {
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "num_return_sequences": num_return_sequences,
+        "length_penalty": length_penalty,
+        "repetition_penalty": repetition_penalty,
         "guidance_scale": guidance_scale,
         "language": language,
         "task": parse_task(task),
@@ -110,7 +133,7 @@ def caption(
 
 
 def _caption_rows(
-    items: Iterable[InputItem], pipeline: Pipeline, batch_size: int, options: DecodingOptions
+    items: Iterable[InputItem], pipeline: Pipeline, batch_size: int, options: GenerationOptions
 ) -> Iterator[Row]:
     """Yield the row of each item, in order."""
     items, copies = tee(items)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -52,6 +52,7 @@ class GeneratedText:
         language_score: its probability among the languages of the model, if it was detected.
         task: transcribe, or translate (to English).
         no_speech_prob: probability that the audio has no speech. Of windows, the smallest.
+        alternatives: further texts of the same prompt, best first, if several were asked for.
     """
 
     text: str
@@ -64,6 +65,7 @@ class GeneratedText:
     language_score: float | None = None
     task: str | None = None
     no_speech_prob: float | None = None
+    alternatives: tuple[GeneratedText, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         language = "" if self.language is None else f", language={self.language!r}"
@@ -82,6 +84,11 @@ class GeneratedText:
             "no_speech_prob": _rounded(self.no_speech_prob),
         }
         return fields | {name: value for name, value in optional.items() if value is not None}
+
+
+def best_text(texts: Sequence[GeneratedText]) -> GeneratedText:
+    """Return the first of some texts of one prompt, with the others as its alternatives."""
+    return replace(texts[0], alternatives=tuple(texts[1:])) if len(texts) > 1 else texts[0]
 
 
 @dataclass(frozen=True)

@@ -269,32 +269,33 @@ class Pipeline(TextGenerator):
             yield from stream_windows(self, self._single_windows(image), greedy_or_sampled)
 
     def captions(
-        self, images: Iterable[InputT], batch_size: int = 16, **options: Unpack[DecodingOptions]
+        self, images: Iterable[InputT], batch_size: int = 16, **options: Unpack[GenerationOptions]
     ) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
         """Caption many inputs in batches.
 
         Yields (input, caption) in the order given; an input that cannot be read yields its error instead. Inputs with
-        the same bytes are encoded once. A batch that does not fit into memory is halved.
+        the same bytes are encoded once. A batch that does not fit into memory is halved. With num_return_sequences the
+        caption is the best, and the others are its `alternatives`.
 
         Example:
             >>> for path, result in model.captions(["a.jpg", "b.jpg"]):
             ...     print(path, result.text if isinstance(result, mmx.GeneratedText) else result)
         """
-        return caption_images(self, check_inputs(images, batch_size), batch_size, self._single_text(options))
+        return caption_images(self, check_inputs(images, batch_size), batch_size, self._batch_options(options))
 
     def answers(
         self,
         questions: Sequence[Question | tuple[ModelInput, str] | tuple[ModelInput, str, Box | None]],
         batch_size: int = 16,
-        **options: Unpack[DecodingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[GeneratedText | MmxError]:
         """Answer many questions, each a `Question` or (input, question) or (input, question, box).
 
         Yields answers in the order given, an error in place of one that cannot be answered. Questions about the same
-        input are answered together; `batch_size` inputs are encoded at a time.
+        input are answered together; `batch_size` inputs are encoded at a time. Several answers: as in `captions`.
         """
         items = check_questions(questions, batch_size)
-        return answer_questions(self, items, batch_size, self._single_text(options))
+        return answer_questions(self, items, batch_size, self._batch_options(options))
 
     def look(
         self,
@@ -353,6 +354,10 @@ class Pipeline(TextGenerator):
                 code="generation.single_text",
             )
         return self.generation_config({**options, "num_return_sequences": 1})
+
+    def _batch_options(self, options: GenerationOptions) -> GenerationConfig:
+        """The options of a call that returns one text for each input, unless more are asked for."""
+        return self.generation_config({"num_return_sequences": 1, **options})
 
     def _caption(self, image: ModelInput | Memory, options: GenerationConfig) -> GeneratedText:
         """The caption of one input, or of the windows of long audio."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mmx.config.schema import GenerationConfig
 from mmx.inference.generator import TextGenerator
 from mmx.inference.inputs import InputWindow
-from mmx.inference.outputs import GeneratedText, TextWindow
+from mmx.inference.outputs import GeneratedText, TextWindow, best_text
 
 WINDOWS_IN_BATCH = 4  # of one input, outside of batch inference
 
@@ -47,14 +47,19 @@ def caption_rows(
     texts: Iterator[GeneratedText] = iter(())
     if heard:
         memory = generator.encode_prepared([window.inputs for window in heard])
-        texts = iter([streams[0][0] for streams in generator.generate_batch(memory, [[None]] * len(heard), options)])
+        generated = generator.generate_batch(memory, [[None]] * len(heard), options)
+        texts = iter([best_text(streams[0]) for streams in generated])
     return [_silence() if _is_skipped(generator, window) else next(texts) for window in windows]
 
 
 def join_texts(windows: Sequence[InputWindow], texts: Sequence[GeneratedText]) -> GeneratedText:
-    """Return the text of an input from those of its windows; of a single window, its own."""
+    """Return the text of an input from those of its windows; of a single window, its own.
+
+    The k-th alternative is made of the k-th of every window; a window without sound has none.
+    """
     if len(texts) == 1:
         return texts[0]
+    alternatives = [join_texts(windows, ranked) for ranked in zip(*(text.alternatives for text in texts), strict=False)]
     parts: list[TextWindow] = []
     tokens: list[tuple[str, float]] = []
     for window, text in zip(windows, texts, strict=True):
@@ -71,6 +76,7 @@ def join_texts(windows: Sequence[InputWindow], texts: Sequence[GeneratedText]) -
         language_score=_language_score(language, texts),
         task=next((text.task for text in texts if text.task is not None), None),
         no_speech_prob=min(no_speech_probs, default=None),
+        alternatives=tuple(alternatives),
     )
 
 

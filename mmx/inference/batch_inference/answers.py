@@ -17,7 +17,7 @@ from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
 from mmx.inference.generator import TextGenerator, check_question
 from mmx.inference.inputs import PreparedOrError
-from mmx.inference.outputs import GeneratedText, Question
+from mmx.inference.outputs import GeneratedText, Question, best_text
 from mmx.memory import Memory
 
 # Streams x (prompt + answer) x beams decoded at a time. For a decoder of 12 layers and hidden size 768 in float32 the
@@ -158,5 +158,5 @@ class BatchAnswering:
         answers: dict[int, GeneratedText] = {}
         for indices, row in zip(by_row.values(), texts, strict=True):
             for index, sequences in zip(indices, row, strict=True):
-                answers[index] = sequences[0]
+                answers[index] = best_text(sequences)
         return [answers[stream.question] for stream in streams]
