@@ -13,6 +13,11 @@ _SEED_HELP = "Seed of sampling."
 _TEXTS_HELP = "Texts for each input, by sampling or with as many beams. Rows carry all of them."
 _LENGTH_HELP = "Beams are ranked by log p / length ** X: above 1 prefers longer texts."
 _REPETITION_HELP = "Above 1 makes tokens that the text has already less probable."
+_START_HELP = "With what each text begins, such as 'a photo of'. Fields as in --prepend."
+_PREPEND_HELP = (
+    "Add this before each text; the model does not read it. {folder}, {stem}, {exif:TAG} or a field."
+)
+_APPEND_HELP = "Add this after each text; see --prepend."
 
 TemperatureOption = Annotated[float | None, typer.Option("--temperature", metavar="X", help=_TEMPERATURE_HELP)]
 TopPOption = Annotated[float | None, typer.Option("--top-p", metavar="X", help=_TOP_P_HELP)]
@@ -25,3 +30,6 @@ LengthPenaltyOption = Annotated[float | None, typer.Option("--length-penalty", m
 RepetitionPenaltyOption = Annotated[
     float | None, typer.Option("--repetition-penalty", metavar="X", help=_REPETITION_HELP)
 ]
+StartOption = Annotated[str | None, typer.Option("--start", metavar="TEXT", help=_START_HELP)]
+PrependOption = Annotated[str | None, typer.Option("--prepend", metavar="TEXT", help=_PREPEND_HELP)]
+AppendOption = Annotated[str | None, typer.Option("--append", metavar="TEXT", help=_APPEND_HELP)]

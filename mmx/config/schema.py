@@ -162,7 +162,8 @@ class GenerationConfig(FrozenModel):
     every token a second time without the memory. `answer_temperature` divides the log-probability of an answer to give
     its `probability`; it changes no text. `mmx eval` fits it on data with answers. `language` and `task` are for speech
     recognition models of several languages: a language by code or English name (without one, that of each audio is
-    detected), and whether a text is in the language of the audio or translated to English.
+    detected), and whether a text is in the language of the audio or translated to English. `start`: with what every
+    text begins; its tokens follow the prompt, and scores count only the tokens after it.
     """
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000)
@@ -184,6 +185,7 @@ class GenerationConfig(FrozenModel):
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     answer_temperature: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
+    start: str = ""
     language: str | None = None
     task: SpeechTask | None = None
     seed: int = Field(0, ge=0, lt=2**63)

@@ -108,11 +108,19 @@ class RankedAnswer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an input. `box` (x0, y0, x1, y1, each 0..1 from the top left) restricts it to a region."""
+    """A question about an input.
+
+    Attributes:
+        image: the input.
+        question: the text of the question.
+        box: (x0, y0, x1, y1), each 0..1 from the top left: only this region is attended to.
+        start: with what the answer begins; None for the option `start`.
+    """
 
     image: ModelInput
     question: str
     box: Box | None = None
+    start: str | None = None
 
 
 def _rounded(probability: float | None) -> float | None:

@@ -23,10 +23,11 @@ from mmx.hub import load_hf_model
 from mmx.inference.arguments import check_candidates, check_device, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import TextGenerator, check_question
+from mmx.inference.generator import TextGenerator
 from mmx.inference.inputs import InputWindow, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
+from mmx.inference.prompts import check_question
 from mmx.inference.windows import caption_windows, stream_windows
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
@@ -269,19 +270,23 @@ class Pipeline(TextGenerator):
             yield from stream_windows(self, self._single_windows(image), greedy_or_sampled)
 
     def captions(
-        self, images: Iterable[InputT], batch_size: int = 16, **options: Unpack[GenerationOptions]
+        self,
+        images: Iterable[InputT],
+        batch_size: int = 16,
+        starts: Iterable[str] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
         """Caption many inputs in batches.
 
         Yields (input, caption) in the order given; an input that cannot be read yields its error instead. Inputs with
         the same bytes are encoded once. A batch that does not fit into memory is halved. With num_return_sequences the
-        caption is the best, and the others are its `alternatives`.
+        caption is the best, and the others are its `alternatives`. `starts` has the option `start` of each input.
 
         Example:
             >>> for path, result in model.captions(["a.jpg", "b.jpg"]):
             ...     print(path, result.text if isinstance(result, mmx.GeneratedText) else result)
         """
-        return caption_images(self, check_inputs(images, batch_size), batch_size, self._batch_options(options))
+        return caption_images(self, check_inputs(images, batch_size), batch_size, self._batch_options(options), starts)
 
     def answers(
         self,
@@ -328,7 +333,8 @@ class Pipeline(TextGenerator):
         decoding = self._single_text(options)
         prompt = self.prompt_of(memory, question, decoding)
         if text is None:
-            target = list(self.generate_tokens(memory, [[question]], decoding)[0][0][0].tokens)
+            generated = self.generate_tokens(memory, [[question]], decoding)[0][0][0].tokens
+            target = [*self.start_tokens(decoding.start, len(prompt)).tokens, *generated]
         else:
             target = self.model.tokenizer.encode(text)
         self.check_length(len(prompt) + len(target) - 1)

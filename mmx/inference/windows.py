@@ -34,7 +34,8 @@ def stream_windows(
             yield " ".join(complete)
         else:
             memory = generator.encode_prepared([window.inputs])
-            for text in generator.stream_texts(memory, None, options):
+            continued = options.model_copy(update={"start": _start(window, options)})
+            for text in generator.stream_texts(memory, None, continued):
                 yield _join([*complete, text])
         complete = [part for part in (*complete, text) if part]
 
@@ -47,7 +48,8 @@ def caption_rows(
     texts: Iterator[GeneratedText] = iter(())
     if heard:
         memory = generator.encode_prepared([window.inputs for window in heard])
-        generated = generator.generate_batch(memory, [[None]] * len(heard), options)
+        starts = [[_start(window, options)] for window in heard]
+        generated = generator.generate_batch(memory, [[None]] * len(heard), options, (), starts)
         texts = iter([best_text(streams[0]) for streams in generated])
     return [_silence() if _is_skipped(generator, window) else next(texts) for window in windows]
 
@@ -78,6 +80,13 @@ def join_texts(windows: Sequence[InputWindow], texts: Sequence[GeneratedText]) -
         no_speech_prob=min(no_speech_probs, default=None),
         alternatives=tuple(alternatives),
     )
+
+
+def _start(window: InputWindow, options: GenerationConfig) -> str:
+    """With what the text of a window begins. Later windows continue the text of the first."""
+    if window.start > 0:
+        return ""
+    return options.start if window.text_start is None else window.text_start
 
 
 def _is_skipped(generator: TextGenerator, window: InputWindow) -> bool:

@@ -1,4 +1,4 @@
-"""Options of text generation on the command line: `mmx caption` and `mmx ask` do what Python does with the same names."""
+"""Options of text generation: `mmx caption` and `mmx ask` do what Python does with options of the same names."""
 
 import json
 
