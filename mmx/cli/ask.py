@@ -10,6 +10,8 @@ import typer
 
 from mmx.cli.generation_options import (
     AppendOption,
+    AvoidOption,
+    IncludeOption,
     LengthPenaltyOption,
     NumReturnSequencesOption,
     PrependOption,
@@ -19,6 +21,7 @@ from mmx.cli.generation_options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    parse_words,
 )
 from mmx.cli.inputs import Inputs, by_source, check_names, check_not_overwritten, display_name, normalize_path
 from mmx.cli.options import (
@@ -79,6 +82,8 @@ def ask(
     start: StartOption = None,
     prepend: PrependOption = None,
     append: AppendOption = None,
+    avoid: AvoidOption = None,
+    include: IncludeOption = None,
     guidance_scale: GuidanceScaleOption = None,
     shard: ShardOption = None,
     out: OutOption = None,
@@ -112,6 +117,8 @@ def ask(
         "length_penalty": length_penalty,
         "repetition_penalty": repetition_penalty,
         "start": start,
+        "avoid": parse_words(avoid),
+        "include": parse_words(include),
         "guidance_scale": guidance_scale,
     }
     config = run_config("ask", model, dtype, pipeline.generation_config(options))

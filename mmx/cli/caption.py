@@ -10,6 +10,8 @@ import typer
 
 from mmx.cli.generation_options import (
     AppendOption,
+    AvoidOption,
+    IncludeOption,
     LengthPenaltyOption,
     NumReturnSequencesOption,
     PrependOption,
@@ -19,6 +21,7 @@ from mmx.cli.generation_options import (
     TemperatureOption,
     TopKOption,
     TopPOption,
+    parse_words,
 )
 from mmx.cli.inputs import (
     InputItem,
@@ -83,6 +86,8 @@ def caption(
     start: StartOption = None,
     prepend: PrependOption = None,
     append: AppendOption = None,
+    avoid: AvoidOption = None,
+    include: IncludeOption = None,
     guidance_scale: GuidanceScaleOption = None,
     language: LanguageOption = None,
     task: TaskOption = None,
@@ -119,6 +124,8 @@ def caption(
         "length_penalty": length_penalty,
         "repetition_penalty": repetition_penalty,
         "start": start,
+        "avoid": parse_words(avoid),
+        "include": parse_words(include),
         "guidance_scale": guidance_scale,
         "language": language,
         "task": parse_task(task),

@@ -110,6 +110,8 @@ def result_row(fields: Mapping[str, object], name: str, key: str, result: Genera
     row = {**fields, key: result.text, "score": _rounded(result.score)}
     if key == "answer":
         row["probability"] = _rounded(result.probability)
+    if result.unmet:
+        row["unmet"] = list(result.unmet)
     if result.alternatives:
         texts = [result, *result.alternatives]
         row[f"{key}s"] = [text.text for text in texts]

@@ -230,8 +230,10 @@ class TextGenerator(PromptEncoder):
     @torch.inference_mode()
     def _generate(self, inputs: DecodingInputs) -> list[list[list[GenerationOutput]]]:
         eos = self.model.tokenizer.eos_token_id
-        criteria = TextOutput(self.model.tokenizer, inputs.options).stopping_criteria()
-        return generate(inputs.step, PromptBatch(inputs.tokens, inputs.mask), inputs.options, eos, (), criteria)
+        output = TextOutput(self.model.tokenizer, inputs.options)
+        processors = output.logits_processors(start for row in inputs.starts for start in row)
+        prompts = PromptBatch(inputs.tokens, inputs.mask)
+        return generate(inputs.step, prompts, inputs.options, eos, processors, output.stopping_criteria())
 
     @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
     def stream_texts(self, memory: Memory, question: str | None, options: GenerationConfig) -> Iterator[str]:
@@ -245,7 +247,9 @@ class TextGenerator(PromptEncoder):
         eos = self.model.tokenizer.eos_token_id
         generated: list[int] = []
         criteria = output.stopping_criteria()
-        for row in stream(inputs.step, PromptBatch(inputs.tokens, inputs.mask), inputs.options, eos, (), criteria):
+        processors = output.logits_processors([start])
+        prompts = PromptBatch(inputs.tokens, inputs.mask)
+        for row in stream(inputs.step, prompts, inputs.options, eos, processors, criteria):
             generated.append(row[0])
             yield output.decode(generated, start)
 

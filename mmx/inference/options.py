@@ -46,6 +46,8 @@ class DecodingOptions(TypedDict, total=False):
     answer_temperature: float | None
     stop_strings: Sequence[str] | None
     start: str | None
+    avoid: Sequence[str] | None
+    include: Sequence[str] | None
     language: str | None
     task: SpeechTask | None
     seed: int | None

@@ -52,6 +52,7 @@ class GeneratedText:
         language_score: its probability among the languages of the model, if it was detected.
         task: transcribe, or translate (to English).
         no_speech_prob: probability that the audio has no speech. Of windows, the smallest.
+        unmet: words of the options `avoid` that the text has all the same, and of `include` that it does not have.
         alternatives: further texts of the same prompt, best first, if several were asked for.
     """
 
@@ -65,6 +66,7 @@ class GeneratedText:
     language_score: float | None = None
     task: str | None = None
     no_speech_prob: float | None = None
+    unmet: tuple[str, ...] = ()
     alternatives: tuple[GeneratedText, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:

@@ -78,6 +78,7 @@ def join_texts(windows: Sequence[InputWindow], texts: Sequence[GeneratedText]) -
         language_score=_language_score(language, texts),
         task=next((text.task for text in texts if text.task is not None), None),
         no_speech_prob=min(no_speech_probs, default=None),
+        unmet=tuple(dict.fromkeys(word for text in texts for word in text.unmet)),
         alternatives=tuple(alternatives),
     )
 

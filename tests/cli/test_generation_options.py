@@ -66,3 +66,26 @@ def test_a_run_with_several_texts_is_continued(mmx, model, images, tmp_path):
 def test_too_few_beams_are_refused(mmx, model, images):
     error = mmx("caption", images[0], "--model", model, "--num-return-sequences", 2).refused()
     assert isinstance(error, ConfigError)
+
+
+def test_words_to_avoid_and_to_include(mmx, model, images):
+    words = ["--avoid", "red, hot dog", "--include", "cat,orange|white", "--num-beams", 4, "--max-new-tokens", 20]
+    options = {"avoid": ["red", "hot dog"], "include": ["cat", "orange|white"], "num_beams": 4, "max_new_tokens": 20}
+    expected = package.load(model).generate(str(images[0]), **options)[0]
+    (row,) = mmx("caption", images[0], "--model", model, "--json", *words).rows
+    assert (row["caption"], row["score"]) == (expected.text, round(expected.score, 4))
+    assert "cat" in row["caption"].lower()
+    assert "unmet" not in row
+    (row,) = mmx("ask", images[0], "what?", "--model", model, "--json", *words).rows
+    assert "cat" in row["answer"].lower()
+
+
+def test_unmet_words_are_in_the_row(mmx, model, images, tmp_path):
+    words = ["--include", "a longer phrase than fits|another one that is long,", "--model", model]
+    assert isinstance(mmx("caption", images[0], *words).refused(), ConfigError), "an empty word"
+    words[1] = words[1].rstrip(",")
+    out = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        assert mmx("caption", images[0], *words, "--out", out).code == 0
+    (line,) = out.read_text().splitlines()
+    assert json.loads(line)["unmet"] == [words[1]]
