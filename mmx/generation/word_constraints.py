@@ -29,15 +29,17 @@ Tokens = tuple[int, ...]
 
 
 class WordGroup(NamedTuple):
-    """Alternatives of which a text must have one: their phrases by index, and the tokens that spell each."""
+    """Alternatives of which a text must have one.
+
+    Attributes:
+        phrases: the alternatives by index.
+        spellings: the tokens that spell each.
+        length: the number of tokens of the shortest.
+    """
 
     phrases: frozenset[int]
     spellings: tuple[Tokens, ...]
-
-    @property
-    def length(self) -> int:
-        """The number of tokens of the shortest alternative."""
-        return min(map(len, self.spellings))
+    length: int
 
 
 class Words:
@@ -62,7 +64,7 @@ class Words:
             spellings = tuple(self._spell(tokenizer, phrase) for phrase in group if not self._is_avoided(phrase))
             self._included.append(indices)
             if spellings:
-                self.groups.append(WordGroup(indices, spellings))
+                self.groups.append(WordGroup(indices, spellings, min(map(len, spellings))))
             first += len(group)
         self._masks: dict[tuple[TextEnd, bool], Tensor | None] = {}
 
@@ -130,6 +132,9 @@ class WordConstraints:
         self.max_new_tokens = max_new_tokens
         self.is_beam_search = is_beam_search
         self._total = sum(group.length for group in words.groups)
+        self._needed: dict[Tokens, int] = {}
+        spellings = [spelling for group in words.groups for spelling in group.spellings]
+        self._inner_tokens = {token for spelling in spellings for token in spelling[:-1]}
         self._forced: set[Tokens] = set()
         self._states: dict[Tokens, _State] = {(): self._advance(_State(), start.encode())}
 
@@ -199,7 +204,7 @@ class WordConstraints:
     ) -> Sequence[int]:
         """The only tokens that may follow; none if any may."""
         begun = _begun(missing, tokens)
-        is_continued = bool(begun) and bool(tokens) and tokens[:-1] in self._forced
+        is_continued = bool(begun) and tokens[:-1] in self._forced
         if not (self._num_needed(tokens) >= remaining or ends_now or is_continued):
             return ()
         if begun:
@@ -211,12 +216,17 @@ class WordConstraints:
 
     def _num_needed(self, tokens: Tokens) -> int:
         """The number of tokens that the missing words need."""
+        if tokens in self._needed:
+            return self._needed[tokens]
         missing = self._missing(tokens)
+        needed = sum(group.length for group in missing)
         saved = 0
-        for group in missing:
-            for spelling, count in _begun([group], tokens):
-                saved = max(saved, group.length - (len(spelling) - count))
-        return sum(group.length for group in missing) - saved
+        if tokens and tokens[-1] in self._inner_tokens:
+            for group in missing:
+                for spelling, length in _begun([group], tokens):
+                    saved = max(saved, group.length - (len(spelling) - length))
+        self._needed[tokens] = needed - saved
+        return needed - saved
 
     def _missing(self, tokens: Tokens) -> list[WordGroup]:
         """The groups that a text would not have if it ended here."""
