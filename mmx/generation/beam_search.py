@@ -139,6 +139,7 @@ class _BeamSearch:
             is_best = self.banks.is_best(candidates.score, progress, self.num_beams)
             self._collect(candidates, candidates.ends & is_best, length)
             order = self.banks.select(continuing, progress, self.num_beams)
+            order = self.banks.keep_places(order, candidates.beam)
             scores = continuing.gather(1, order)
             best_scores = self.banks.best_score(scores, progress.gather(1, order))
         self._close(best_scores, length)

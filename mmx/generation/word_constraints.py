@@ -133,6 +133,8 @@ class WordConstraints:
         self.is_beam_search = is_beam_search
         self._total = sum(group.length for group in words.groups)
         self._needed: dict[Tokens, int] = {}
+        self._steps: dict[tuple[_State, int], _State] = {}
+        self._masks: dict[tuple[TextEnd, bool, bool, bool], Tensor | None] = {}
         spellings = [spelling for group in words.groups for spelling in group.spellings]
         self._inner_tokens = {token for spelling in spellings for token in spelling[:-1]}
         self._forced: set[Tokens] = set()
@@ -176,39 +178,47 @@ class WordConstraints:
 
     def _mask(self, tokens: Tokens, remaining: int, ends_now: bool) -> Tensor | None:
         """The tokens that must not follow, bool [V]; None for no token."""
-        words = self.words
         state = self._state(tokens)
-        mask: Tensor | None = None
-        if words.avoid:
-            mask = words.avoided_tokens(state.end, or_at_end=remaining == 1 or not self.is_beam_search)
-        if not words.groups:
+        or_at_end = remaining == 1 or not self.is_beam_search
+        key = (state.end, or_at_end, state.needs_boundary, bool(state.missing))
+        if key not in self._masks:
+            self._masks[key] = self._unforced_mask(state, or_at_end)
+        mask = self._masks[key]
+        if mask is None or not state.missing:
+            return mask
+        allowed = [token for token in self._forced_tokens(tokens, remaining, ends_now) if not mask[token]]
+        if not allowed:
+            return mask
+        self._forced.add(tokens)
+        forced = torch.ones_like(mask)
+        forced[allowed] = False
+        return forced
+
+    def _unforced_mask(self, state: _State, or_at_end: bool) -> Tensor | None:
+        """The tokens that must not follow a text where no word is forced."""
+        words = self.words
+        mask = words.avoided_tokens(state.end, or_at_end) if words.avoid else None
+        if not (state.needs_boundary or state.missing):
             return mask
         size = len(words.matcher.tokens.pieces)
         combined = torch.zeros(size, dtype=torch.bool) if mask is None else mask.clone()
-        missing = self._missing(tokens)
         if state.needs_boundary:
             combined |= words.matcher.tokens.continues_word
-        if missing:
+        if state.missing:
             combined[words.eos] = True
-            forced = [
-                token for token in self._forced_tokens(tokens, missing, remaining, ends_now) if not combined[token]
-            ]
-            if forced:
-                self._forced.add(tokens)
-                combined = torch.ones(size, dtype=torch.bool)
-                combined[forced] = False
         return combined
 
-    def _forced_tokens(
-        self, tokens: Tokens, missing: Sequence[WordGroup], remaining: int, ends_now: bool
-    ) -> Sequence[int]:
+    def _forced_tokens(self, tokens: Tokens, remaining: int, ends_now: bool) -> Sequence[int]:
         """The only tokens that may follow; none if any may."""
-        begun = _begun(missing, tokens)
-        is_continued = bool(begun) and tokens[:-1] in self._forced
-        if not (self._num_needed(tokens) >= remaining or ends_now or is_continued):
+        is_due = ends_now or self._num_needed(tokens) >= remaining
+        if not (is_due or tokens[:-1] in self._forced):
             return ()
+        missing = self._missing(tokens)
+        begun = _begun(missing, tokens)
         if begun:
-            return [spelling[count] for spelling, count in begun]
+            return [spelling[length] for spelling, length in begun]
+        if not is_due:
+            return ()
         shortest: list[int] = []
         for group in missing:
             shortest += [spelling[0] for spelling in group.spellings if len(spelling) == group.length]
@@ -235,7 +245,10 @@ class WordConstraints:
     def _state(self, tokens: Tokens) -> _State:
         state = self._states.get(tokens)
         if state is None:
-            state = self._advance(self._state(tokens[:-1]), self.words.matcher.tokens.pieces[tokens[-1]])
+            step = (self._state(tokens[:-1]), tokens[-1])
+            if step not in self._steps:
+                self._steps[step] = self._advance(step[0], self.words.matcher.tokens.pieces[step[1]])
+            state = self._steps[step]
             self._states[tokens] = state
         return state
 
