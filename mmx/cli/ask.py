@@ -8,6 +8,21 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from mmx.cli.generation_options import (
+    AppendOption,
+    AvoidOption,
+    IncludeOption,
+    LengthPenaltyOption,
+    NumReturnSequencesOption,
+    PrependOption,
+    RepetitionPenaltyOption,
+    SeedOption,
+    StartOption,
+    TemperatureOption,
+    TopKOption,
+    TopPOption,
+    parse_words,
+)
 from mmx.cli.input_item import Inputs, display_name
 from mmx.cli.inputs import by_source, check_names, check_not_overwritten, normalize_path
 from mmx.cli.options import (
@@ -35,12 +50,13 @@ from mmx.cli.options import (
 )
 from mmx.cli.output_target import FormatOption, OutputTarget
 from mmx.cli.rows import BatchRun, OutputOptions, Row, result_row
+from mmx.cli.templates import RowTexts, TextTemplates
 from mmx.errors import MmxError, one_line
 
 if TYPE_CHECKING:
     from mmx.boxes import Box
     from mmx.data.manifest import ManifestQuestion
-    from mmx.inference.options import DecodingOptions
+    from mmx.inference.options import GenerationOptions
     from mmx.inference.pipeline import Pipeline
 
 
@@ -58,6 +74,18 @@ def ask(
     batch_size: BatchSizeOption = 16,
     num_beams: NumBeamsOption = None,
     max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = None,
+    num_return_sequences: NumReturnSequencesOption = None,
+    length_penalty: LengthPenaltyOption = None,
+    repetition_penalty: RepetitionPenaltyOption = None,
+    start: StartOption = None,
+    prepend: PrependOption = None,
+    append: AppendOption = None,
+    avoid: AvoidOption = None,
+    include: IncludeOption = None,
     guidance_scale: GuidanceScaleOption = None,
     shard: ShardOption = None,
     out: OutOption = None,
@@ -76,14 +104,25 @@ def ask(
     In the file of --out a row is identified by its inputs, question and box, and by the id or question_id of its line.
     Error rows are kept too, and processed again with --retry-errors; "--out -" prints JSON lines.
     """
+    templates = TextTemplates.parse(start, prepend, append)
     target = OutputTarget.parse(out, row_format)
     output = OutputOptions.parse(target, as_json, overwrite, retry_errors, quiet, parse_shard(shard))
     region = parse_box(box)
     requests = _read_requests(image, questions or [], data, parse_sources(source))
     pipeline = load_pipeline(model, device, dtype)
-    options: DecodingOptions = {
+    options: GenerationOptions = {
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "num_return_sequences": num_return_sequences,
+        "length_penalty": length_penalty,
+        "repetition_penalty": repetition_penalty,
+        "start": start,
+        "avoid": parse_words(avoid),
+        "include": parse_words(include),
         "guidance_scale": guidance_scale,
     }
     config = run_config("ask", model, dtype, pipeline.generation_config(options), pipeline.folder)
@@ -92,9 +131,9 @@ def ask(
     run = BatchRun(
         items=items,
         sources=tuple(pipeline.model.encoders),
-        config={**config, "box": region and list(region)},
+        config={**config, **templates.config(), "box": region and list(region)},
         shard_key=lambda item: item.name,
-        process=lambda remaining: _answer_rows(remaining, pipeline, batch_size, options),
+        process=lambda remaining: _answer_rows(remaining, pipeline, batch_size, options, templates),
         format_line=_line_format(items),
         count=lambda: len(items) // output.shard[1],
     )
@@ -160,14 +199,34 @@ def _question_item(request: ManifestQuestion, region: Box | None, pipeline: Pipe
 
 
 def _answer_rows(
-    items: Iterable[_QuestionItem], pipeline: Pipeline, batch_size: int, options: DecodingOptions
+    items: Iterable[_QuestionItem],
+    pipeline: Pipeline,
+    batch_size: int,
+    options: GenerationOptions,
+    templates: TextTemplates,
 ) -> Iterator[Row]:
     """Yield the row of each question, in order."""
+    from mmx.inference.outputs import Question
+
     items = list(items)
-    questions = [(item.inputs, item.question, item.box) for item in items]
+    rendered = [_render(item, templates) for item in items]
+    questions = []
+    for item, texts in zip(items, rendered, strict=True):
+        if isinstance(texts, RowTexts):
+            start = texts.start if templates.start.parts else None
+            questions.append(Question(item.inputs, item.question, item.box, start))
     answers = pipeline.answers(questions, batch_size, **options)
-    for item, answer in zip(items, answers, strict=True):
+    for item, texts in zip(items, rendered, strict=True):
+        answer = texts if isinstance(texts, MmxError) else texts.add_to(next(answers))
         yield result_row(item.fields, item.name, "answer", answer)
+
+
+def _render(item: _QuestionItem, templates: TextTemplates) -> RowTexts | MmxError:
+    """The texts around the answer, or the error of a question without a field that they need."""
+    try:
+        return templates.render(item.fields, item.inputs)
+    except MmxError as error:
+        return MmxError(f"{item.name}: {error}", code=error.code, **error.details)
 
 
 def _line_format(items: Sequence[_QuestionItem]) -> Callable[[Row], str]:

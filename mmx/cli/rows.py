@@ -174,13 +174,20 @@ class BatchRun(Generic[Item]):
 def result_row(fields: Mapping[str, object], name: str, key: str, result: GeneratedText | MmxError) -> Row:
     """Return the row of an item: its fields, then the text under `key` with its score and language, or the error.
 
-    An answer also has its probability. A number that is not finite is null, because JSON has no such number.
+    An answer also has its probability. If there are several texts, all are under the plural of `key`, with `scores`. A
+    number that is not finite is null, because JSON has no such number.
     """
     if isinstance(result, MmxError):
         return Row(name, {**fields, "error": one_line(str(result))})
     row = {**fields, key: result.text, "score": _rounded(result.score)}
     if key == "answer":
         row["probability"] = _rounded(result.probability)
+    if result.unmet:
+        row["unmet"] = list(result.unmet)
+    if result.alternatives:
+        texts = [result, *result.alternatives]
+        row[f"{key}s"] = [text.text for text in texts]
+        row["scores"] = [_rounded(text.score) for text in texts]
     return Row(name, {**row, **result.speech_fields()})
 
 
@@ -281,5 +288,10 @@ def _write_rows(rows: Iterable[Row], bar: tqdm[object], write: Callable[[Row], N
 
 
 def _print_text(row: Row, format_line: Callable[[Row], str]) -> None:
-    if "error" not in row.fields:
-        print(format_line(row), flush=True)
+    """Print a line for each text of a row; nothing for an error."""
+    if "error" in row.fields:
+        return
+    key = "answer" if "answer" in row.fields else "caption"
+    texts = row.fields.get(f"{key}s")
+    for text in texts if isinstance(texts, list) else [row.fields[key]]:
+        print(format_line(Row(row.name, {**row.fields, key: text})), flush=True)

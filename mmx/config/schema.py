@@ -162,7 +162,10 @@ class GenerationConfig(FrozenModel):
     every token a second time without the memory. `answer_temperature` divides the log-probability of an answer to give
     its `probability`; it changes no text. `mmx eval` fits it on data with answers. `language` and `task` are for speech
     recognition models of several languages: a language by code or English name (without one, that of each audio is
-    detected), and whether a text is in the language of the audio or translated to English.
+    detected), and whether a text is in the language of the audio or translated to English. `start`: with what every
+    text begins; its tokens follow the prompt, and scores count only the tokens after it. `avoid`: words and phrases
+    that a text must not have as whole words; `include`: those that it must have, each with alternatives separated by
+    `|`.
     """
 
     max_new_tokens: int = Field(32, ge=1, le=1_000_000)
@@ -184,6 +187,9 @@ class GenerationConfig(FrozenModel):
     guidance_scale: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     answer_temperature: float = Field(1.0, ge=0.01, le=100, allow_inf_nan=False)
     stop_strings: tuple[str, ...] = ()
+    start: str = ""
+    avoid: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     language: str | None = None
     task: SpeechTask | None = None
     seed: int = Field(0, ge=0, lt=2**63)
@@ -196,6 +202,9 @@ class GenerationConfig(FrozenModel):
             raise ValueError(f"min_new_tokens {self.min_new_tokens} is more than max_new_tokens {self.max_new_tokens}")
         if "" in self.stop_strings:
             raise ValueError("stop_strings holds an empty text, which every text contains; leave it out")
+        words = [*self.avoid, *(word for group in self.include for word in group.split("|"))]
+        if not all(word.strip() for word in words):
+            raise ValueError("avoid or include holds an empty word, which every text contains; leave it out")
         if self.num_return_sequences > 1 and not self.do_sample and self.num_beams < self.num_return_sequences:
             raise ValueError(
                 f"num_return_sequences {self.num_return_sequences} needs do_sample: true or as many num_beams"

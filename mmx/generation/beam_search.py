@@ -17,22 +17,28 @@ import torch
 from torch import Tensor
 
 from mmx.config.schema import GenerationConfig
+from mmx.generation.beam_banks import BeamBanks
 from mmx.generation.decode_step import DecodeStep, PromptBatch, prefill_logits
 from mmx.generation.logits_processors import MASKED_SCORE, LogitsProcessor, StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
+from mmx.generation.word_constraints import constraints_of
 
 
 @dataclass
 class BeamHypotheses:
-    """The best finished texts of one prompt, at most `size`."""
+    """The best finished texts of one prompt, at most `size`. num_unmet: how many included words each does not have."""
 
     size: int
     texts: list[GenerationOutput] = field(default_factory=list)
+    num_unmet: list[int] = field(default_factory=list)
     done: bool = False
 
-    def add(self, text: GenerationOutput) -> None:
-        """Add a text and drop the worst if there are more than `size`."""
-        self.texts = sorted([*self.texts, text], key=lambda t: -t.score)[: self.size]
+    def add(self, text: GenerationOutput, num_unmet: int = 0) -> None:
+        """Add a text and drop the worst if there are more than `size`. Texts with fewer unmet words are better."""
+        ranked = [*zip(self.num_unmet, self.texts, strict=True), (num_unmet, text)]
+        ranked = sorted(ranked, key=lambda entry: (entry[0], -entry[1].score))[: self.size]
+        self.num_unmet = [unmet for unmet, _ in ranked]
+        self.texts = [kept for _, kept in ranked]
 
     @property
     def is_full(self) -> bool:
@@ -41,7 +47,7 @@ class BeamHypotheses:
 
     def cannot_improve(self, best_score: float) -> bool:
         """Whether no text with at most this score would be kept."""
-        return self.is_full and self.texts[-1].score >= best_score
+        return self.is_full and not self.num_unmet[-1] and self.texts[-1].score >= best_score
 
 
 def beam_search(
@@ -68,9 +74,9 @@ def beam_search(
 
 
 class _Candidates(NamedTuple):
-    """The best extensions of the beams of each prompt, [G, 2n], best first."""
+    """The best extensions of the beams of each prompt, [G, 2n], best first; with included words more, in any order."""
 
-    score: Tensor  # sum of log-probabilities after the logits processors
+    score: Tensor  # sum of log-probabilities after the logits processors, minus infinity for a candidate to ignore
     beam: Tensor  # index of the beam that is extended
     token: Tensor
     logprob: Tensor  # of the token, before the logits processors
@@ -99,6 +105,8 @@ class _BeamSearch:
         self.logits_processors = logits_processors
         self.stopping_criteria = stopping_criteria
         self.num_beams = options.num_beams
+        constraints = constraints_of(logits_processors)
+        self.banks = BeamBanks(constraints) if constraints is not None and constraints.words.groups else None
 
     def start(self, prompts: PromptBatch) -> Tensor:
         """Process the prompts. Each starts with one beam of score 0; the others have minus infinity."""
@@ -116,11 +124,25 @@ class _BeamSearch:
         return logits[index]
 
     def extend(self, logits: Tensor, length: int) -> None:
-        """Extend every beam by one token. Of 2n candidates, those that end are collected; the n best others stay."""
+        """Extend every beam by one token. Of 2n candidates, those that end are collected; the n best others stay.
+
+        With included words the candidates are those of the banks too, see `BeamBanks`.
+        """
         candidates = self._candidates(logits)
-        self._collect(candidates, length)
-        scores, order = candidates.score.masked_fill(candidates.ends, MASKED_SCORE).topk(self.num_beams)
-        self._close(scores[:, 0], length)
+        continuing = candidates.score.masked_fill(candidates.ends, MASKED_SCORE)
+        if self.banks is None:
+            self._collect(candidates, candidates.ends[:, : self.num_beams], length)
+            scores, order = continuing.topk(self.num_beams)
+            best_scores = scores[:, 0]
+        else:
+            progress = self.banks.progress(self.generated, candidates.beam, candidates.token)
+            is_best = self.banks.is_best(candidates.score, progress, self.num_beams)
+            self._collect(candidates, candidates.ends & is_best, length)
+            order = self.banks.select(continuing, progress, self.num_beams)
+            order = self.banks.keep_places(order, candidates.beam)
+            scores = continuing.gather(1, order)
+            best_scores = self.banks.best_score(scores, progress.gather(1, order))
+        self._close(best_scores, length)
         self._continue(scores, candidates, order)
 
     def finish(self) -> list[list[GenerationOutput]]:
@@ -140,6 +162,10 @@ class _BeamSearch:
         vocab_size = processed.shape[-1]
         scores = (self.scores[:, :, None] + processed).flatten(1)
         best, index = scores.topk(min(2 * self.num_beams, scores.shape[1]))
+        if self.banks is not None:
+            index = self.banks.add_candidates(index, self.generated, vocab_size)
+            best = scores.gather(1, index.clamp(min=0)).masked_fill(index < 0, MASKED_SCORE)
+            index = index.clamp(min=0)
         beam = index // vocab_size
         token = index % vocab_size
         ends = (token == self.eos) | self._stopped(logits, beam, token)
@@ -154,12 +180,13 @@ class _BeamSearch:
             stopped |= criterion(generated, logits[(rows * self.num_beams + beam).flatten()]).view_as(token)
         return stopped
 
-    def _collect(self, candidates: _Candidates, length: int) -> None:
-        """Add the candidates that end, if among the n best, to the finished texts of their prompt."""
-        for group, rank in candidates.ends[:, : self.num_beams].nonzero().tolist():
+    def _collect(self, candidates: _Candidates, collected: Tensor, length: int) -> None:
+        """Add the candidates that end and are among the n best, bool [G, c], to the finished texts of their prompt."""
+        for group, rank in collected.nonzero().tolist():
             hypotheses = self.hypotheses[group]
             if not hypotheses.done and candidates.score[group, rank] > MASKED_SCORE:
-                hypotheses.add(self._candidate_output(candidates, group, rank, length))
+                output = self._candidate_output(candidates, group, rank, length)
+                hypotheses.add(output, self._num_unmet(output.tokens))
 
     def _candidate_output(self, candidates: _Candidates, group: int, rank: int, length: int) -> GenerationOutput:
         beam = candidates.beam[group, rank]
@@ -203,7 +230,11 @@ class _BeamSearch:
             if score > MASKED_SCORE:
                 tokens = self.generated[group, beam].tolist()
                 logprobs = self.logprobs[group, beam].tolist()
-                self.hypotheses[group].add(self._output(tokens, logprobs, score, len(tokens), finished=False))
+                output = self._output(tokens, logprobs, score, len(tokens), finished=False)
+                self.hypotheses[group].add(output, self._num_unmet(output.tokens))
+
+    def _num_unmet(self, tokens: tuple[int, ...]) -> int:
+        return 0 if self.banks is None else self.banks.constraints.num_unmet(tokens)
 
     def _output(
         self, tokens: list[int], logprobs: list[float], score: float, length: int, finished: bool

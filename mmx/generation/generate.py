@@ -30,10 +30,10 @@ def generate(
         prompts: prompts [B, K, T].
         options: generation options.
         eos: end-of-sequence token.
-        logits_processors: applied after those of the options, called as transformers' LogitsProcessor.
+        logits_processors: applied before those of sampling, called as transformers' LogitsProcessor.
         stopping_criteria: called as transformers' StoppingCriteria; a text ends as soon as one of them is true.
     """
-    processors = [*build_logits_processors(options, eos), *logits_processors]
+    processors = build_logits_processors(options, eos, logits_processors)
     if options.num_beams > 1:
         outputs = beam_search(step, prompts, options, eos, processors, stopping_criteria)
     else:
@@ -57,5 +57,5 @@ def stream(
 
     Beam search cannot be streamed: `options.num_beams` is ignored.
     """
-    processors = [*build_logits_processors(options, eos), *logits_processors]
+    processors = build_logits_processors(options, eos, logits_processors)
     yield from Sampler(step, prompts, options, eos, processors, stopping_criteria)

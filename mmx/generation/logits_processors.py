@@ -21,8 +21,13 @@ StoppingCriterion = Callable[[Tensor, Tensor], Tensor]
 MASKED_SCORE = float("-inf")
 
 
-def build_logits_processors(options: GenerationConfig, eos: int) -> list[LogitsProcessor]:
-    """Return the logits processors that the options enable, in the order in which they are applied."""
+def build_logits_processors(
+    options: GenerationConfig, eos: int, others: Sequence[LogitsProcessor] = ()
+) -> list[LogitsProcessor]:
+    """Return the logits processors that the options enable, in the order in which they are applied.
+
+    others: applied before those of sampling, as in transformers: top_k and top_p choose among what these leave.
+    """
     processors: list[LogitsProcessor] = []
     if options.suppress_tokens:
         processors.append(suppress_tokens(options.suppress_tokens))
@@ -34,6 +39,7 @@ def build_logits_processors(options: GenerationConfig, eos: int) -> list[LogitsP
         processors.append(repetition_penalty(options.repetition_penalty))
     if options.no_repeat_ngram_size:
         processors.append(no_repeat_ngram_size(options.no_repeat_ngram_size))
+    processors += others
     if options.do_sample:
         processors.append(temperature(options.temperature))
         processors.append(top_k(options.top_k))

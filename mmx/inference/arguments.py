@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -35,6 +35,22 @@ def check_questions(questions: Iterable[object], batch_size: int) -> list[Questi
             code="answers.type",
         )
     return [_question(item, index) for index, item in enumerate(questions)]
+
+
+def with_starts(inputs: Iterable[ItemT], starts: Iterable[str] | None) -> Iterator[tuple[ItemT, str | None]]:
+    """Yield each input with the start of its text. Raises MmxError (captions.starts) if not each has one."""
+    if starts is None:
+        yield from ((item, None) for item in inputs)
+        return
+    remaining = iter(() if isinstance(starts, str) else starts)
+    for item in inputs:
+        start = next(remaining, None)
+        if not isinstance(start, str):
+            raise MmxError(
+                f"starts is {_type_name(starts)}; expected a list with one text for each input.",
+                code="captions.starts",
+            )
+        yield item, start
 
 
 def check_candidates(candidates: Iterable[str]) -> list[str]:

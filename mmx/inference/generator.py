@@ -5,9 +5,8 @@ B: inputs; K: streams (questions about each input); n: texts for each stream; T:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,18 +15,18 @@ from torch import Tensor
 from mmx.boxes import Box
 from mmx.config.loader import parse_config
 from mmx.config.schema import GenerationConfig
-from mmx.encoders.contract import PreparedInput, prepare
+from mmx.encoders.contract import PreparedInput
 from mmx.errors import ConfigError, MmxError
 from mmx.generation import CachedDecodeStep, DecodeStep, PromptBatch, generate, stream
 from mmx.generation.guidance import GuidedDecodeStep
-from mmx.generation.logits_processors import StoppingCriterion
 from mmx.generation.outputs import GenerationOutput
-from mmx.inference.inputs import InputReader, no_source_error
+from mmx.inference.generated_texts import TextOutput
+from mmx.inference.inputs import no_source_error
 from mmx.inference.options import implied_options
 from mmx.inference.outputs import GeneratedText
+from mmx.inference.prompts import PromptEncoder, StartRows
 from mmx.inference.speech import (
     SpeechProperties,
-    is_without_speech,
     resolve_speech_options,
     speech_prompt,
     speech_properties,
@@ -37,24 +36,25 @@ from mmx.models.batching import pad_texts, stack_boxes
 from mmx.models.fingerprint import model_fingerprint
 from mmx.models.model import Model
 from mmx.models.source import SourceBatch, collate_inputs
-from mmx.text.prompts import empty_question_error, is_empty_question, normalize_question
+from mmx.text.prompts import normalize_question
 
 
 @dataclass(frozen=True)
 class DecodingInputs:
     """What decoding starts from: the step over a memory, prompts [B, K, T] with their mask, and the options.
 
-    speech: of each row, for a speech recognition model.
+    starts: the forced start of each text, [B][K]. speech: of each row, for a speech recognition model.
     """
 
     step: DecodeStep
     tokens: Tensor
     mask: Tensor
     options: GenerationConfig
+    starts: StartRows
     speech: list[SpeechProperties] | None
 
 
-class TextGenerator(InputReader):
+class TextGenerator(PromptEncoder):
     """A model with its default decoding options."""
 
     def __init__(self, model: Model, generation: GenerationConfig | None = None) -> None:
@@ -117,27 +117,6 @@ class TextGenerator(InputReader):
         moved = {name: part.to(self.model.device) for name, part in batch.items()}
         return replace(self.model.encode(moved, rows), fingerprint=self.fingerprint)
 
-    def prompt_tokens(self, question: str | None) -> list[int]:
-        """Return the token ids of the decoder's prompt; `None` is the caption prompt.
-
-        Raises:
-            MmxError: the question is not a text, is empty, or is longer than half of the decoder's positions.
-        """
-        if question is not None:
-            check_question(question)
-        if question is not None and self.model.question_preparer is not None:
-            prepare(self.model.question_preparer, self.model.config.question_input, normalize_question(question))
-        prompt = self.model.tokenizer.encode_prompt(self.model.prompt(question))
-        if len(prompt) > self.max_prompt_length:
-            raise MmxError(
-                f"the question has {len(prompt)} tokens; this model reads up to {self.max_prompt_length}, "
-                "shorten the question.",
-                code="question.too_long",
-                length=len(prompt),
-                maximum=self.max_prompt_length,
-            )
-        return prompt
-
     def prompt_of(self, memory: Memory, question: str | None, options: GenerationConfig) -> list[int]:
         """Return the prompt of a question about a memory of one row, whose language may have to be detected."""
         prompt = self.prompt_tokens(question)
@@ -145,23 +124,6 @@ class TextGenerator(InputReader):
             return prompt
         speech = speech_properties(self.model, self.decoder_memory(memory, [[question]]), 1, options)
         return prompt if speech is None else speech_prompt(self.model, prompt, speech[0])
-
-    @property
-    def max_prompt_length(self) -> int:
-        """Half of the decoder's positions; the other half is for the answer."""
-        return self.model.config.decoder.max_position_embeddings // 2
-
-    def check_length(self, length: int) -> None:
-        """Raise MmxError if a text of `length` tokens is longer than the decoder's learned positions."""
-        decoder = self.model.config.decoder
-        if decoder.positions == "learned" and length > decoder.max_position_embeddings:
-            raise MmxError(
-                f"prompt and text have {length} tokens; this model reads up to {decoder.max_position_embeddings}, "
-                "give shorter texts.",
-                code="text.too_long",
-                length=length,
-                maximum=decoder.max_position_embeddings,
-            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,6 +193,7 @@ class TextGenerator(InputReader):
         questions: Sequence[Sequence[str | None]],
         options: GenerationConfig,
         boxes: Sequence[Sequence[Box | None]] = (),
+        starts: Sequence[Sequence[str]] = (),
     ) -> list[list[list[GeneratedText]]]:
         """Generate texts for K questions about each of B inputs.
 
@@ -239,6 +202,7 @@ class TextGenerator(InputReader):
             questions: [B][up to K]; None asks for a caption.
             options: see `generation_config`.
             boxes: [B][up to K], the region of each question; None for the whole input.
+            starts: [B][up to K], the forced start of each text; without them that of the options.
 
         Returns:
             [B][K][num_return_sequences], best first.
@@ -246,12 +210,15 @@ class TextGenerator(InputReader):
         if not any(questions):
             return [[] for _ in questions]
         focused = self.with_boxes(memory, boxes, max(len(row) for row in questions))
-        start = self.decoding_inputs(focused, questions, options)
+        inputs = self.decoding_inputs(focused, questions, options, starts)
+        output = TextOutput(self.model.tokenizer, inputs.options)
         texts: list[list[list[GeneratedText]]] = []
-        for index, (row, asked) in enumerate(zip(self._generate(start), questions, strict=True)):
-            streams = row[: len(asked)]  # rows with fewer questions were padded
-            speech = None if start.speech is None else start.speech[index]
-            texts.append([[self._decode(output, options, speech) for output in stream_] for stream_ in streams])
+        for index, row in enumerate(self._generate(inputs)):
+            speech = None if inputs.speech is None else inputs.speech[index]
+            row_texts: list[list[GeneratedText]] = []
+            for stream_, start in zip(row, inputs.starts[index], strict=False):  # rows with fewer questions were padded
+                row_texts.append([output.generated_text(tokens, start, speech) for tokens in stream_])
+            texts.append(row_texts)
         return texts
 
     def generate_tokens(
@@ -261,28 +228,38 @@ class TextGenerator(InputReader):
         return self._generate(self.decoding_inputs(memory, questions, options))
 
     @torch.inference_mode()
-    def _generate(self, start: DecodingInputs) -> list[list[list[GenerationOutput]]]:
+    def _generate(self, inputs: DecodingInputs) -> list[list[list[GenerationOutput]]]:
         eos = self.model.tokenizer.eos_token_id
-        criteria = self._stopping_criteria(start.options)
-        return generate(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria)
+        output = TextOutput(self.model.tokenizer, inputs.options)
+        processors = output.logits_processors(start for row in inputs.starts for start in row)
+        prompts = PromptBatch(inputs.tokens, inputs.mask)
+        return generate(inputs.step, prompts, inputs.options, eos, processors, output.stopping_criteria())
 
     @torch.inference_mode()  # as a decorator it is off between the yields, in the caller's code
     def stream_texts(self, memory: Memory, question: str | None, options: GenerationConfig) -> Iterator[str]:
         """Yield the text so far after each token, for a memory of one row."""
-        start = self.decoding_inputs(memory, [[question]], options)
-        if start.speech is not None and start.speech[0].may_lack_speech:  # known once the text is complete
-            yield self._decode(self._generate(start)[0][0][0], start.options, start.speech[0]).text
+        inputs = self.decoding_inputs(memory, [[question]], options)
+        output = TextOutput(self.model.tokenizer, inputs.options)
+        start = inputs.starts[0][0]
+        if inputs.speech is not None and inputs.speech[0].may_lack_speech:  # known once the text is complete
+            yield output.generated_text(self._generate(inputs)[0][0][0], start, inputs.speech[0]).text
             return
         eos = self.model.tokenizer.eos_token_id
         generated: list[int] = []
-        criteria = self._stopping_criteria(start.options)
-        for row in stream(start.step, PromptBatch(start.tokens, start.mask), start.options, eos, (), criteria):
+        criteria = output.stopping_criteria()
+        processors = output.logits_processors([start])
+        prompts = PromptBatch(inputs.tokens, inputs.mask)
+        for row in stream(inputs.step, prompts, inputs.options, eos, processors, criteria):
             generated.append(row[0])
-            yield self._truncate_at_stop_strings(self.model.tokenizer.decode(generated), start.options)
+            yield output.decode(generated, start)
 
     @torch.inference_mode()
     def decoding_inputs(
-        self, memory: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
+        self,
+        memory: Memory,
+        questions: Sequence[Sequence[str | None]],
+        options: GenerationConfig,
+        starts: Sequence[Sequence[str]] = (),
     ) -> DecodingInputs:
         """Build the prompts and the decoding step. Rows with fewer questions are padded to K streams."""
         self.check_token_ids(options)
@@ -291,9 +268,12 @@ class TextGenerator(InputReader):
         padded = [[*row, *[None] * (streams - len(row))] for row in questions]
         conditional = self.decoder_memory(memory, padded)
         speech = speech_properties(self.model, conditional, streams, options)
-        if speech is not None:
-            for row, properties in zip(prompts, speech, strict=True):
-                row[:] = [speech_prompt(self.model, prompt, properties) for prompt in row]
+        prompts = self.speech_prompts(prompts, speech)
+        encoded = self.encode_starts(starts or [[options.start] * len(row) for row in questions], prompts)
+        has_start = False
+        for row, row_starts in zip(prompts, encoded, strict=True):
+            row[:] = [prompt + start.tokens for prompt, start in zip(row, row_starts, strict=True)]
+            has_start = has_start or any(start.tokens for start in row_starts)
         padding = next(prompt for row in prompts for prompt in row)  # any valid prompt; its texts are dropped later
         eos = self.model.tokenizer.eos_token_id
         texts: list[list[tuple[list[int], list[int]]]] = []
@@ -303,8 +283,9 @@ class TextGenerator(InputReader):
         batch = pad_texts(texts, streams, self.model.tokenizer.pad_token_id)
         tokens, mask, _ = (tensor.to(self.model.device) for tensor in batch)
         has_questions = any(question is not None for row in questions for question in row)
-        options = self._limit_new_tokens(options, has_questions)
-        return DecodingInputs(self._step(conditional, padded, options), tokens, mask, options, speech)
+        options = self._limit_new_tokens(options, has_questions or has_start)
+        step = self._step(conditional, padded, options)
+        return DecodingInputs(step, tokens, mask, options, encoded, speech)
 
     def _step(
         self, conditional: Memory, questions: Sequence[Sequence[str | None]], options: GenerationConfig
@@ -323,62 +304,18 @@ class TextGenerator(InputReader):
             step, CachedDecodeStep(decoder, unconditional, options.max_new_tokens), options.guidance_scale
         )
 
-    def _limit_new_tokens(self, options: GenerationConfig, has_questions: bool) -> GenerationConfig:
+    def _limit_new_tokens(self, options: GenerationConfig, is_long: bool) -> GenerationConfig:
         """Limit max_new_tokens to the learned positions left after the longest possible prompt.
 
         The actual prompt is not used: the answer to one question must not depend on the others of its batch.
+        is_long: whether there is a question or a forced start.
         """
         decoder = self.model.config.decoder
-        prompt_length = self.max_prompt_length if has_questions else len(self.prompt_tokens(None))
+        prompt_length = self.max_prompt_length if is_long else len(self.prompt_tokens(None))
         available = decoder.max_new_tokens_after(prompt_length)
         if available is None or options.max_new_tokens <= available:
             return options
         return options.model_copy(update={"max_new_tokens": available})
-
-    def _decode(
-        self, output: GenerationOutput, options: GenerationConfig, speech: SpeechProperties | None
-    ) -> GeneratedText:
-        if speech is not None and is_without_speech(speech, output):
-            return GeneratedText("", output.score, (), **asdict(speech))
-        tokenizer = self.model.tokenizer
-        tokens = tuple(
-            (tokenizer.decode([token]), logprob) for token, logprob in zip(output.tokens, output.logprobs, strict=False)
-        )
-        text = self._truncate_at_stop_strings(tokenizer.decode(output.tokens), options)
-        logprob = sum(output.logprobs)
-        probability = math.exp(min(logprob, 0.0) / options.answer_temperature)
-        properties = asdict(speech or SpeechProperties())
-        return GeneratedText(text, output.score, tokens, logprob, probability, **properties)
-
-    def _stopping_criteria(self, options: GenerationConfig) -> list[StoppingCriterion]:
-        """End a stream once its text contains one of the stop strings."""
-        if not options.stop_strings:
-            return []
-
-        def contains_stop_string(generated: Tensor, logits: Tensor) -> Tensor:
-            found = []
-            for row in generated.tolist():
-                text = self.model.tokenizer.decode(row)
-                found.append(any(string in text for string in options.stop_strings))
-            return torch.tensor(found, device=generated.device)
-
-        return [contains_stop_string]
-
-    def _truncate_at_stop_strings(self, text: str, options: GenerationConfig) -> str:
-        for string in options.stop_strings:
-            text = text.split(string)[0]
-        return text.strip()
-
-
-def check_question(question: object) -> None:
-    """Raise MmxError if a question is not a text (question.type), or is empty (input.empty_question)."""
-    if not isinstance(question, str):
-        raise MmxError(
-            f"the question is a {type(question).__name__}; expected a text, such as 'what is this?'.",
-            code="question.type",
-        )
-    if is_empty_question(question):
-        raise empty_question_error()
 
 
 def _is_finite(memory: Memory) -> bool:

@@ -30,12 +30,14 @@ class InputWindow:
         inputs: prepared tensors by source.
         start, end: of a window, in seconds; 0 of an input that has no windows.
         is_silent: whether it is audio without any sound.
+        text_start: with what its text begins; None for the option `start`. Only the first window's text has a start.
     """
 
     inputs: dict[str, PreparedInput]
     start: float = 0.0
     end: float = 0.0
     is_silent: bool = False
+    text_start: str | None = None
 
 
 class InputReader:

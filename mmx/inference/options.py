@@ -45,6 +45,9 @@ class DecodingOptions(TypedDict, total=False):
     guidance_scale: float | None
     answer_temperature: float | None
     stop_strings: Sequence[str] | None
+    start: str | None
+    avoid: Sequence[str] | None
+    include: Sequence[str] | None
     language: str | None
     task: SpeechTask | None
     seed: int | None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -52,6 +52,8 @@ class GeneratedText:
         language_score: its probability among the languages of the model, if it was detected.
         task: transcribe, or translate (to English).
         no_speech_prob: probability that the audio has no speech. Of windows, the smallest.
+        unmet: words of the options `avoid` that the text has all the same, and of `include` that it does not have.
+        alternatives: further texts of the same prompt, best first, if several were asked for.
     """
 
     text: str
@@ -64,6 +66,8 @@ class GeneratedText:
     language_score: float | None = None
     task: str | None = None
     no_speech_prob: float | None = None
+    unmet: tuple[str, ...] = ()
+    alternatives: tuple[GeneratedText, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         language = "" if self.language is None else f", language={self.language!r}"
@@ -84,6 +88,11 @@ class GeneratedText:
         return fields | {name: value for name, value in optional.items() if value is not None}
 
 
+def best_text(texts: Sequence[GeneratedText]) -> GeneratedText:
+    """Return the first of some texts of one prompt, with the others as its alternatives."""
+    return replace(texts[0], alternatives=tuple(texts[1:])) if len(texts) > 1 else texts[0]
+
+
 @dataclass(frozen=True)
 class RankedAnswer:
     """A candidate answer.
@@ -101,11 +110,19 @@ class RankedAnswer:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an input. `box` (x0, y0, x1, y1, each 0..1 from the top left) restricts it to a region."""
+    """A question about an input.
+
+    Attributes:
+        image: the input.
+        question: the text of the question.
+        box: (x0, y0, x1, y1), each 0..1 from the top left: only this region is attended to.
+        start: with what the answer begins; None for the option `start`.
+    """
 
     image: ModelInput
     question: str
     box: Box | None = None
+    start: str | None = None
 
 
 def _rounded(probability: float | None) -> float | None:

@@ -22,11 +22,11 @@ from mmx.generation import score_texts
 from mmx.inference.arguments import check_candidates, check_inputs, check_questions
 from mmx.inference.batch_inference.answers import answer_questions
 from mmx.inference.batch_inference.captions import caption_images
-from mmx.inference.generator import check_question
 from mmx.inference.inputs import InputWindow, no_source_error
 from mmx.inference.options import DecodingOptions, GenerationOptions
 from mmx.inference.outputs import GeneratedText, ModelInput, Question, RankedAnswer
 from mmx.inference.pretrained import PretrainedGenerator
+from mmx.inference.prompts import check_question
 from mmx.inference.windows import caption_windows, stream_windows
 from mmx.interpret.look import Look, MapMethod
 from mmx.interpret.teacher_forced import TargetText, look_at_text, source_views
@@ -267,32 +267,37 @@ class Pipeline(PretrainedGenerator):
             yield from stream_windows(self, self._single_windows(image), greedy_or_sampled)
 
     def captions(
-        self, images: Iterable[InputT], batch_size: int = 16, **options: Unpack[DecodingOptions]
+        self,
+        images: Iterable[InputT],
+        batch_size: int = 16,
+        starts: Iterable[str] | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
         """Caption many inputs in batches.
 
         Yields (input, caption) in the order given; an input that cannot be read yields its error instead. Inputs with
-        the same bytes are encoded once. A batch that does not fit into memory is halved.
+        the same bytes are encoded once. A batch that does not fit into memory is halved. With num_return_sequences the
+        caption is the best, and the others are its `alternatives`. `starts` has the option `start` of each input.
 
         Example:
             >>> for path, result in model.captions(["a.jpg", "b.jpg"]):
             ...     print(path, result.text if isinstance(result, mmx.GeneratedText) else result)
         """
-        return caption_images(self, check_inputs(images, batch_size), batch_size, self._single_text(options))
+        return caption_images(self, check_inputs(images, batch_size), batch_size, self._batch_options(options), starts)
 
     def answers(
         self,
         questions: Sequence[Question | tuple[ModelInput, str] | tuple[ModelInput, str, Box | None]],
         batch_size: int = 16,
-        **options: Unpack[DecodingOptions],
+        **options: Unpack[GenerationOptions],
     ) -> Iterator[GeneratedText | MmxError]:
         """Answer many questions, each a `Question` or (input, question) or (input, question, box).
 
         Yields answers in the order given, an error in place of one that cannot be answered. Questions about the same
-        input are answered together; `batch_size` inputs are encoded at a time.
+        input are answered together; `batch_size` inputs are encoded at a time. Several answers: as in `captions`.
         """
         items = check_questions(questions, batch_size)
-        return answer_questions(self, items, batch_size, self._single_text(options))
+        return answer_questions(self, items, batch_size, self._batch_options(options))
 
     def look(
         self,
@@ -325,7 +330,8 @@ class Pipeline(PretrainedGenerator):
         decoding = self._single_text(options)
         prompt = self.prompt_of(memory, question, decoding)
         if text is None:
-            target = list(self.generate_tokens(memory, [[question]], decoding)[0][0][0].tokens)
+            generated = self.generate_tokens(memory, [[question]], decoding)[0][0][0].tokens
+            target = [*self.start_tokens(decoding.start, len(prompt)).tokens, *generated]
         else:
             target = self.model.tokenizer.encode(text)
         self.check_length(len(prompt) + len(target) - 1)
@@ -351,6 +357,10 @@ class Pipeline(PretrainedGenerator):
                 code="generation.single_text",
             )
         return self.generation_config({**options, "num_return_sequences": 1})
+
+    def _batch_options(self, options: GenerationOptions) -> GenerationConfig:
+        """The options of a call that returns one text for each input, unless more are asked for."""
+        return self.generation_config({"num_return_sequences": 1, **options})
 
     def _caption(self, image: ModelInput | Memory, options: GenerationConfig) -> GeneratedText:
         """The caption of one input, or of the windows of long audio."""

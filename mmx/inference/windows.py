@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mmx.config.schema import GenerationConfig
 from mmx.inference.generator import TextGenerator
 from mmx.inference.inputs import InputWindow
-from mmx.inference.outputs import GeneratedText, TextWindow
+from mmx.inference.outputs import GeneratedText, TextWindow, best_text
 
 WINDOWS_IN_BATCH = 4  # of one input, outside of batch inference
 
@@ -34,7 +34,8 @@ def stream_windows(
             yield " ".join(complete)
         else:
             memory = generator.encode_prepared([window.inputs])
-            for text in generator.stream_texts(memory, None, options):
+            continued = options.model_copy(update={"start": _start(window, options)})
+            for text in generator.stream_texts(memory, None, continued):
                 yield _join([*complete, text])
         complete = [part for part in (*complete, text) if part]
 
@@ -47,14 +48,20 @@ def caption_rows(
     texts: Iterator[GeneratedText] = iter(())
     if heard:
         memory = generator.encode_prepared([window.inputs for window in heard])
-        texts = iter([streams[0][0] for streams in generator.generate_batch(memory, [[None]] * len(heard), options)])
+        starts = [[_start(window, options)] for window in heard]
+        generated = generator.generate_batch(memory, [[None]] * len(heard), options, (), starts)
+        texts = iter([best_text(streams[0]) for streams in generated])
     return [_silence() if _is_skipped(generator, window) else next(texts) for window in windows]
 
 
 def join_texts(windows: Sequence[InputWindow], texts: Sequence[GeneratedText]) -> GeneratedText:
-    """Return the text of an input from those of its windows; of a single window, its own."""
+    """Return the text of an input from those of its windows; of a single window, its own.
+
+    The k-th alternative is made of the k-th of every window; a window without sound has none.
+    """
     if len(texts) == 1:
         return texts[0]
+    alternatives = [join_texts(windows, ranked) for ranked in zip(*(text.alternatives for text in texts), strict=False)]
     parts: list[TextWindow] = []
     tokens: list[tuple[str, float]] = []
     for window, text in zip(windows, texts, strict=True):
@@ -71,7 +78,16 @@ def join_texts(windows: Sequence[InputWindow], texts: Sequence[GeneratedText]) -
         language_score=_language_score(language, texts),
         task=next((text.task for text in texts if text.task is not None), None),
         no_speech_prob=min(no_speech_probs, default=None),
+        unmet=tuple(dict.fromkeys(word for text in texts for word in text.unmet)),
+        alternatives=tuple(alternatives),
     )
+
+
+def _start(window: InputWindow, options: GenerationConfig) -> str:
+    """With what the text of a window begins. Later windows continue the text of the first."""
+    if window.start > 0:
+        return ""
+    return options.start if window.text_start is None else window.text_start
 
 
 def _is_skipped(generator: TextGenerator, window: InputWindow) -> bool:

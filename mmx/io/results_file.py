@@ -28,7 +28,7 @@ from mmx.io.file_lock import open_locked
 Fields = Mapping[str, object]
 
 RESULT_FIELDS = frozenset(
-    {"caption", "answer", "score", "probability", "error"}
+    {"caption", "captions", "answer", "answers", "score", "scores", "probability", "unmet", "error"}
 )  # the other fields of a row are its inputs
 # Further results of models that read audio; of all others these are fields of the input's list.
 SPEECH_FIELDS = frozenset({"windows", "language", "language_score", "task", "no_speech_prob"})

@@ -118,6 +118,24 @@ class Tokenizer:
             text = self._decode_complete(tokens)
         return text.strip()
 
+    def pieces(self) -> list[bytes]:
+        """Return the bytes that each token adds to a text; none for a special token.
+
+        For vocabularies of words or sentence pieces they are those after another token: most begin with a space.
+        """
+        before = self.encode("a")[:1]
+        prefix = self._decode(before)
+        pieces: list[bytes] = []
+        for token in range(len(self)):
+            name = str(self.backend.id_to_token(token) or "")
+            if self._is_special(token):
+                pieces.append(b"")
+            elif self._is_byte_level or re.fullmatch(r"<0x[0-9A-F]{2}>", name):
+                pieces.append(self._bytes_of(token))
+            else:
+                pieces.append(self._decode([*before, token]).removeprefix(prefix).encode())
+        return pieces
+
     def truncate(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
         """Return the first tokens, at most `max_tokens`, that end where a character ends."""
         kept = list(tokens[:max_tokens])

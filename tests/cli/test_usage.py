@@ -21,6 +21,8 @@ COMMANDS = (
     "push",
     "train",
     "eval",
+    "score",
+    "compare",
     "new-encoder",
     "scenes",
     "bench",

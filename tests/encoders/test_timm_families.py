@@ -122,7 +122,7 @@ class Reordered:
         self.order = order
 
     def __call__(self, batch):
-        states, mask, grid = self.encoder(batch)
+        states, mask, grid, *_ = self.encoder(batch)
         num_cells = grid[0] * grid[1]
         order = self.order(torch.arange(num_cells).view(grid)).flatten() - num_cells
         return Features(torch.cat([states[:, :-num_cells], states[:, order]], 1), mask, grid)

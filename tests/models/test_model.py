@@ -24,7 +24,7 @@ class WrongWidthEncoder(ToyEncoder):
     """Returns states of another feature size than it declares."""
 
     def forward(self, batch):
-        states, mask, grid = super().forward(batch)
+        states, mask, grid, _ = super().forward(batch)
         return Features(states[..., :-1], mask, grid)
 
 

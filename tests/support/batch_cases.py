@@ -15,6 +15,7 @@ from mmx.inference.batch_inference.captions import caption_images
 from mmx.inference.generator import TextGenerator
 from mmx.inference.inputs import InputWindow
 from mmx.inference.outputs import GeneratedText, Question
+from mmx.inference.prompts import TextStart
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
@@ -89,7 +90,10 @@ class FakeGenerator:
             raise MmxError("the question is too long.", code="question.too_long")
         return list(range(len(question or "")))
 
-    def generate_batch(self, memory, questions, options, boxes=()):
+    def start_tokens(self, start, prompt_length):
+        return TextStart(start, list(range(len(start))))
+
+    def generate_batch(self, memory, questions, options, boxes=(), starts=()):
         streams = sum(map(len, questions))
         if streams > self.room or any("huge" in text for text in memory):
             raise self.out_of_memory()
@@ -100,11 +104,11 @@ class FakeGenerator:
             results.append([[GeneratedText(text if q is None else f"{text} {q}", -0.5, ())] for q in row])
         return results
 
-    def captions(self, images, batch_size=16, **options):
-        return caption_images(self, images, batch_size, self.generation_config(options))
+    def captions(self, images, batch_size=16, starts=None, **options):
+        return caption_images(self, images, batch_size, self.generation_config(options), starts)
 
     def answers(self, questions, batch_size=16, **options):
-        items = [Question(*item) for item in questions]
+        items = [item if isinstance(item, Question) else Question(*item) for item in questions]
         return answer_questions(self, items, batch_size, self.generation_config(options))
 
 

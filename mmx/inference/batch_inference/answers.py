@@ -15,9 +15,10 @@ from mmx.errors import MmxError
 from mmx.inference.batch_inference.dedup import content_keys, identity_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
-from mmx.inference.generator import TextGenerator, check_question
+from mmx.inference.generator import TextGenerator
 from mmx.inference.inputs import PreparedOrError
-from mmx.inference.outputs import GeneratedText, Question
+from mmx.inference.outputs import GeneratedText, Question, best_text
+from mmx.inference.prompts import check_question
 from mmx.memory import Memory
 
 # Streams x (prompt + answer) x beams decoded at a time. For a decoder of 12 layers and hidden size 768 in float32 the
@@ -74,9 +75,14 @@ class BatchAnswering:
             try:
                 check_question(item.question)
                 check_box(item.box)
-                self.prompt_lengths[index] = len(self.generator.prompt_tokens(item.question))
+                prompt_length = len(self.generator.prompt_tokens(item.question))
+                start = self.generator.start_tokens(self._start(item), prompt_length)
+                self.prompt_lengths[index] = prompt_length + len(start.tokens)
             except MmxError as error:
                 self.results[index] = error
+
+    def _start(self, question: Question) -> str:
+        return self.options.start if question.start is None else question.start
 
     def _groups(self) -> list[list[int]]:
         """Indices of the questions about each content, in the order in which the contents first occur."""
@@ -154,9 +160,10 @@ class BatchAnswering:
         selected = memory if len(by_row) == memory.batch_size else memory.select(list(by_row))
         questions = [[self.questions[index].question for index in indices] for indices in by_row.values()]
         boxes = [[self.questions[index].box for index in indices] for indices in by_row.values()]
-        texts = self.generator.generate_batch(selected, questions, self.options, boxes)
+        starts = [[self._start(self.questions[index]) for index in indices] for indices in by_row.values()]
+        texts = self.generator.generate_batch(selected, questions, self.options, boxes, starts)
         answers: dict[int, GeneratedText] = {}
         for indices, row in zip(by_row.values(), texts, strict=True):
             for index, sequences in zip(indices, row, strict=True):
-                answers[index] = sequences[0]
+                answers[index] = best_text(sequences)
         return [answers[stream.question] for stream in streams]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Generic, TypeVar
 
 from mmx.config.schema import GenerationConfig
 from mmx.errors import MmxError
+from mmx.inference.arguments import with_starts
 from mmx.inference.batch_inference.dedup import ResultCache, content_key
 from mmx.inference.batch_inference.out_of_memory import AdaptiveBatchSize
 from mmx.inference.batch_inference.prefetch import Prefetcher, batched
@@ -24,29 +25,45 @@ InputT = TypeVar("InputT", bound="ModelInput | MmxError")
 
 @dataclass(frozen=True)
 class QueuedInput(Generic[InputT]):
-    """An input with the key that its duplicates share. Only the first of several duplicates is encoded."""
+    """An input with the key that its duplicates share. Only the first of several duplicates is encoded.
+
+    start: with what its caption begins; None for the option `start`.
+    """
 
     image: InputT
+    start: str | None
     key: Hashable | None
     is_first: bool
 
 
 def caption_images(
-    generator: TextGenerator, images: Iterable[InputT], batch_size: int, options: GenerationConfig
+    generator: TextGenerator,
+    images: Iterable[InputT],
+    batch_size: int,
+    options: GenerationConfig,
+    starts: Iterable[str] | None = None,
 ) -> Iterator[tuple[InputT, GeneratedText | MmxError]]:
-    """See `Pipeline.captions`. Inputs are taken from the iterable as they are needed."""
+    """See `Pipeline.captions`. Inputs are taken from the iterables as they are needed."""
     cache = ResultCache()
 
-    def key_of(image: InputT) -> Hashable | None:
-        return content_key(generator, image)
+    def key_of(started: _Started[InputT]) -> Hashable | None:
+        key = content_key(generator, started.image)
+        return None if key is None else (key, started.start)
+
+    def prepare(item: QueuedInput[InputT]) -> list[InputWindow] | MmxError:
+        windows = generator.prepare_windows_or_error(item.image)
+        if item.start is None or isinstance(windows, MmxError):
+            return windows
+        return [replace(window, text_start=item.start) for window in windows]
 
     def prepare_first(item: QueuedInput[InputT]) -> list[InputWindow] | MmxError | None:
-        return generator.prepare_windows_or_error(item.image) if item.is_first else None
+        return prepare(item) if item.is_first else None
 
     captioner = _BatchCaptioner(generator, options, batch_size)
 
     with Prefetcher(generator.model.device) as prefetcher:
-        keyed = _with_keys(prefetcher.map(key_of, batched(images, batch_size)))
+        started = (_Started(image, start) for image, start in with_starts(images, starts))
+        keyed = _with_keys(prefetcher.map(key_of, batched(started, batch_size)))
         for items, prepared in prefetcher.map(prepare_first, _batches(keyed, cache, batch_size)):
             results = captioner.run([item for item in prepared if item is not None])
             first_items = [item for item in items if item.is_first]
@@ -56,26 +73,34 @@ def caption_images(
             for item in items:
                 result_or_none = next(remaining) if item.is_first else cache.get(item.key)
                 if result_or_none is None:  # a duplicate of an unreadable input, or of one that left the cache
-                    result_or_none = captioner.run([generator.prepare_windows_or_error(item.image)])[0]
+                    result_or_none = captioner.run([prepare(item)])[0]
                 yield item.image, result_or_none
 
 
+@dataclass(frozen=True)
+class _Started(Generic[InputT]):
+    """An input with the start of its caption."""
+
+    image: InputT
+    start: str | None
+
+
 def _with_keys(
-    batches: Iterable[tuple[Sequence[InputT], list[Hashable | None]]],
-) -> Iterator[tuple[InputT, Hashable | None]]:
+    batches: Iterable[tuple[Sequence[_Started[InputT]], list[Hashable | None]]],
+) -> Iterator[tuple[_Started[InputT], Hashable | None]]:
     for images, keys in batches:
         yield from zip(images, keys, strict=True)
 
 
 def _batches(
-    keyed: Iterable[tuple[InputT, Hashable | None]], cache: ResultCache, size: int
+    keyed: Iterable[tuple[_Started[InputT], Hashable | None]], cache: ResultCache, size: int
 ) -> Iterator[list[QueuedInput[InputT]]]:
     """Yield batches with up to `size` inputs that are the first of their duplicates."""
     size = max(1, size)
     batch: list[QueuedInput[InputT]] = []
     num_first = 0
-    for image, key in keyed:
-        item = QueuedInput(image, key, cache.add(key))
+    for started, key in keyed:
+        item = QueuedInput(started.image, started.start, key, cache.add(key))
         batch.append(item)
         num_first += item.is_first
         if num_first >= size or len(batch) >= MAX_DUPLICATES * size:
