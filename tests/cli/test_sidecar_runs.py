@@ -22,8 +22,8 @@ from mmx.io import atomic, sidecars, xmp
 class CountingGenerator(FakeGenerator):
     """A generator whose text is another one each time, so that a text that was generated again is noticed."""
 
-    def generate_batch(self, memory, questions, options, boxes=()):
-        super().generate_batch(memory, questions, options, boxes)
+    def generate_batch(self, memory, questions, options, boxes=(), starts=()):
+        super().generate_batch(memory, questions, options, boxes, starts)
         return [[[GeneratedText(f"{text} of {os.getpid()} {next(self.numbers)}", -0.5, ())]] for text in memory]
 
     numbers = count()
