@@ -61,7 +61,7 @@ def compare(
     run = ScoringRun(data, overrides or [], options)
     ours = run.join(first)
     theirs = run.join(second)
-    ours, theirs = _common(ours, theirs)
+    ours, theirs = _common(ours, theirs, run)
     comparisons = compare_metrics(run.statistics(ours.texts), run.statistics(theirs.texts), resamples, seed)
     document = {
         "metrics": {comparison.name: _fields(comparison) for comparison in comparisons},
@@ -75,12 +75,17 @@ def compare(
     exit_with_status(run.succeeded)
 
 
-def _common(ours: JoinedPredictions, theirs: JoinedPredictions) -> tuple[JoinedPredictions, JoinedPredictions]:
+def _common(
+    ours: JoinedPredictions, theirs: JoinedPredictions, run: ScoringRun
+) -> tuple[JoinedPredictions, JoinedPredictions]:
     """Return both without the texts whose references the other has no text for. Raises MmxError if none is left."""
     common = {text.reference for text in ours.texts} & {text.reference for text in theirs.texts}
     if not common:
         message = "A and B have no references in common; expected two results of the same data."
         raise MmxError(message, code="compare.nothing_common")
+    others = len(ours.texts) + len(theirs.texts) - 2 * len(common)
+    if others and not run.has_references:  # with references, those without a text were reported when they were joined
+        run.report(f"{others:,} captions are not compared, because the other file has no caption of their image.")
     return _restrict(ours, common), _restrict(theirs, common)
 
 

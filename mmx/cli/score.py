@@ -19,7 +19,7 @@ from mmx.io.console import progress_bar, write_json
 
 if TYPE_CHECKING:
     from mmx.evaluation.bootstrap import Score
-    from mmx.evaluation.joining import JoinedPredictions, References, ScoredText
+    from mmx.evaluation.joining import CaptionedImages, JoinedPredictions, References, ScoredText
     from mmx.evaluation.scores import MetricStatistics
 
 SCORES_FILE = "scores.json"
@@ -126,25 +126,26 @@ class ScoringRun:
 
     Attributes:
         succeeded: whether everything was read, joined and scored so far.
+        has_references: whether there are texts to compare with.
     """
 
     def __init__(self, data: str | None, overrides: Sequence[str], options: ScoringOptions) -> None:
         """Read the references. Raises MmxError if there is nothing to score with."""
         options.check(overrides, data is not None)
         self.succeeded = True
+        self.has_references = data is not None
         self._reported: set[str] = set()
         self._options = options
-        self._references = None if data is None else self._read_references(data, overrides)
+        self._references = self._read_references(data, overrides)
 
     def join(self, path: str) -> JoinedPredictions:
         """Read the predictions of a file and join them to the references. Problems are printed on stderr."""
-        from mmx.evaluation.joining import without_references
         from mmx.evaluation.predictions import read_predictions
 
         predictions = read_predictions(Path(path))
-        joined = without_references(predictions) if self._references is None else self._references.join(predictions)
+        joined = self._references.join(predictions)
         for problem in joined.problems:
-            self._report(problem)
+            self.report(problem)
         if joined.num_by_name:
             count = f"{joined.num_by_name:,} of {len(predictions):,} predictions"
             message = f"{path}: {count} were joined by the names of their files, because their paths are other ones."
@@ -156,7 +157,7 @@ class ScoringRun:
         from mmx.evaluation.scores import score_texts
 
         options = self._options
-        metrics = [] if self._references is None else score_texts(texts, options.metrics)
+        metrics = score_texts(texts, options.metrics) if self.has_references else []
         if options.clip is not None:
             metrics += self._clip_statistics(texts, options.clip)
         if options.objects is not None:
@@ -170,7 +171,7 @@ class ScoringRun:
         path = self._options.instances
         result = chair(texts, words, None if path is None else read_instances(path, words))
         for problem in result.problems:
-            self._report(problem)
+            self.report(problem)
         return result.metrics
 
     def _clip_statistics(self, texts: Sequence[ScoredText], clip: str) -> list[MetricStatistics]:
@@ -181,19 +182,21 @@ class ScoringRun:
         with progress_bar(len(texts), self._options.quiet) as bar:
             result = clip_score(texts, model, self._options.batch_size, bar.update)
         for problem in result.problems:
-            self._report(problem)
+            self.report(problem)
         return result.metrics
 
-    def _read_references(self, data: str, overrides: Sequence[str]) -> References:
+    def _read_references(self, data: str | None, overrides: Sequence[str]) -> References | CaptionedImages:
         from mmx.config.loader import override_config
         from mmx.config.schema import DataConfig
         from mmx.data.formats import read_examples
-        from mmx.evaluation.joining import References
+        from mmx.evaluation.joining import CaptionedImages, References
 
+        if data is None:
+            return CaptionedImages()
         config = override_config(DataConfig(path=data), list(overrides))
-        return References(data, read_examples(config, on_skipped=self._report))
+        return References(data, read_examples(config, on_skipped=self.report))
 
-    def _report(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
         """Print a problem once: `mmx compare` may meet that of an image twice."""
         if problem not in self._reported:
             print(one_line(problem), file=sys.stderr)

@@ -5,6 +5,7 @@ Everything that a prediction names must lead to the same reference. What does no
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -188,22 +189,41 @@ class References:
         return DataError(message, code="score.nothing_joined", path=self._path, prediction=str(first.location))
 
 
-def without_references(predictions: Sequence[Prediction]) -> JoinedPredictions:
-    """Return captions with their images and no references; a path starts from the current folder or from the file's."""
-    skipped = SkippedRecords()
-    texts = []
-    for number, prediction in enumerate(predictions):
-        image = _find_image(prediction)
-        if prediction.text is None:
-            skipped.add(prediction.location, "an error stands in place of a text", NOT_SCORED)
-        elif prediction.is_answer or image is None:
-            skipped.add(prediction.location, "it is not a caption with the path of an image", NOT_SCORED)
-        else:
-            texts.append(ScoredText(number, number, image, None, prediction.text, (), {"image": image}))
-    if not texts:
-        first = predictions[0].location
-        raise first.error("no_image", "and all others are not captions with an image; expected both, or --data PATH.")
-    return JoinedPredictions(texts, skipped.sentences(), len(predictions) - len(texts))
+class CaptionedImages:
+    """In place of references: the images of captions, each with one number in all of the results that are joined."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, int] = {}
+        self._texts: dict[tuple[str, int], int] = {}  # by image, and how many earlier captions of a file have it
+
+    def join(self, predictions: Sequence[Prediction]) -> JoinedPredictions:
+        """Return captions with their images and no references; a path starts from the current folder or the file's.
+
+        Raises DataError if there is no caption with an image.
+        """
+        skipped = SkippedRecords()
+        texts: list[ScoredText] = []
+        counts: Counter[str] = Counter()
+        for prediction in predictions:
+            image = _find_image(prediction)
+            if prediction.text is None:
+                skipped.add(prediction.location, "an error stands in place of a text", NOT_SCORED)
+            elif prediction.is_answer or image is None:
+                skipped.add(prediction.location, "it is not a caption with the path of an image", NOT_SCORED)
+            else:
+                texts.append(self._text(image, counts, prediction.text))
+        if not texts:
+            message = "and all others are not captions with an image; expected both, or --data PATH."
+            raise predictions[0].location.error("no_image", message)
+        return JoinedPredictions(texts, skipped.sentences(), len(predictions) - len(texts))
+
+    def _text(self, image: str, counts: Counter[str], text: str) -> ScoredText:
+        path = absolute_path(image)
+        key = (path, counts[path])
+        counts[path] += 1
+        number = self._texts.setdefault(key, len(self._texts))
+        example = self._images.setdefault(path, len(self._images))
+        return ScoredText(number, example, image, None, text, (), {"image": image})
 
 
 def _find_image(prediction: Prediction) -> str | None:

@@ -196,6 +196,22 @@ def test_clipscore_without_references(mmx, tmp_path) -> None:
     assert {"CIDEr", "CLIPScore", "RefCLIPScore"} <= document["metrics"].keys()
 
 
+def test_captions_without_references_are_compared_image_by_image(mmx, tmp_path) -> None:
+    clip_folder = write_clip(tmp_path / "clip")
+    rows = [{"image": str(draw(tmp_path / f"{number}.png", number)), "caption": "a dog"} for number in range(4)]
+    others = [{**row, "caption": "a cat"} for row in rows]
+    first = write_jsonl(tmp_path / "first.jsonl", *rows)
+    words = ("--clip", clip_folder, "--json", "--resamples", "50")
+    ran = mmx("compare", first, write_jsonl(tmp_path / "reversed.jsonl", *rows[::-1]), *words)
+    (document,) = ran.rows
+    score = document["metrics"]["CLIPScore"]
+    assert (ran.code, document["texts"]) == (0, 4)
+    assert (score["low"], score["high"], score["p_value"]) == pytest.approx((0, 0, 1), abs=1e-6)
+    ran = mmx("compare", first, write_jsonl(tmp_path / "others.jsonl", *others[2:], others[0]), *words)
+    (document,) = ran.rows
+    assert (ran.code, document["texts"], len(ran.errors)) == (1, 3, 1)
+
+
 def test_chair_of_two_results(mmx, data) -> None:
     (data / "objects.txt").write_text("dog\ncat\nperson, man\nball\n")
     words = ("--data", data / "captions.json", "--objects", data / "objects.txt", "--metrics", "ROUGE-L", "--json")

@@ -7,7 +7,7 @@ import pytest
 from mmx.config.schema import DataConfig
 from mmx.data.formats import read_examples
 from mmx.errors import DataError
-from mmx.evaluation.joining import References, without_references
+from mmx.evaluation.joining import CaptionedImages, References
 from mmx.evaluation.predictions import read_predictions
 
 
@@ -163,9 +163,9 @@ def test_data_without_a_common_row_or_without_references_is_refused(tmp_path, ca
 
 def test_captions_without_references_need_an_image(tmp_path):
     rows = lines(tmp_path / "rows.jsonl", {"image": "a.jpg", "caption": "z"}, {"id": 1, "caption": "z"})
-    joined = without_references(read_predictions(rows))
+    joined = CaptionedImages().join(read_predictions(rows))
     assert [text.sources for text in joined.texts] == [{"image": "a.jpg"}]
     assert (joined.num_predictions, len(joined.problems)) == (1, 1)
     (tmp_path / "a.jpg").touch()
-    joined = without_references(read_predictions(rows))
+    joined = CaptionedImages().join(read_predictions(rows))
     assert [text.sources for text in joined.texts] == [{"image": str(tmp_path / "a.jpg")}]
