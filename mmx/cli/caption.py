@@ -118,8 +118,8 @@ def caption(
     windows.
 
     A list is JSON lines, CSV, TSV or parquet with an image (or another source) each, or hf:NAME:SPLIT of Hugging Face
-    datasets; a tar file has images. With --out, type the same
-    command again after a stop to process what is missing; "--out -" prints JSON lines.
+    datasets; a tar file has images. With --out, type the same command again after a stop to process what is missing;
+    "--out -" prints JSON lines.
 
     With --sidecar or --xmp, captions are written beside the images. Images that have them are skipped, so a stopped run
     is continued by the same command, with or without --out. With --out FILE.tar, one tar file is copied with a caption

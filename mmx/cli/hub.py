@@ -12,7 +12,7 @@ def import_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A published model's folder, or its public name.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The checkpoint folder to write.")],
     revision: Annotated[
-        str | None, typer.Option("--revision", metavar="NAME", help="A branch or commit of a public name.")
+        str | None, typer.Option("--revision", metavar="NAME", help="A branch, tag or commit of a public name.")
     ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Also read pickled weights (*.bin), only tensors.")
@@ -21,8 +21,8 @@ def import_model(
     """Convert a published model into a checkpoint folder.
 
     ViT-GPT2, TrOCR, BLIP (captions, questions), Marian, Whisper. Every tensor is
-    mapped, or the model is refused. --model also reads such a model directly. A
-    checkpoint of mmx is copied.
+    mapped, or the model is refused. --model of other commands reads such a model
+    directly. A checkpoint of mmx is copied.
     """
     from mmx.hub.pretrained import import_checkpoint
 

@@ -16,8 +16,9 @@ from mmx.io.tar import is_tar
 RowFormat = Literal["jsonl", "csv", "parquet", "txt", "tar"]
 
 _FORMAT_HELP = (
-    "Format of --out: jsonl, csv, parquet or txt. By default that of the suffix, .csv or .parquet, else jsonl. "
-    "All but jsonl are made at the end of FILE.jsonl, from which a stopped run is continued."
+    "Format of --out: jsonl, csv, parquet, txt, or tar (only mmx caption). By default that of the suffix .csv, "
+    ".parquet or .tar, else jsonl. All but jsonl are made at the end of FILE.jsonl, from which a stopped run is "
+    "continued."
 )
 FormatOption = Annotated[str | None, typer.Option("--format", metavar="NAME", help=_FORMAT_HELP)]
 
