@@ -37,7 +37,7 @@ _MAPS_HELP = "For scenes: measure how well the maps of words point at what they 
 
 
 def evaluate_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or `bundled`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder, a public name, or `bundled`.")],
     data: Annotated[str, typer.Option("--data", metavar="PATH", help="A data file or folder, or `scenes`.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options of the data, such as split=val.")

@@ -38,7 +38,9 @@ def look(
     text: Annotated[
         str | None, typer.Option("--text", metavar="TEXT", help="Show the maps of this text instead of generating one.")
     ] = None,
-    word: Annotated[list[str] | None, typer.Option("--word", metavar="WORD", help="Show only this word.")] = None,
+    word: Annotated[
+        list[str] | None, typer.Option("--word", metavar="WORD", help="Show only this word. Repeatable.")
+    ] = None,
     layer: Annotated[
         int | None, typer.Option("--layer", metavar="N", help="One cross-attention layer, counted from 0.")
     ] = None,
