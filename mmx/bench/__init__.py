@@ -9,7 +9,7 @@ from typing import get_args
 
 import torch
 
-from mmx.bench import attention_maps, cache, decoding, images, training
+from mmx.bench import attention_maps, cache, constraints, decoding, formats, images, training
 from mmx.bench.hf_references import SHAPES, BenchSetting
 from mmx.bench.timing import BenchResult
 from mmx.config.schema import Precision
@@ -26,6 +26,8 @@ WORKLOADS: dict[str, Callable[[BenchSetting], Iterator[BenchResult]]] = {
     "attention-maps": attention_maps.attention_maps,
     "training": training.training,
     "images": images.images,
+    "constraints": constraints.constraints,
+    "formats": formats.formats,
     "startup": images.startup,
 }
 SIZES = ("tiny", "base")

@@ -15,7 +15,9 @@ from mmx.io.console import progress_bar, write_json
 if TYPE_CHECKING:
     from mmx.bench import BenchResult
 
-WORKLOADS_HELP = "greedy, beams, questions, cache, attention-maps, training, images, startup. Default: all."
+WORKLOADS_HELP = (
+    "greedy, beams, questions, cache, attention-maps, training, images, constraints, formats, startup. Default: all."
+)
 
 
 def bench(

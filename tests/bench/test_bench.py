@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ NUM_RESULTS = {
     "attention-maps": 3,
     "training": 2,
     "images": 1,
+    "constraints": 3,
+    "formats": 4 if find_spec("datasets") and find_spec("pyarrow") else 2,
     "startup": 3 if STATM.exists() else 2,
 }
 
@@ -43,7 +46,8 @@ def test_mmx_and_the_reference_give_the_same_output(name):
     results = list(run([name], size="micro", repeats=1))
     assert len(results) == NUM_RESULTS[name]
     compared = [result for result in results if result.reference is not None]
-    assert all(result.same is True for result in compared), compared
+    expected = None if name == "constraints" else True  # words change the text
+    assert all(result.same is expected for result in compared), compared
     assert bool(compared) == (name != "startup")
     for result in results:
         assert math.isfinite(result.mmx.median) and result.mmx.median > 0

@@ -24,8 +24,8 @@ def main(path: str, folder: Path) -> list[str]:
     streamed: str = "".join(list(model.stream(path))[-1:])
     photo: Image.Image = mmx.load_image(path)
     captions = [describe(result) for _, result in model.captions([photo, photo.copy()], batch_size=2)]
-    questions = [mmx.Question(path, "what is this?", box=(0.0, 0.0, 0.5, 0.5)), (photo, "is there a star?")]
-    found = [describe(result) for result in model.answers(questions)]
+    corner = mmx.Question(path, "what is this?", box=(0.0, 0.0, 0.5, 0.5))
+    found = [describe(result) for result in model.answers([corner, (photo, "is there a star?")])]
     look: mmx.Look = model.look(path, "what color is the cross?", method="both")
     look.save(folder / "look.png")
     memory.save(folder / "memory.safetensors")
