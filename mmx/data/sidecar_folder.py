@@ -14,8 +14,7 @@ from mmx.data.skipped import SkippedRecords
 from mmx.errors import DataError
 from mmx.io.files import find_files
 from mmx.io.images import SUFFIXES
-
-SIDECAR_SUFFIXES = (".txt", ".caption")  # the first one that exists
+from mmx.io.sidecars import TEXT_SUFFIXES
 
 
 def has_sidecars(folder: Path) -> bool:
@@ -25,8 +24,8 @@ def has_sidecars(folder: Path) -> bool:
 
 
 def find_sidecar(image: Path) -> Path | None:
-    """Return the text file of an image, None if it has none."""
-    sidecars = (image.with_suffix(suffix) for suffix in SIDECAR_SUFFIXES)
+    """Return the text file of an image, the first one of TEXT_SUFFIXES; None if it has none."""
+    sidecars = (image.with_suffix(suffix) for suffix in TEXT_SUFFIXES)
     return next((sidecar for sidecar in sidecars if sidecar.is_file()), None)
 
 
@@ -60,7 +59,7 @@ def read_sidecars(folder: Path, skipped: SkippedRecords) -> Iterator[Record]:
 
 
 def _report_orphans(folder: Path, used: set[Path], skipped: SkippedRecords) -> None:
-    for text in find_files([folder], lambda path: Path(path).suffix in SIDECAR_SUFFIXES):
+    for text in find_files([folder], lambda path: Path(path).suffix in TEXT_SUFFIXES):
         if isinstance(text, Path) and text not in used and not _has_image(text, used):
             location = RecordLocation(str(folder), record=str(text.relative_to(folder)))
             skipped.add(location, "no image has the name of the text file")
@@ -68,7 +67,7 @@ def _report_orphans(folder: Path, used: set[Path], skipped: SkippedRecords) -> N
 
 def _has_image(text: Path, used: set[Path]) -> bool:
     """Whether the image of a text has another text that was used."""
-    return any(text.with_suffix(suffix) in used for suffix in SIDECAR_SUFFIXES)
+    return any(text.with_suffix(suffix) in used for suffix in TEXT_SUFFIXES)
 
 
 def _is_image(path: str) -> bool:

@@ -13,7 +13,7 @@ from mmx.data.records import Record
 from mmx.data.skipped import SkippedRecords
 from mmx.errors import DataError
 from mmx.io import audio, images
-from mmx.io.tar import TarMember, is_compressed, is_tar, read_tar
+from mmx.io.tar import TarMember, is_compressed, is_tar, read_tar, split_sample_name
 
 SOURCES = {**dict.fromkeys(images.SUFFIXES, "image"), **dict.fromkeys(audio.SUFFIXES, "audio")}  # by suffix
 TEXT_SUFFIXES = (".txt", ".caption", ".json")
@@ -60,7 +60,7 @@ def _read_samples(path: str) -> Iterator[Record]:
     for member in read_tar(path, _is_member, audio.MAX_BYTES, is_stored=lambda name: _source_of(name) is not None):
         if member.name == "":  # the archive is damaged from here on
             break
-        member_key = _split(member.name)[0]
+        member_key = split_sample_name(member.name)[0]
         if member_key != key and members:
             yield _sample(path, members)
             members = []
@@ -74,25 +74,18 @@ def _read_samples(path: str) -> Iterator[Record]:
         yield Record(RecordLocation(path), member.data)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Return the key of a sample and the suffix of a member: both are parted by the first dot of the file name."""
-    folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    return folder + slash + stem, (dot + suffix).lower()
-
-
 def _source_of(name: str) -> str | None:
-    return SOURCES.get(_split(name)[1])
+    return SOURCES.get(split_sample_name(name)[1])
 
 
 def _is_member(name: str) -> bool:
-    suffix = _split(name)[1]
+    suffix = split_sample_name(name)[1]
     return suffix in TEXT_SUFFIXES or suffix in SOURCES
 
 
 def _sample(path: str, members: list[TarMember]) -> Record:
     """Return the members of one sample as fields, or the first error."""
-    location = RecordLocation(path, record=f"sample {_split(members[0].name)[0]}")
+    location = RecordLocation(path, record=f"sample {split_sample_name(members[0].name)[0]}")
     fields: JsonObject = {}
     try:
         for member in members:

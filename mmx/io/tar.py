@@ -41,6 +41,13 @@ class TarMember(NamedTuple):
     data: bytes | FilePart | DataError
 
 
+def split_sample_name(name: str) -> tuple[str, str]:
+    """Return the key of a sample and the suffix of a member: they are separated by the first dot of the file name."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return folder + slash + stem, (dot + suffix).lower()
+
+
 def is_tar(path: str) -> bool:
     """Return whether a file name is that of a tar archive, compressed or not."""
     return _suffix(path) is not None

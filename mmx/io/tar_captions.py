@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from mmx.errors import DataError, MmxError
 from mmx.io.atomic import atomic_write
 from mmx.io.sidecars import TEXT_SUFFIXES, Existing, Fields, named_errors, new_content
-from mmx.io.tar import TarHeader, open_tar, tar_headers
+from mmx.io.tar import TarHeader, open_tar, split_sample_name, tar_headers
 
 MAX_SIDECAR_BYTES = 2**24
 
@@ -127,8 +127,7 @@ class CaptionedTar:
 
 def sample_key(name: str) -> str:
     """Return the key of the sample of a member: its name up to the first dot after the last slash."""
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{base.split('.', 1)[0]}"
+    return split_sample_name(name)[0]
 
 
 class _Copy:
