@@ -204,7 +204,7 @@ def named_errors(path: Path | str) -> Iterator[None]:
 
 
 def _has_text(path: Path) -> bool:
-    if not path.exists():
+    if not path.is_file():
         return False
     if path.suffix == ".xmp":
         return xmp.read_description(path.read_bytes()) is not None

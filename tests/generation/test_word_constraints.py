@@ -285,7 +285,10 @@ def test_constraints_take_at_most_a_fifth_more_time():
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"avoid": [""]}, {"include": ["a|"]}, {"include": [" "]}, {"avoid": "cat"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"avoid": [""]}, {"avoid": ["cat|dog"]}, {"include": ["a|"]}, {"include": [" "]}, {"avoid": "cat"}],
+)
 def test_wrong_words_are_refused(pipeline, options):
     with pytest.raises(ConfigError):
         pipeline.caption(INPUT, **options)
