@@ -25,7 +25,11 @@ MAX_EMBEDDED_BYTES = 512 * 2**20  # of one input; its decoder has a limit of its
 
 def is_list_file(path: str) -> bool:
     """Return whether a file name is that of JSON lines or a table."""
-    return path.endswith(LIST_SUFFIXES)
+    return path.lower().endswith(LIST_SUFFIXES)
+
+
+def _is_json_lines(path: str) -> bool:
+    return path.lower().endswith(".jsonl")
 
 
 def is_dataset(path: str) -> bool:
@@ -59,7 +63,7 @@ def count_list_items(path: str) -> int | None:
     if is_parquet(path):
         return count_parquet_rows(path)
     with open(path, "rb") as file:
-        return sum(1 for line in file if line.strip()) - (not path.endswith(".jsonl"))
+        return sum(1 for line in file if line.strip()) - (not _is_json_lines(path))
 
 
 def _records(path: str) -> Iterator[Record]:
@@ -68,7 +72,7 @@ def _records(path: str) -> Iterator[Record]:
 
     if is_dataset(path):
         return stream_dataset(path)
-    return _lines(path) if path.endswith(".jsonl") else read_records(path)
+    return _lines(path) if _is_json_lines(path) else read_records(path)
 
 
 def _lines(path: str) -> Iterator[Record]:
@@ -91,7 +95,9 @@ def _list_item(record: Record, pipeline: Pipeline) -> InputItem:
 
     location = record.location
     try:
-        fields = image_as_source(valid_fields(record)) if _is_table(location.path) else valid_fields(record)
+        fields = valid_fields(record)
+        if not _is_json_lines(location.path):
+            fields = image_as_source(fields)
         inputs = _record_inputs(location, fields, pipeline)
         loaded = {name: _loaded(raw) for name, raw in inputs.items()}
     except MmxError as error:
@@ -100,10 +106,6 @@ def _list_item(record: Record, pipeline: Pipeline) -> InputItem:
     dropped = (TASK_FIELDS - set(ID_FIELDS)) | result_fields(pipeline) | inputs.keys()
     kept = {key: value for key, value in fields.items() if key not in dropped and not isinstance(value, StoredBytes)}
     return InputItem({**written, **kept}, display_name(written), loaded)
-
-
-def _is_table(path: str) -> bool:
-    return not path.endswith(".jsonl")
 
 
 def _loaded(raw: object) -> object:

@@ -66,7 +66,10 @@ def _parse_format(out: Path | None, name: str | None, with_tar: bool) -> RowForm
     allowed = [kind for kind in known if with_tar or kind != "tar"]
     if name is None:
         found = _FORMATS_BY_SUFFIX.get("" if out is None else out.suffix.lower(), "jsonl")
-        return found if found in allowed else "jsonl"
+        if found not in allowed:
+            message = f"--out {out} names a tar file, which only mmx caption writes; choose a name with .jsonl or .csv."
+            raise MmxError(message, code="option.format", given=found)
+        return found
     for kind in allowed:
         if kind == name:
             return kind

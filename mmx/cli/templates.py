@@ -6,9 +6,10 @@ of its image. `{{` and `}}` stand for braces.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -118,7 +119,10 @@ def _value(name: str, fields: Mapping[str, object], inputs: Mapping[str, object]
         return str(value)
     path = _path(fields, inputs)
     if value is None and path is not None and name in ("folder", "name", "stem"):
-        return {"folder": path.parent.name, "name": path.name, "stem": path.stem}[name]
+        folder = path.parent.name
+        if folder in ("", ".."):
+            folder = Path(os.path.abspath(path)).parent.name
+        return {"folder": folder, "name": path.name, "stem": path.stem}[name]
     raise _missing(name, f"a row with the fields {', '.join(fields)}")
 
 

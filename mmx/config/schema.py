@@ -205,6 +205,10 @@ class GenerationConfig(FrozenModel):
         words = [*self.avoid, *(word for group in self.include for word in group.split("|"))]
         if not all(word.strip() for word in words):
             raise ValueError("avoid or include holds an empty word, which every text contains; leave it out")
+        if any("|" in word for word in self.avoid):
+            raise ValueError(
+                "avoid holds a word with |, which is for alternatives of include; give each word by itself"
+            )
         if self.num_return_sequences > 1 and not self.do_sample and self.num_beams < self.num_return_sequences:
             raise ValueError(
                 f"num_return_sequences {self.num_return_sequences} needs do_sample: true or as many num_beams"

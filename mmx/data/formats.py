@@ -97,7 +97,7 @@ def detect_format(path: Path) -> str:
         return "hf"
     if path.is_dir():
         return _detect_folder_format(path)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return "manifest"
     if is_table(path.name):
         return "csv"

@@ -123,7 +123,7 @@ def _load(named: DatasetName, path: str, streaming: bool) -> Loaded:
 def _select_split(loaded: Loaded, named: DatasetName, path: str) -> Loaded:
     if not isinstance(loaded, Mapping):
         if named.split is not None and str(loaded.split) != named.split:
-            raise _unknown_split(path, named.split, [str(loaded.split)])
+            raise _unknown_split(path, named.split, [str(loaded.split)] if loaded.split else [])
         return loaded
     splits = sorted(map(str, loaded))
     if named.split is None and len(splits) == 1:
@@ -147,6 +147,8 @@ def _media_columns(dataset: Dataset) -> list[str]:
 
 def _unknown_split(path: str, split: str | None, splits: list[str]) -> DataError:
     hint = suggest(split, splits) if split is not None else f"it has {', '.join(splits)}; type hf:NAME:{splits[0]}."
+    if not splits:
+        hint = f"it has no splits; leave out {split!r}."
     given = "no split was named" if split is None else f"there is no split {split!r}"
     return DataError(f"{path}: {given}; {hint}", code="data.unknown_split", path=path, split=split, known=splits)
 

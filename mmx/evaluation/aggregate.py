@@ -26,7 +26,7 @@ def aggregate_metrics(
     """All metrics that the texts allow: loss, captions, answers, answers by question type and whether their
     types fit, calibration, bits per word, counts.
 
-    CIDEr weighs n-grams by how many images have them, so caption metrics need at least two captions.
+    CIDEr weighs n-grams by how many images have them, so it needs at least two captions.
     """
     captions = [text for text in predictions if text.question is None and text.targets]
     answers = [text for text in predictions if text.question is not None and text.targets]
@@ -34,7 +34,7 @@ def aggregate_metrics(
     tokens = sum(loss.tokens for loss in losses)
     if tokens:
         metrics["loss"] = math.fsum(loss.nats for loss in losses) / tokens
-    if len(captions) > 1:
+    if captions:
         predicted = {text.key: text.prediction for text in captions}
         references = {text.key: text.targets for text in captions}
         metrics |= caption_metrics(predicted, references, training_captions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from mmx.data.json_fields import (
     optional_text_field,
     read_lines,
 )
+from mmx.data.records import valid_fields
+from mmx.data.tables import is_table, read_table
 from mmx.errors import DataError
 
 Record = Mapping[str, object]
@@ -26,7 +27,6 @@ PREDICTION = "prediction"  # of `mmx eval`: a caption, or an answer if there is 
 TEXT_FIELDS = (CAPTION, ANSWER, PREDICTION)
 IMAGE_FIELDS = ("file_name", "filename")  # other names of the field "image"
 ID_NAMES = ("id", "image_id", "question_id")
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _EXPECTED = 'expected a list such as [{"image_id": 1, "caption": "…"}], JSON lines (.jsonl) or a table (.csv, .tsv).'
 
 
@@ -69,10 +69,13 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 def _read_records(path: Path) -> Iterator[tuple[RecordLocation, Record]]:
     suffix = path.suffix.lower()
-    if suffix in DELIMITERS:
-        yield from _read_table(path, DELIMITERS[suffix])
+    if is_table(path.name):
+        yield from _read_table(path)
     elif suffix == ".json":
         yield from _read_list(path)
+    elif suffix == ".parquet":
+        message = f"{path} is parquet, which is not read as predictions; {_EXPECTED}"
+        raise DataError(message, code="predictions.format", path=str(path))
     else:
         for number, line in read_lines(path, finite=False):
             yield RecordLocation(str(path), number), line
@@ -89,20 +92,19 @@ def _read_list(path: Path) -> Iterator[tuple[RecordLocation, Record]]:
         yield location, record
 
 
-def _read_table(path: Path, delimiter: str) -> Iterator[tuple[RecordLocation, Record]]:
-    """Yield the rows of a table as records; empty cells are left out, except for the generated text."""
+def _read_table(path: Path) -> Iterator[tuple[RecordLocation, Record]]:
+    """Yield the rows of a table as records. Empty cells are absent, but a row without an error has a text."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=delimiter, strict=True)
-            for row in rows:
-                location = RecordLocation(str(path), rows.line_num)
-                if None in row or None in row.values():
-                    message = f"has another number of cells than the first line ({len(rows.fieldnames or ())})."
-                    raise location.error("cells", message)
-                yield location, {name: cell for name, cell in row.items() if cell or name in TEXT_FIELDS}
-    except (csv.Error, UnicodeDecodeError) as error:
-        message = f"{path} cannot be read as a table; expected UTF-8 and cells in double quotes where they need them."
-        raise DataError(message, code="predictions.not_table", path=str(path)) from error
+        for row in read_table(path):
+            fields = valid_fields(row)
+            record = {name: cell for name, cell in fields.items() if cell is not None}
+            texts = [name for name in TEXT_FIELDS if name in fields]
+            if texts and "error" not in record and not record.keys() & set(texts):
+                record[texts[0]] = ""
+            yield row.location, record
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}; check the path."
+        raise DataError(message, code="data.unreadable", path=str(path)) from error
 
 
 def _parse_prediction(location: RecordLocation, record: Record) -> Prediction:

@@ -101,7 +101,7 @@ def push_checkpoint(folder: str | Path, name: str, options: PushOptions | None =
 
 def check_name(name: str) -> None:
     """Raise CheckpointError unless this is a public name with its user or organization."""
-    if not NAME.fullmatch(name):
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
         raise CheckpointError(
             f"{name!r} is no public name; expected user/name, such as anna/captions.", code="hub.name", name=name
         )

@@ -43,14 +43,18 @@ def with_starts(inputs: Iterable[ItemT], starts: Iterable[str] | None) -> Iterat
         yield from ((item, None) for item in inputs)
         return
     remaining = iter(() if isinstance(starts, str) else starts)
+    count = 0
     for item in inputs:
         start = next(remaining, None)
         if not isinstance(start, str):
-            raise MmxError(
-                f"starts is {_type_name(starts)}; expected a list with one text for each input.",
-                code="captions.starts",
-            )
+            given = _type_name(starts) if isinstance(starts, str) else f"{_type_name(start)} for input {count}"
+            message = f"starts has {given}; expected a list with one text for each input."
+            raise MmxError(message, code="captions.starts", index=count)
         yield item, start
+        count += 1
+    if next(remaining, None) is not None:
+        message = f"starts has more texts than the {count} inputs; expected a list with one text for each input."
+        raise MmxError(message, code="captions.starts", index=count)
 
 
 def check_candidates(candidates: Iterable[str]) -> list[str]:

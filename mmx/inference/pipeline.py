@@ -326,6 +326,9 @@ class Pipeline(PretrainedGenerator):
                 f"text is a {type(text).__name__}; expected a text, such as 'a dog on the grass'.",
                 code="look.text_type",
             )
+        if text is not None and not text.strip():
+            message = "the text is empty, and has no words to look at; expected a text, such as 'a dog on the grass'."
+            raise MmxError(message, code="look.empty_text")
         memory = self._single_memory(image, box)
         decoding = self._single_text(options)
         prompt = self.prompt_of(memory, question, decoding)

@@ -72,7 +72,8 @@ class Sidecars:
         if self.existing != "skip" or self._owner(image) is not None:
             return False
         try:
-            return all(_has_text(image.with_suffix(suffix)) for suffix in self.suffixes)
+            paths = [image.with_suffix(suffix) for suffix in self.suffixes]
+            return all(_has_text(path) and os.path.realpath(path) not in self._reserved for path in paths)
         except (DataError, OSError, ValueError):
             return False  # the error is met again when the sidecar is to be written
 
@@ -204,7 +205,7 @@ def named_errors(path: Path | str) -> Iterator[None]:
 
 
 def _has_text(path: Path) -> bool:
-    if not path.exists():
+    if not path.is_file():
         return False
     if path.suffix == ".xmp":
         return xmp.read_description(path.read_bytes()) is not None

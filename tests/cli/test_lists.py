@@ -125,6 +125,17 @@ def test_wrong_rows_are_errors_of_their_own(mmx: Mmx, model: Path, tmp_path: Pat
         assert row["error"].startswith(f"{path}:{line} ")
 
 
+@pytest.mark.parametrize("name", ["LIST.CSV", "LIST.JSONL"])
+def test_suffixes_in_capitals(mmx: Mmx, model: Path, tmp_path: Path, name: str) -> None:
+    write_csv(tmp_path, 1).unlink()
+    lines = {"LIST.CSV": "image,caption\n0.png,a dog\n", "LIST.JSONL": '{"image": "0.png", "caption": "a dog"}\n'}
+    path = tmp_path / name
+    path.write_text(lines[name])
+    ran = mmx("caption", path, "--model", model, "--json")
+    assert (ran.code, [row["image"] for row in ran.rows]) == (0, [str(tmp_path / "0.png")])
+    assert mmx("eval", model, "--data", path).code == 0
+
+
 def test_a_half_archive_and_a_half_table(mmx: Mmx, model: Path, tmp_path: Path) -> None:
     path = write_tar(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:2600])

@@ -89,6 +89,16 @@ def test_a_field_that_is_no_text_is_missing():
     assert error.value.code == "template.field"
 
 
+def test_the_folder_of_a_relative_path_has_a_name(tmp_path, monkeypatch):
+    folder = tmp_path / "sky"
+    (folder / "below").mkdir(parents=True)
+    template = Template.parse("{folder}", "--start")
+    monkeypatch.chdir(folder)
+    assert template.render({"image": "a.jpg"}, {"image": "a.jpg"}) == "sky"
+    monkeypatch.chdir(folder / "below")
+    assert template.render({"image": "../a.jpg"}, {"image": "../a.jpg"}) == "sky"
+
+
 def test_members_of_archives_have_paths():
     template = Template.parse("{folder} {name} {n}", "--start")
     assert template.render({"image": "x.tar/sky/a.jpg", "n": 3}, {"image": b""}) == "sky a.jpg 3"

@@ -316,6 +316,8 @@ def test_answers_as_text_and_parquet(mmx, fake, tmp_path) -> None:
     rows = parquet.read_table(tmp_path / "a.parquet").to_pylist()
     assert rows == read_rows(tmp_path / "a.parquet.jsonl")
     assert mmx("ask", image, "x?", "--out", "a.tar", "--format", "tar").refused().code == "option.format"
+    assert mmx("ask", image, "x?", "--out", tmp_path / "a.tar").refused().code == "option.format"
+    assert not (tmp_path / "a.tar").exists()
 
 
 # ---- archives --------------------------------------------------------------------------------------------------

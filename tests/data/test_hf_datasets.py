@@ -142,6 +142,8 @@ def test_splits(datasets, tmp_path: Path) -> None:
     assert read_error(folder).details["known"] == ["test", "train"]
     assert read_error(f"hf:{folder}:tset").code == "data.unknown_split"
     assert read_error(f"hf:{folder}:train", split="test").code == "data.two_splits"
+    build(datasets, 1).save_to_disk(str(tmp_path / "one"))
+    assert read_error(f"hf:{tmp_path / 'one'}:train").details["known"] == []
     assert read_error(f"hf:{tmp_path / 'absent'}:train").code == "data.hf_dataset"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from mmx.errors import DataError
 from mmx.evaluation.predictions import read_predictions
+from mmx.io.tables import write_table
 
 
 def write(path, content):
@@ -59,9 +60,12 @@ def test_tables(tmp_path, name, delimiter):
         "a list of texts": ("a.json", ["a dog"], "data.not_object"),
         "half a list": ("a.json", '[{"image_id": 1, "caption": "a"},', "data.not_json"),
         "another column": ("a.csv", "image,text\na.jpg,a dog\n", "data.no_text"),
-        "too many cells": ("a.csv", "image,caption\na.jpg,a dog, and a cat\n", "data.cells"),
-        "too few cells": ("a.csv", "image,caption\na.jpg\n", "data.cells"),
-        "an open quote": ("a.csv", 'image,caption\na.jpg,"a dog', "predictions.not_table"),
+        "too many cells": ("a.csv", "image,caption\na.jpg,a dog, and a cat\n", "data.row_length"),
+        "too few cells": ("a.csv", "image,caption\na.jpg\n", "data.row_length"),
+        "two columns of a name": ("a.csv", "image,image,caption\na.jpg,b.jpg,a dog\n", "data.repeated_key"),
+        "other delimiters": ("a.csv", "image;caption\na.jpg;a dog\n", "data.delimiter"),
+        "parquet": ("a.parquet", "PAR1", "predictions.format"),
+        "an open quote": ("a.csv", 'image,caption\na.jpg,"a dog', "data.damaged_row"),
     }.values(),
 )
 def test_what_is_refused(tmp_path, name, content, code):
@@ -77,4 +81,20 @@ def test_files_that_are_missing_or_not_utf8(tmp_path):
     (tmp_path / "latin.csv").write_bytes("image,caption\na.jpg,café\n".encode("latin-1"))
     with pytest.raises(DataError) as caught:
         read_predictions(tmp_path / "latin.csv")
-    assert caught.value.code == "predictions.not_table"
+    assert caught.value.code == "data.not_utf8"
+    assert caught.value.details["line"] == 2
+
+
+def test_a_table_of_results_is_read_as_its_json_lines(tmp_path):
+    """Rows of errors have no text, and boxes stay boxes."""
+    rows = [
+        {"image": "a.jpg", "question": "what?", "box": [0.1, 0.1, 0.5, 0.5], "answer": "dog"},
+        {"image": "a.jpg", "question": "what?", "answer": ""},
+        {"image": "b.jpg", "question": "what?", "error": "there is no such file"},
+    ]
+    lines = write(tmp_path / "rows.jsonl", "\n".join(json.dumps(row) for row in rows))
+    write_table(tmp_path / "rows.csv", "csv", lines, ["image"])
+    read = read_predictions(tmp_path / "rows.csv")
+    assert [row.text for row in read] == ["dog", "", None]
+    assert [row.box for row in read] == [(0.1, 0.1, 0.5, 0.5), None, None]
+    assert [row.inputs for row in read] == [{"image": "a.jpg"}, {"image": "a.jpg"}, {"image": "b.jpg"}]

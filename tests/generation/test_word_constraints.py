@@ -266,7 +266,10 @@ def test_a_thousand_random_sets_under_beams(pipeline, talkative):
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"avoid": [""]}, {"include": ["a|"]}, {"include": [" "]}, {"avoid": "cat"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"avoid": [""]}, {"avoid": ["cat|dog"]}, {"include": ["a|"]}, {"include": [" "]}, {"avoid": "cat"}],
+)
 def test_wrong_words_are_refused(pipeline, options):
     with pytest.raises(ConfigError):
         pipeline.caption(INPUT, **options)

@@ -315,7 +315,7 @@ def test_a_repository_without_a_model_and_one_of_another_library(hub, folder):
     assert hub.repositories["ben/published"].files() == files
 
 
-@pytest.mark.parametrize("name", ["shapes", "anna/", "/shapes", "anna/shapes/2", "anna/two words", ""])
+@pytest.mark.parametrize("name", ["shapes", "anna/", "/shapes", "anna/shapes/2", "anna/two words", "", 5])
 def test_a_name_without_user_is_refused(hub, folder, name):
     refused(lambda: push_checkpoint(folder, name), "hub.name", name=name)
     assert hub.log == []

@@ -74,6 +74,12 @@ def test_batches_with_a_start_for_each_input(pipeline):
     ]
 
 
+def test_look_at_no_words_is_refused(pipeline):
+    with pytest.raises(MmxError) as error:
+        pipeline.look(INPUT, text=" ")
+    assert error.value.code == "look.empty_text"
+
+
 def test_the_start_of_look_is_explained_too(pipeline):
     look = pipeline.look(INPUT, start="a photo")
     assert look.text == pipeline.caption(INPUT, start="a photo")
@@ -99,5 +105,6 @@ def test_errors(pipeline):
     assert code_of(lambda: pipeline.caption(INPUT, start=long)) == "start.too_long"
     assert code_of(lambda: list(pipeline.captions([INPUT, OTHER], 2, ["a"]))) == "captions.starts"
     assert code_of(lambda: list(pipeline.captions([INPUT], 2, "a"))) == "captions.starts"
+    assert code_of(lambda: list(pipeline.captions([INPUT], 2, ["a", "b"]))) == "captions.starts"
     (answer,) = pipeline.answers([Question(INPUT, "what?", None, long)])
     assert answer.code == "start.too_long", "of one question, not of the call"

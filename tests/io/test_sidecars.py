@@ -86,6 +86,10 @@ def test_which_images_are_done(tmp_path):
     assert (done("c.jpg", ".txt"), done("c.png", ".txt")) == (True, False)
     (tmp_path / "b.json").write_text("damaged")
     assert not done("b.jpg", ".json")
+    (tmp_path / "b.txt").mkdir()
+    assert not done("b.jpg", ".txt"), "a folder is no text"
+    with_results = Sidecars((".txt",), "skip", is_image, reserved=[tmp_path / "a.txt"])
+    assert not with_results.are_done(tmp_path / "a.jpg"), "the file of --out is no text"
     assert not Sidecars((".txt",), "skip", is_image).are_done(Path("s.tar/a\0.jpg"))
 
 

@@ -38,14 +38,17 @@ def caption_metrics(
     model that gives every image the same caption), and `length`, the mean number of tokens. With training captions also
     `novel`, the number of captions whose tokens equal those of none of them.
 
-    Raises ValueError for different ids, an image without references, or fewer than two images.
+    CIDEr weighs n-grams by how many images have them, so that it is left out for a single image.
+
+    Raises ValueError for different ids, an image without references, or no image.
     """
     _check_ids(predictions, references)
     candidates = [ptb_tokens(predictions[key]) for key in references]
     targets = [[ptb_tokens(sentence) for sentence in sentences] for sentences in references.values()]
     metrics = {f"BLEU-{n}": score for n, score in enumerate(bleu(candidates, targets), start=1)}
     metrics["ROUGE-L"] = rouge_l(candidates, targets)
-    metrics["CIDEr"] = cider(candidates, targets)
+    if len(candidates) > 1:
+        metrics["CIDEr"] = cider(candidates, targets)
     metrics["distinct"] = float(len(set(map(tuple, candidates))))
     known = {tuple(ptb_tokens(sentence)) for sentence in training_captions}
     if known:

@@ -189,12 +189,20 @@ def test_novel_captions_have_the_tokens_of_no_training_caption():
         ({1: "a", 2: "b"}, {1: ["a"], 2: []}, "at least one sentence"),
         ({1: "a", 2: "b"}, {1: ["a"], 2: "b"}, "'b'"),
         ({}, {}, "at least one; got 0 and 0"),
-        ({1: "a"}, {1: ["a"]}, "at least two images"),
     ],
 )
 def test_invalid_sentences(predictions, references, message):
     with pytest.raises(ValueError, match=message):
         caption_metrics(predictions, references)
+
+
+def test_a_single_image_has_all_metrics_but_cider():
+    metrics = caption_metrics({1: "a dog runs fast"}, {1: ["a dog runs fast"]})
+    assert metrics["BLEU-4"] == pytest.approx(1.0)
+    assert metrics["ROUGE-L"] == pytest.approx(1.0)
+    assert "CIDEr" not in metrics
+    with pytest.raises(ValueError, match="at least two images"):
+        cider([["a"]], [[["a"]]])
 
 
 @pytest.mark.parametrize("metric", [bleu, rouge_l, cider])
