@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -280,8 +281,10 @@ def test_words_are_found_without_punctuation_at_all_positions(model, photo, tmp_
         assert image.width == 3 * 256 + 16, "the input, and the word twice"
 
 
-def test_a_text_without_words(model, photo, tmp_path):
-    look = Pipeline(model).look(photo, text="")
+def test_a_generated_text_without_words(model, photo, tmp_path, monkeypatch):
+    pipeline = Pipeline(model)
+    monkeypatch.setattr(pipeline, "generate_tokens", lambda *arguments: [[[SimpleNamespace(tokens=[])]]])
+    look = pipeline.look(photo)
     assert look.words == ()
     assert look.attention.shape[0] == 0
     assert look.to_dict()["words"] == []
