@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # it inherits the environment of its co
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import signal
 import socket
 
 import pytest
@@ -20,6 +21,13 @@ SLOWEST_FILES = ("test_encoder_guide.py", "test_train_60s.py", "test_two_process
 def pytest_collection_modifyitems(items):
     """Run the slowest files first, so that with several workers no worker is left with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in SLOWEST_FILES)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _ctrl_c_is_not_ignored():
+    """A shell starts background jobs with SIGINT ignored, and processes inherit that. Tests of Ctrl+C need it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
