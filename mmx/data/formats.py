@@ -25,6 +25,7 @@ from mmx.data.skipped import ReportSkipped, SkippedRecords, warn_skipped
 from mmx.data.tables import is_table
 from mmx.data.webdataset import complete_samples, find_archives, read_webdataset
 from mmx.errors import DataError
+from mmx.io.images import SUFFIXES as IMAGE_SUFFIXES
 from mmx.io.tar import is_tar
 
 SPLIT_FORMATS = frozenset({"karpathy", "hf"})
@@ -105,6 +106,13 @@ def detect_format(path: Path) -> str:
         return "parquet"
     if is_tar(path.name):
         return "webdataset"
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(
+            f"{path} is an image; expected a data set of one of the formats {', '.join(READERS)}; for one image type "
+            "mmx caption.",
+            code="data.format",
+            path=str(path),
+        )
     document = load_document(path)
     if "images" in document and "annotations" in document:
         return "coco"

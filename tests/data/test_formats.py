@@ -579,6 +579,12 @@ def test_document_that_is_not_json_is_named_with_its_line(tmp_path):
     assert read_error(str(path)).code == "data.format"
 
 
+def test_an_image_is_no_data_set(tmp_path):
+    path = tmp_path / "photo.JPG"
+    path.write_bytes(b"\xff\xd8\xff")
+    assert read_error(str(path)).code == "data.format"
+
+
 def test_vqa_answers_of_wrong_types_are_named(tmp_path):
     path = vqa(tmp_path)
     notes = write_json(tmp_path / "n.json", {"annotations": [{"question_id": 1, "answers": ["two"]}]})
