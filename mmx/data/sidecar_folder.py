@@ -41,6 +41,9 @@ def read_sidecars(folder: Path, skipped: SkippedRecords) -> Iterator[Record]:
         if sidecar is None:
             skipped.add(RecordLocation(str(folder), record=name), "the image has no text file beside it")
             continue
+        if sidecar in used:
+            skipped.add(RecordLocation(str(folder), record=name), f"{sidecar.name} is the text of another image")
+            continue
         used.add(sidecar)
         try:
             caption = read_utf8(sidecar).strip()

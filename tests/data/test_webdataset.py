@@ -139,3 +139,13 @@ def test_sidecar_texts(tmp_path: Path) -> None:
 def test_a_folder_of_images_without_texts(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(1))
     assert read_error(tmp_path).code == "data.no_metadata"
+
+
+def test_a_text_beside_two_images_is_that_of_the_first(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a dog")
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(picture(1))
+    skipped: list[str] = []
+    assert [example.id for example in read(tmp_path, skipped)] == ["a.jpg"]
+    assert len(skipped) == 1
+    assert "a.png" in skipped[0]
