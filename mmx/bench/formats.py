@@ -32,7 +32,7 @@ def formats(setting: BenchSetting) -> Iterator[BenchResult]:
         functions = {form: lambda path=path: _decode_all(path) for form, path in data_sets.items()}
         runs = alternate(functions, setting.repeats, setting.device)
     quantity_of = {form: Quantity(f"formats, {form}", "per second", lambda seconds: count / seconds) for form in runs}
-    note = f"{count} JPEG files; the reference is a folder of the files with texts beside them"
+    note = f"{count} JPEG files; the reference is a folder of the files with texts next to them"
     for form in data_sets:
         if form != "folder":
             same = runs[form].output == runs["folder"].output

@@ -121,9 +121,9 @@ def caption(
     datasets; a tar file has images. With --out, type the same command again after a stop to process what is missing;
     "--out -" prints JSON lines.
 
-    With --sidecar or --xmp, captions are written beside the images. Images that have them are skipped, so a stopped run
-    is continued by the same command, with or without --out. With --out FILE.tar, one tar file is copied with a caption
-    after each image.
+    With --sidecar or --xmp, captions are written next to the images. Images that have them are skipped, so a stopped
+    run is continued by the same command, with or without --out. With --out FILE.tar, one tar file is copied with a
+    caption after each image.
 
     A row is identified by its inputs and the other fields of its list; with an id by the inputs and the id. Error rows
     are kept too, and processed again with --retry-errors.

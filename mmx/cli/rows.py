@@ -205,7 +205,7 @@ def remaining_items(
 ) -> Iterator[Item]:
     """Yield the items of a shard, chosen by the hash of their keys, that are not done yet.
 
-    Those are neither in the results file nor have all their files. How many have files only is said on stderr.
+    Those are neither in the results file nor have all their files. How many have files only is reported on stderr.
     """
     index, count = shard
     num_with_files = 0

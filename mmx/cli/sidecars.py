@@ -1,4 +1,4 @@
-"""Captions beside images: the options --sidecar, --xmp and --existing, for folders and for tar archives."""
+"""Captions next to images: the options --sidecar, --xmp and --existing, for folders and for tar archives."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mmx.io.xmp import has_only_xml_characters
 if TYPE_CHECKING:
     from mmx.inference.pipeline import Pipeline
 
-_SIDECAR_HELP = "Write the caption beside each image, such as a.txt beside a.jpg: .txt, .caption or .json. Repeatable."
-_XMP_HELP = "Write the caption as dc:description of a.xmp beside a.jpg. Other fields of the file stay."
+_SIDECAR_HELP = "Write the caption next to each image, as a.txt for a.jpg: .txt, .caption or .json. Repeatable."
+_XMP_HELP = "Write the caption as dc:description of a.xmp next to a.jpg. Other fields of the file stay."
 _EXISTING_HELP = (
     "For sidecars that have a text: skip the image (default), overwrite the text, append a line, or prepend one."
 )
@@ -74,7 +74,7 @@ def check_existing(target: OutputTarget, suffixes: Sequence[str], existing: Exis
 def captioned_files(
     target: OutputTarget, suffixes: Sequence[str], existing: Existing, names: Sequence[str], pipeline: Pipeline
 ) -> RowFiles | None:
-    """Return what writes captions beside images; None if that is not asked for.
+    """Return what writes captions next to images; None if that is not asked for.
 
     Raises MmxError if a tar archive is to be written and the input is not one, or is damaged.
     """
@@ -91,7 +91,7 @@ def captioned_files(
 
 
 class _SidecarFiles:
-    """Sidecars beside the images of rows."""
+    """Sidecars next to the images of rows."""
 
     def __init__(self, sidecars: Sidecars, pipeline: Pipeline) -> None:
         self._sidecars = sidecars

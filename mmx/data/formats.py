@@ -1,7 +1,7 @@
 """Reading data sets in published formats: one reader a format, which returns a list of examples.
 
 Formats: `manifest` (JSONL), `csv` (also TSV), `parquet`, `karpathy` (dataset_*.json), `coco` (captions JSON), `vqa`
-(VQAv2 questions + annotations), `folder` (HF ImageFolder: metadata.jsonl), `sidecar` (a text file beside each image),
+(VQAv2 questions + annotations), `folder` (HF ImageFolder: metadata.jsonl), `sidecar` (a text file next to each image),
 `webdataset` (tar archives), `hf` (Hugging Face datasets) and `scenes` (generated). Readers do not open images.
 """
 
@@ -214,7 +214,7 @@ def read_archives(
 def read_sidecar_folder(
     path: Path, config: DataConfig, sources: Collection[str] | None, skipped: SkippedRecords
 ) -> list[Example]:
-    """Read a folder of images with a text file beside each."""
+    """Read a folder of images with a text file next to each."""
     return read_record_list(read_sidecars(path, skipped), path, sources, {})
 
 

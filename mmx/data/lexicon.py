@@ -344,7 +344,7 @@ WORN_THINGS = _word_set("""
 
 # ---- what excludes an answer "yes" -----------------------------------------------------------------------------------
 
-# Colors that may be told of the same thing, by color.
+# Colors that captions may name for the same thing, by color.
 SIMILAR_COLORS = _word_sets("""
     black: gray brown blue
     white: gray tan blond yellow

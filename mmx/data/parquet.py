@@ -18,7 +18,7 @@ from mmx.data.records import Record, check_header
 from mmx.errors import DataError
 from mmx.io.files import StoredBytes
 
-ROWS_PER_BATCH = 64  # rows that are decoded at once: pictures of some megabytes are held in memory
+ROWS_PER_BATCH = 64  # rows that are decoded at once: images of some megabytes are held in memory
 
 
 def is_parquet(path: str) -> bool:

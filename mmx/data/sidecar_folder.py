@@ -1,4 +1,4 @@
-"""A folder of images with a text file beside each: dog.jpg and dog.txt, which holds one caption.
+"""A folder of images with a text file next to each: dog.jpg and dog.txt, which holds one caption.
 
 This is the layout of tools that train image generators. Folders below are searched too.
 """
@@ -18,7 +18,7 @@ from mmx.io.sidecars import TEXT_SUFFIXES
 
 
 def has_sidecars(folder: Path) -> bool:
-    """Return whether an image in or below a folder has a text file beside it."""
+    """Return whether an image in or below a folder has a text file next to it."""
     images = find_files([folder], _is_image)
     return any(isinstance(image, Path) and find_sidecar(image) is not None for image in images)
 
@@ -39,7 +39,7 @@ def read_sidecars(folder: Path, skipped: SkippedRecords) -> Iterator[Record]:
         sidecar = find_sidecar(image)
         name = str(image.relative_to(folder))
         if sidecar is None:
-            skipped.add(RecordLocation(str(folder), record=name), "the image has no text file beside it")
+            skipped.add(RecordLocation(str(folder), record=name), "the image has no text file next to it")
             continue
         if sidecar in used:
             skipped.add(RecordLocation(str(folder), record=name), f"{sidecar.name} is the text of another image")

@@ -1,6 +1,6 @@
 """Questions that have nothing to do with the image: "what color is the car?" where there is no car.
 
-They are questions of other images of the same data, so what is asked does not tell whether there is an answer.
+They are questions of other images of the same data, so the question alone does not show whether there is an answer.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def existence_questions(words_by_image: Sequence[Sequence[Words]], rng: Random) 
 def verify_questions(
     derived: Sequence[Sequence[DerivedQuestion]], words_by_image: Sequence[Sequence[Words]], rng: Random
 ) -> Iterator[QuestionOfImage]:
-    """Yield questions about what the open questions of the images already tell.
+    """Yield questions about what the open questions of the images already answer.
 
     Of the images of which a question can be asked, every second one is drawn.
 

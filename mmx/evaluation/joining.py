@@ -231,8 +231,8 @@ def _find_image(prediction: Prediction) -> str | None:
     if written is None:
         return None
     here = resolve_path(written, Path())
-    beside = resolve_path(written, Path(prediction.location.path).parent)
-    return beside if Path(beside).is_file() and not Path(here).is_file() else here
+    next_to_file = resolve_path(written, Path(prediction.location.path).parent)
+    return next_to_file if Path(next_to_file).is_file() and not Path(here).is_file() else here
 
 
 class _Match(NamedTuple):

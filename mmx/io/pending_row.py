@@ -59,7 +59,7 @@ class PendingRow:
             self._path.unlink()
 
     def complete(self) -> None:
-        """Write what an earlier process noted and did not write: its row, and sidecars that nobody changed since.
+        """Write what an earlier process noted and did not write: its row, and sidecars that were not changed since.
 
         If that fails, the image is processed again.
         """

@@ -1,4 +1,4 @@
-"""Sidecars: small files beside an image that hold its caption: a.txt, a.caption, a.json or a.xmp beside a.jpg.
+"""Sidecars: small files next to an image that hold its caption: a.txt, a.caption, a.json or a.xmp next to a.jpg.
 
 A sidecar is replaced atomically while its image is locked, so two processes do not overwrite each other's work. Which
 image a sidecar belongs to depends on the names in the folder only: of a.jpg and a.png, which would share a.txt, the
@@ -100,7 +100,7 @@ class Sidecars:
     def _check_image(self, image: Path) -> None:
         """Raise DataError for an input that is not a file, and for one whose sidecar belongs to another image."""
         if not os.path.isfile(image):
-            message = f"{str(image)!r} is not a file that a sidecar can be written beside; use --out for it."
+            message = f"{str(image)!r} is not a file that a sidecar can be written next to; use --out for it."
             raise DataError(message, code="sidecar.no_file", path=str(image))
         owner = self._owner(image)
         if owner is not None:

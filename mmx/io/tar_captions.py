@@ -169,10 +169,10 @@ class _Copy:
         self._target.write(bytes(-self._target.tell() % RECORDSIZE))
 
 
-def _member(name: str, content: bytes, beside: TarInfo) -> bytes:
+def _member(name: str, content: bytes, image: TarInfo) -> bytes:
     """Return a regular file as it is stored in an archive, with the time and the permissions of another member."""
     info = TarInfo(name)
     info.size = len(content)
-    info.mtime = beside.mtime
-    info.mode = beside.mode
+    info.mtime = image.mtime
+    info.mode = image.mode
     return info.tobuf(PAX_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % _BLOCK)

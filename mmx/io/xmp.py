@@ -1,4 +1,4 @@
-"""XMP sidecars: the description of an image (`dc:description`, language x-default) in a small XML file beside it.
+"""XMP sidecars: the description of an image (`dc:description`, language x-default) in a small XML file next to it.
 
 Follows the XMP specification, ISO 16684-1. An existing file is changed at one place only, in its bytes: all other
 fields, comments, prefixes and the packet wrapper stay exactly as they are.

@@ -57,7 +57,7 @@ def sampling_error(
 ) -> MmxError:
     """Return the error of captions that could not be sampled, the same on all ranks. Must be called on all ranks.
 
-    Features and logits that are not finite are told as those of a loss; `error` is returned if there are none.
+    Features and logits that are not finite are reported as those of a loss; `error` is returned if there are none.
     """
     not_finite = not_finite_error(model, batches, accelerator, False, step, state)
     is_overflow = error.code == "generation.not_finite"

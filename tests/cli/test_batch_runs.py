@@ -461,7 +461,7 @@ def test_a_pattern_matches_lists_and_archives_in_a_searched_folder(mmx, fake, tm
 
 
 def write_odd_images(folder: Path) -> None:
-    """One image beside two whose formats are not read, a file of another kind, and a hidden one."""
+    """One image next to two whose formats are not read, a file of another kind, and a hidden one."""
     write_texts(folder, {"a.jpg": "a", "b.CR2": "b", "deep/c.jxl": "c", "notes.txt": "d", ".hidden.cr2": "e"})
 
 

@@ -15,7 +15,7 @@ def offline_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 
 
-def picture(shade: int) -> bytes:
+def image_bytes(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (24, 20), (40 * shade, 0, 255 - shade)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -24,7 +24,7 @@ def picture(shade: int) -> bytes:
 def write_csv(folder: Path, count: int) -> Path:
     lines = ["image,shade,caption"]
     for number in range(count):
-        (folder / f"{number}.png").write_bytes(picture(number))
+        (folder / f"{number}.png").write_bytes(image_bytes(number))
         lines.append(f"{number}.png,{number},a reference")
     path = folder / "list.csv"
     path.write_text("\n".join(lines) + "\n")
@@ -34,7 +34,7 @@ def write_csv(folder: Path, count: int) -> Path:
 def write_parquet(folder: Path, count: int) -> Path:
     pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
-    images = [{"bytes": picture(number), "path": "x.png"} for number in range(count)]
+    images = [{"bytes": image_bytes(number), "path": "x.png"} for number in range(count)]
     table = pyarrow.table({"image": images, "shade": [str(number) for number in range(count)]})
     parquet.write_table(table, folder / "list.parquet")
     return folder / "list.parquet"
@@ -43,7 +43,7 @@ def write_parquet(folder: Path, count: int) -> Path:
 def write_saved(folder: Path, count: int) -> Path:
     datasets = pytest.importorskip("datasets", reason="the extra datasets is not installed")
     datasets.disable_progress_bars()
-    images = [{"bytes": picture(number), "path": None} for number in range(count)]
+    images = [{"bytes": image_bytes(number), "path": None} for number in range(count)]
     features = datasets.Features({"image": datasets.Image(), "shade": datasets.Value("string")})
     rows = {"image": images, "shade": [str(number) for number in range(count)]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(folder / "saved"))
@@ -55,7 +55,7 @@ def write_tar(folder: Path, count: int) -> Path:
     with tarfile.open(path, "w") as archive:
         for number in range(count):
             record = json.dumps({"question": f"what is {number}?", "answer": "red", "caption": "a reference"})
-            for name, data in ((f"{number}.png", picture(number)), (f"{number}.json", record.encode())):
+            for name, data in ((f"{number}.png", image_bytes(number)), (f"{number}.json", record.encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
@@ -104,7 +104,7 @@ def test_questions_of_a_list(mmx: Mmx, model: Path, tmp_path: Path, form: str) -
         from pyarrow import parquet
 
         path = tmp_path / "questions.parquet"
-        images = [{"bytes": picture(number), "path": None} for number in range(2)]
+        images = [{"bytes": image_bytes(number), "path": None} for number in range(2)]
         table = pyarrow.table({"image": images, "question": ["what is 0?", "what is 1?"], "answer": ["x", "y"]})
         parquet.write_table(table, path)
     ran = mmx("ask", "--data", path, "--model", model, "--json")

@@ -1,4 +1,4 @@
-"""Captions beside images and in tar archives, tables of rows: killed and continued, two processes, bad input."""
+"""Captions next to images and in tar archives, tables of rows: killed and continued, two processes, bad input."""
 
 import csv
 import json

@@ -57,7 +57,7 @@ def derived_answers(*captions: str) -> dict[str, str]:
         (["blue, pink and yellow shorts"], "what color are the shorts?", None),
         (["a man in a red shirt and a man in a blue shirt"], "what color is the shirt?", None),
         (["a brown dog near three dogs", "four dogs"], "what color is the dog?", None),
-        (["a man holds a stick, the dog jumps", "a man beside a jumping dog"], "what is the man doing?", None),
+        (["a man holds a stick, the dog jumps", "a man next to a jumping dog"], "what is the man doing?", None),
         (["a dog jumps while a man holds a stick"], "what is the dog holding?", None),
         (["a woman eating a hot dog"], "what is the woman eating?", "hot-dog"),
         (["a man wearing a helmet riding a bike"], "what is the man wearing?", "helmet"),

@@ -21,7 +21,7 @@ from mmx.io.images import load_image
 SOURCES = ("image",)
 
 
-def picture(shade: int) -> bytes:
+def image_bytes(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), (shade, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -35,7 +35,7 @@ def write_parquet(path: Path, columns: dict[str, list[object]]) -> Path:
 
 
 def embedded(*shades: int) -> list[object]:
-    return [{"bytes": picture(shade), "path": "image.png"} for shade in shades]
+    return [{"bytes": image_bytes(shade), "path": "image.png"} for shade in shades]
 
 
 def read(path: object, **fields: object) -> list[Example]:
@@ -67,7 +67,7 @@ def test_embedded_images_with_equal_names_stay_apart(tmp_path: Path) -> None:
 
 
 def test_paths_lists_and_other_columns(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(9))
+    (tmp_path / "a.png").write_bytes(image_bytes(9))
     columns = {
         "image": ["a.png", "a.png"],
         "captions": [["a", "b"], ["c"]],

@@ -18,7 +18,7 @@ from mmx.io.images import load_image
 SOURCES = ("image",)
 
 
-def picture(shade: int) -> bytes:
+def image_bytes(shade: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), (shade, 0, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -52,11 +52,11 @@ def shade_of(example: Example) -> int:
 
 def test_samples_of_a_tar(tmp_path: Path) -> None:
     members = {
-        "d/a.png": picture(10),
+        "d/a.png": image_bytes(10),
         "d/a.txt": "a dog\n",
         "d/a.json": json.dumps({"caption": "a dog", "url": "http://x", "question": "what?", "answer": "dog"}),
         "d/b.txt": "a cat",
-        "d/b.png": picture(20),
+        "d/b.png": image_bytes(20),
         "d/b.cls": "7",
     }
     path = write_tar(tmp_path / "a.tar", members)
@@ -65,7 +65,7 @@ def test_samples_of_a_tar(tmp_path: Path) -> None:
     assert [task.targets for task in first.tasks] == [("a dog",), ("dog",)]
     assert second.tasks[0].targets == ("a cat",)
     assert [shade_of(second), shade_of(first), shade_of(second)] == [20, 10, 20]  # in any order
-    write_tar(tmp_path / "q.tar", {"a.png": picture(10), "a.json": '{"question": "what?"}'})
+    write_tar(tmp_path / "q.tar", {"a.png": image_bytes(10), "a.json": '{"question": "what?"}'})
     (question,) = read_questions(tmp_path / "q.tar")
     assert (question.task.question, question.written) == ("what?", {"image": f"{tmp_path / 'q.tar'}/a.png"})
     assert load_image(question.sources["image"]).getpixel((0, 0))[0] == 10
@@ -73,13 +73,13 @@ def test_samples_of_a_tar(tmp_path: Path) -> None:
 
 def test_shards_in_a_folder_are_read_in_order(tmp_path: Path) -> None:
     for number in (1, 0):
-        write_tar(tmp_path / f"{number}.tar", {"a.png": picture(number), "a.txt": f"caption {number}"})
+        write_tar(tmp_path / f"{number}.tar", {"a.png": image_bytes(number), "a.txt": f"caption {number}"})
     assert [example.tasks[0].targets for example in read(tmp_path)] == [("caption 0",), ("caption 1",)]
     assert [shade_of(example) for example in read(tmp_path)] == [0, 1]
 
 
 def test_incomplete_samples_are_named(tmp_path: Path) -> None:
-    members = {"a.png": picture(1), "b.txt": "x", "c.png": picture(2), "c.txt": "c"}
+    members = {"a.png": image_bytes(1), "b.txt": "x", "c.png": image_bytes(2), "c.txt": "c"}
     skipped: list[str] = []
     (example,) = read(write_tar(tmp_path / "a.tar", members), skipped)
     assert example.tasks[0].targets == ("c",)
@@ -102,15 +102,15 @@ def test_refused_samples(tmp_path: Path, members: dict[str, bytes | str], code: 
 
 
 def test_half_and_compressed_archives(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {"a.png": picture(1), "a.txt": "x", "b.png": picture(2), "b.txt": "y"})
+    path = write_tar(tmp_path / "a.tar", {"a.png": image_bytes(1), "a.txt": "x", "b.png": image_bytes(2), "b.txt": "y"})
     path.write_bytes(path.read_bytes()[:2600])
     assert read_error(path).code == "tar.damaged"
-    members: dict[str, bytes | str] = {"a.png": picture(1), "a.txt": "x"}
+    members: dict[str, bytes | str] = {"a.png": image_bytes(1), "a.txt": "x"}
     assert read_error(write_tar(tmp_path / "b.tar.gz", members, "w:gz")).code == "data.compressed_archive"
 
 
 def test_an_archive_that_changes_after_it_was_listed(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {"a.txt": "x", "a.png": picture(1)})
+    path = write_tar(tmp_path / "a.tar", {"a.txt": "x", "a.png": image_bytes(1)})
     (example,) = read(path)
     path.write_bytes(b"")
     with pytest.raises(ImageError) as error:
@@ -125,7 +125,7 @@ def test_sidecar_texts(tmp_path: Path) -> None:
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     for name in ("a.png", "deep/b.png", "c.png", "d.png"):
-        (tmp_path / name).write_bytes(picture(1))
+        (tmp_path / name).write_bytes(image_bytes(1))
     skipped: list[str] = []
     examples = read(tmp_path, skipped)
     found = {example.id: example.tasks[0].targets for example in examples}
@@ -137,14 +137,14 @@ def test_sidecar_texts(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_images_without_texts(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.png").write_bytes(image_bytes(1))
     assert read_error(tmp_path).code == "data.no_metadata"
 
 
 def test_a_text_beside_two_images_is_that_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a dog")
     for name in ("a.png", "a.jpg"):
-        (tmp_path / name).write_bytes(picture(1))
+        (tmp_path / name).write_bytes(image_bytes(1))
     skipped: list[str] = []
     assert [example.id for example in read(tmp_path, skipped)] == ["a.jpg"]
     assert len(skipped) == 1

@@ -13,7 +13,7 @@ from mmx.io.heic import is_heic
 from mmx.io.images import load_image
 
 
-def picture() -> Image.Image:
+def image_bytes() -> Image.Image:
     image = Image.new("RGB", (64, 32), (200, 30, 40))
     image.paste((0, 0, 255), (0, 0, 16, 32))
     return image
@@ -22,7 +22,7 @@ def picture() -> Image.Image:
 def heic(**options: object) -> bytes:
     pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
     buffer = BytesIO()
-    pillow_heif.from_pillow(picture()).save(buffer, quality=95, **options)
+    pillow_heif.from_pillow(image_bytes()).save(buffer, quality=95, **options)
     return buffer.getvalue()
 
 
@@ -72,7 +72,7 @@ def test_heic_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_avif_is_always_read_and_is_not_heic() -> None:
     buffer = BytesIO()
-    picture().save(buffer, "AVIF", quality=95)
+    image_bytes().save(buffer, "AVIF", quality=95)
     assert not is_heic(buffer.getvalue())
     assert load_image(buffer.getvalue()).size == (64, 32)
     assert not is_heic(b"")

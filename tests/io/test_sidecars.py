@@ -1,4 +1,4 @@
-"""Sidecars: what is written beside an image, and what is never written over."""
+"""Sidecars: what is written next to an image, and what is never written over."""
 
 import json
 import os
